@@ -49,6 +49,18 @@ def midpoints(
     return (middle * (1 + nudge)).float(), codebook
 
 
+def close(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """The middle of two codes of one of two clusters, whose codes lie close together."""
+    codebook = torch.randn(k, d, generator=g) / 16 + torch.randn(d, generator=g) * _sides(k)
+    chosen = torch.randint(k // 2, (n, 2), generator=g) * 2 + torch.randint(2, (n, 1), generator=g)
+    return codebook[chosen].double().mean(1).float(), codebook
+
+
+def _sides(k: int) -> Tensor:
+    """1 and -1 in turns, `[k, 1]`."""
+    return 1.0 - 2.0 * (torch.arange(k) % 2)[:, None]
+
+
 def neighbours(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     """Codes in pairs that differ in the last bit of one coordinate, vectors close to them."""
     codebook = torch.randn(k // 2, d, generator=g)
@@ -94,9 +106,10 @@ def flung(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
 # Kind, share of the rows in percent, K, D. Denormal data has few rows, because all of it is settled
 # in float64.
 KINDS = {
-    "gaussian": (gaussian, 15, 256, 32),
+    "gaussian": (gaussian, 10, 256, 32),
     "odd sizes": (gaussian, 10, 131, 19),
-    "midpoints": (midpoints, 20, 128, 16),
+    "midpoints": (midpoints, 15, 128, 16),
+    "close codes": (close, 10, 256, 32),
     "midpoints, offset 100": (lambda *a: midpoints(*a, 100.0), 10, 128, 16),
     "neighbours": (neighbours, 10, 128, 24),
     "duplicated codes": (duplicated, 10, 128, 16),

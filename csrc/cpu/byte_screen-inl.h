@@ -52,24 +52,46 @@ constexpr int kMostCandidates = Shortlist::kCapacity;
 struct ByteTile {
   uint32_t words[kTileRows][ByteSum::kMostDims / ByteSum::kDims];
   uint32_t factor;
+  float product;  // of the units of rows and codes
 };
 
 struct ByteRow {
-  int width;  // twice the error that a score may have; less than 0 if the row is not screened
+  bool is_screened;
+  float norm, error;  // upper bounds of |z'| and of the error of its bytes
   int least, count;
+  int bound;  // scores up to this may belong to the nearest code
   struct {
     int32_t code;
     int score;
   } candidates[kMostCandidates];
 
-  int bound() const {
-    return least + width < ByteSum::kMostScore ? least + width : ByteSum::kMostScore;
+  // Takes the least score of a part of the codes, where a score counts `product`.
+  void lower(const PackedCodebook& codebook, float product, int score) {
+    if (score >= least) return;
+    least = score;
+    // As in Band, with the largest norm.
+    const float moved = codebook.bytes.residual, largest = static_cast<float>(codebook.max_norm);
+    float above = product * static_cast<float>(least + 3), length = norm, offset = 0;
+    if (codebook.halves_of_stored) {
+      length = norm + error;
+      offset = error + moved;
+    } else {
+      above += 1.01f * (error * (largest + moved) + norm * moved);
+    }
+    const float square = length * length * (1 + 0x1p-20f) + 2 * above;
+    const float distance = (sqrtf(square > 0 ? square : 0) + offset) * 1.0001f;
+    const float farther = codebook.halves_of_stored ? distance + moved : norm;
+    const float nearer = (distance < largest ? distance : largest) + moved;
+    const float errors = moved * farther + error * nearer;
+    const float width = static_cast<float>(VQ_BAND_SCALE) * (2.02f * errors / product + 6);
+    const bool is_narrow = width < static_cast<float>(ByteSum::kMostScore - least);
+    bound = is_narrow ? least + static_cast<int>(width) + 1 : ByteSum::kMostScore;
   }
   void drop_beaten() {
     int kept = 0;
     for (int i = 0; i < count; ++i) {
       candidates[kept] = candidates[i];
-      kept += candidates[i].score <= bound();
+      kept += candidates[i].score <= bound;
     }
     count = kept;
   }
@@ -142,9 +164,7 @@ inline void stage_bytes(const PackedCodebook& codebook, const float* z, float un
   constexpr int kDims = ByteSum::kDims;
   // The last bit of 1.5 * 2^23 stands for one.
   constexpr float kBiased = 0x1.8p23f + kByteBias;
-  const ByteCodes& bytes = codebook.bytes;
   const int64_t dim = codebook.dim;
-  const float max_norm = static_cast<float>(codebook.max_norm);
   const Vec inverse = Vec::broadcast(1 / unit);
   Vec squares = Vec::broadcast(0.0f), error_squares = squares;
   uint8_t packed[ByteSum::kMostDims + Vec::kLanes];  // whole vectors are written
@@ -162,12 +182,10 @@ inline void stage_bytes(const PackedCodebook& codebook, const float* z, float un
   }
   // The roundings of m - z and of the errors, whose squares were summed in float32.
   const float norm = norm_above(lane_sum(squares), dim);
-  const float error = norm_above(lane_sum(error_squares), dim) + norm * 0x1p-22f;
-  const float width =
-      static_cast<float>(VQ_BAND_SCALE) *
-      (2.02f * (error * max_norm + (norm + error) * bytes.residual) / (unit * bytes.unit) + 6);
-  row.width = width < ByteSum::kMostScore ? static_cast<int>(width) + 1 : -1;
-  row.least = ByteSum::kMostScore;
+  row.error = norm_above(lane_sum(error_squares), dim) + norm * 0x1p-22f;
+  row.norm = norm;
+  row.is_screened = true;
+  row.least = row.bound = ByteSum::kMostScore;
   row.count = 0;
 }
 
@@ -179,13 +197,13 @@ inline void stage_byte_tile(const PackedCodebook& codebook, const float* const* 
   for (int r = 0; r < kTileRows; ++r) {
     if (units[r] < INFINITY && units[r] > unit) unit = units[r];
   }
-  const float product = unit * codebook.bytes.unit;
-  tile.factor = unit > 0 ? ByteSum::factor(codebook.bytes.half_unit / product) : 0;
+  tile.product = unit * codebook.bytes.unit;
+  tile.factor = unit > 0 ? ByteSum::factor(codebook.bytes.half_unit / tile.product) : 0;
   for (int r = 0; r < kTileRows; ++r) {
     if (units[r] < INFINITY) {
       stage_bytes(codebook, rows[list[r]], unit, tile.words[r], state[r]);
     } else {
-      state[r].width = -1;
+      state[r].is_screened = false;
       state[r].count = 0;
       memset(tile.words[r], 0, sizeof(tile.words[r]));
     }
@@ -252,8 +270,9 @@ inline int64_t most_candidates(const PackedCodebook& codebook) {
 }
 
 // Adds the candidates of row r from num_blocks blocks, which start with block `first`.
-inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, int64_t first,
-                               int64_t num_blocks, int64_t most) {
+inline void collect_candidates(const PackedCodebook& codebook, float product, ByteRow& row,
+                               const ByteScores& scores, int r, int64_t first, int64_t num_blocks,
+                               int64_t most) {
   constexpr int kLanes = ByteSum::kLanes;
   constexpr int64_t kWordBlocks = 64 / kLanes;
   ByteSum lanes_least = scores.minima[r][0];
@@ -261,8 +280,8 @@ inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, in
     lanes_least = lanes_least.lesser(scores.minima[r][block]);
   }
   const int part_least = lanes_least.least();
-  if (part_least < row.least) row.least = part_least;
-  const auto bound = static_cast<ByteSum::Score>(row.bound());
+  row.lower(codebook, product, part_least);
+  const auto bound = static_cast<ByteSum::Score>(row.bound);
   if (part_least > bound) return;
   for (int64_t base = 0; base < num_blocks; base += kWordBlocks) {
     // A bit for each lane of these blocks; few branches, because none of them can be foreseen.
@@ -274,7 +293,7 @@ inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, in
     for (; open; open &= open - 1) {
       if (row.count > most) row.drop_beaten();
       if (row.count > most) {
-        row.width = -1;
+        row.is_screened = false;
         return;
       }
       const int bit = __builtin_ctzll(open), lane = bit % kLanes;
@@ -291,7 +310,7 @@ inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, in
 
 // The nearest code of a row, or -1 if this screen does not tell.
 inline int64_t settle_bytes(const PackedCodebook& codebook, ByteRow& row, const float* z) {
-  if (row.width < 0 || row.bound() == ByteSum::kMostScore) return -1;
+  if (!row.is_screened || row.bound == ByteSum::kMostScore) return -1;
   // With a single part, all candidates are within the last bound.
   if (codebook.num_codes > kPartBlocks * kByteBlock) {
     row.drop_beaten();
@@ -343,8 +362,9 @@ inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* 
         screen_byte_tile(codebook, first, last, tiles[tile], scores);
         for (int r = 0; r < kTileRows; ++r) {
           ByteRow& row = state[tile * kTileRows + r];
-          if (row.width < 0) continue;
-          collect_candidates(row, scores, r, first, last - first, most);
+          if (!row.is_screened) continue;
+          collect_candidates(codebook, tiles[tile].product, row, scores, r, first, last - first,
+                             most);
         }
       }
     }

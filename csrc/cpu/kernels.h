@@ -28,6 +28,8 @@ struct KernelTable {
   bool has_tiles;       // and tiles of bfloat16
 
   SearchKernels<NearestCodeProblem> nearest_code;
+  // What PackedCodebook::halves_of_stored should be.
+  bool (*codes_lie_close)(const PackedCodebook& codebook);
   // Fills panels first..last of a codebook whose codes and center are set.
   PanelNorms (*fill_panels)(const PackedCodebook& codebook, int64_t first, int64_t last,
                             const PanelBuffers& out);

@@ -33,7 +33,7 @@ struct ByteLayout {
 // Codes as bytes in one unit for all of them; no panels if there are none.
 struct ByteCodes {
   const int8_t* panels = nullptr;    // [blocks, 2, ceil(D / dims), block / 2, dims]
-  const void* half_norms = nullptr;  // |e'|^2 / 2 in units of `half_unit`, as ByteSum::Half
+  const void* half_norms = nullptr;  // in units of `half_unit`, as ByteSum::Half
   const void* offsets = nullptr;     // what kByteBias adds to the sums, as ByteSum::Offset
   float unit = 0, half_unit = 0;
   float norm = 0;      // of a code in `unit`, at most
@@ -67,7 +67,8 @@ constexpr int64_t tiled_codes(int64_t num_codes) {
 struct TileCodes {
   // [panels of whole groups, tile_chunks(D), 2, kTileDims / 2, kTileWidth, 2], zero in padding
   const uint16_t* panels = nullptr;
-  double residual = 0;  // |e' - its bfloat16| / |e'|, at most, but for underflow
+  const float* half_norms = nullptr;  // [codes of whole groups], kEmptyScore in padding
+  double residual = 0;                // |e' - its bfloat16| / |e'|, at most, but for underflow
 };
 
 struct PackedCodebook {
@@ -78,7 +79,7 @@ struct PackedCodebook {
   // The rest is for the screen; a few rows are searched without it.
   int64_t num_panels = 0;         // of 2 * kLanes codes
   const float* center = nullptr;  // [D], m
-  // [num_panels * panel_width and whole groups of tiles], |e'|^2 / 2, kEmptyScore in padding
+  // [num_panels * panel_width], |e'|^2 / 2, kEmptyScore in padding
   const float* half_norms = nullptr;
   const float* panels = nullptr;  // [num_panels, D, panel_width], e', zero in padding
   // The same as int16 in units of each code, two dimensions to a word: [num_panels, ceil(D / 2),
@@ -91,6 +92,9 @@ struct PackedCodebook {
   double pair_residual = 0;
   ByteCodes bytes = {};
   TileCodes tiles = {};
+  // Whether half norms of bytes and tiles are those of the codes as they are stored, and not
+  // |e'|^2 / 2. If rows are nearer to their codes than to m, their bands are narrower then.
+  bool halves_of_stored = false;
 };
 
 // The unit of the int16 of a vector of at most this norm: a power of two such that the vector is
@@ -109,6 +113,7 @@ struct PanelBuffers {
   uint32_t* pair_panels;
   float* pair_units;
   uint16_t* tile_panels;
+  float* tile_half_norms;
 };
 
 // For some panels: the largest |e'|, the smallest values that the residuals may have, and the

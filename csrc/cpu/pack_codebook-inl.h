@@ -20,27 +20,64 @@ inline int16_t rounded_to_int16(float value) {
   return static_cast<int16_t>(static_cast<int32_t>((inside + kInteger) - kInteger));
 }
 
-// Writes `count` dimensions of a code, from `start` on, as bfloat16 where tiles have them. Returns
-// the sum of the squares of what rounding took away, the rounding of e' included.
-inline double store_in_tiles(const PackedCodebook& codebook, int64_t k, int64_t start,
-                             int64_t count, const float* centered, uint16_t* panels) {
+// Whether codes lie closer to each other than to m, as those of a trained quantiser do. Then rows
+// do so, too. A sample decides; any answer is correct.
+inline bool codes_lie_close(const PackedCodebook& codebook) {
+  constexpr int64_t kSampled = 8, kCompared = 128;
+  const int64_t num_codes = codebook.num_codes, dim = codebook.dim;
+  const int64_t step = num_codes > kCompared ? num_codes / kCompared : 1;
+  int close = 0;
+  for (int64_t i = 0; i < kSampled; ++i) {
+    const int64_t sampled = num_codes * (2 * i + 1) / (2 * kSampled);
+    const float* const code = codebook.codes + sampled * dim;
+    float least = INFINITY;
+    for (int64_t k = 0; k < num_codes; k += 4 * step) {
+      const float* others[4];
+      float distances[4];
+      for (int64_t j = 0; j < 4; ++j) {
+        const int64_t other = k + j * step;
+        others[j] = codebook.codes + (other < num_codes ? other : k) * dim;
+      }
+      quick_sqdists(code, others, dim, distances);
+      for (int j = 0; j < 4; ++j) {
+        if (others[j] != code && distances[j] < least) least = distances[j];
+      }
+    }
+    close += least < 0.64f * quick_sqdist(code, codebook.center, dim);
+  }
+  return 2 * close > kSampled;
+}
+
+// Sums of squares: of what is stored of a code, and of what rounding took away, the rounding of e'
+// included.
+struct StoredSquares {
+  double kept = 0, lost = 0;
+};
+
+// Writes `count` dimensions of a code, from `start` on, as bfloat16 where tiles have them, and adds
+// their squares.
+inline void store_in_tiles(const PackedCodebook& codebook, int64_t k, int64_t start, int64_t count,
+                           const float* centered, uint16_t* panels, StoredSquares& squares) {
   constexpr int64_t kTile = kTileDims * kTileWidth;
   uint16_t* const column =
       panels + (k / kTilePanel * tile_chunks(codebook.dim) * 2 + k / kTileWidth % 2) * kTile +
       k % kTileWidth * 2;
   const float* const code = codebook.codes + k * codebook.dim;
-  double squares[8] = {};
+  double kept[8] = {}, lost[8] = {};
   for (int64_t i = 0; i < count; ++i) {
     const int64_t d = start + i;
     const uint16_t rounded = bfloat16_from_float(centered[i]);
     column[d / kTileDims * 2 * kTile + d % kTileDims / 2 * 2 * kTileWidth + d % 2] = rounded;
-    const double error = static_cast<double>(code[d]) - static_cast<double>(codebook.center[d]) -
-                         static_cast<double>(float_from_bits(static_cast<uint32_t>(rounded) << 16));
-    squares[i % 8] += error * error;
+    const auto stored = static_cast<double>(float_from_bits(static_cast<uint32_t>(rounded) << 16));
+    const double error =
+        static_cast<double>(code[d]) - static_cast<double>(codebook.center[d]) - stored;
+    kept[i % 8] += stored * stored;
+    lost[i % 8] += error * error;
   }
-  double sum = 0;
-  for (int i = 0; i < 8; ++i) sum += squares[i];
-  return sum;
+  for (int i = 0; i < 8; ++i) {
+    squares.kept += kept[i];
+    squares.lost += lost[i];
+  }
 }
 
 // Fills panels first..last of a codebook whose codes and center are set. Tiles are zero before.
@@ -85,7 +122,8 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
     }
     out.half_norms[k] = static_cast<float>(0.5 * square);
     if (norm > norms.max_norm) norms.max_norm = norm;
-    double residual = 0, tile_residual = 0;
+    double residual = 0;
+    StoredSquares in_tiles;
     for (int64_t start = 0; start < dim; start += kPart) {
       const int64_t count = dim - start < kPart ? dim - start : kPart;
       float centered[kPart];
@@ -98,7 +136,7 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
         if (size > norms.largest_component) norms.largest_component = size;
       }
       if (out.tile_panels) {
-        tile_residual += store_in_tiles(codebook, k, start, count, centered, out.tile_panels);
+        store_in_tiles(codebook, k, start, count, centered, out.tile_panels, in_tiles);
       }
       if (!pair_column) continue;
       int16_t rounded[kPart];
@@ -119,8 +157,12 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
     if (pair_column && dim % 2) pair_column[(words - 1) * 2 * kPanelWidth + 1] = 0;
     const double relative = norm > 0 ? (sqrt(residual) - underflow) / norm : 0;
     if (relative > norms.pair_residual) norms.pair_residual = relative;
-    const double in_tiles = norm > 0 ? (sqrt(tile_residual) - underflow) / norm : 0;
-    if (in_tiles > norms.tile_residual) norms.tile_residual = in_tiles;
+    if (out.tile_half_norms) {
+      const double kept = codebook.halves_of_stored ? in_tiles.kept : square;
+      out.tile_half_norms[k] = static_cast<float>(0.5 * kept);
+    }
+    const double tile_relative = norm > 0 ? (sqrt(in_tiles.lost) - underflow) / norm : 0;
+    if (tile_relative > norms.tile_residual) norms.tile_residual = tile_relative;
   }
   return norms;
 }
@@ -139,7 +181,6 @@ inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64
     int8_t bytes[ByteSum::kMostDims + kDims] = {};
     // Padding repeats the last code, so that the least score is always that of a code.
     const int64_t source = k < codebook.num_codes ? k : codebook.num_codes - 1;
-    halves[k] = ByteSum::half(codebook.half_norms[source] / codebook.bytes.half_unit);
     const float* const code = codebook.codes + source * dim;
     double squares[4] = {}, residuals[4] = {};
     int sum = 0;
@@ -157,6 +198,9 @@ inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64
     offsets[k] = static_cast<ByteSum::Offset>(kByteBias * sum);
     const double square = squares[0] + squares[1] + squares[2] + squares[3];
     const double residual = residuals[0] + residuals[1] + residuals[2] + residuals[3];
+    const float stored_half = static_cast<float>(0.5 * square * unit * unit);
+    const float half = codebook.halves_of_stored ? stored_half : codebook.half_norms[source];
+    halves[k] = ByteSum::half(half / codebook.bytes.half_unit);
     if (square > most_square) most_square = square;
     if (residual > most_residual) most_residual = residual;
     int8_t* const column = out.panels + (k / kWidth * words * kWidth + k % kWidth) * kDims;

@@ -80,8 +80,11 @@ void pack_bytes(PackedCodebookStorage& packed, float largest_component, const Ke
                                .half_norms = packed.byte_half_norms.get(),
                                .offsets = packed.byte_offsets.get()};
   ByteCodes& bytes = view.bytes;
-  const float largest_half = static_cast<float>(0.5 * view.max_norm * view.max_norm);
   bytes.unit = largest_component / layout.most_component * 1.0001f;
+  // Rounding moves each component by half a unit at most.
+  const double norm = view.max_norm + 0.5 * std::sqrt(static_cast<double>(view.dim)) *
+                                          static_cast<double>(bytes.unit);
+  const float largest_half = static_cast<float>(0.5 * norm * norm);
   bytes.half_unit = largest_half / layout.most_half * 1.0001f;
   std::mutex mutex;
   run_parts(num_blocks, [&](int64_t first, int64_t last) {
@@ -105,41 +108,46 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
   packed->level = kernels.name;
   packed->codes = std::move(owned);
   packed->center = aligned<float>(dim);
-  const int64_t tiled = tiled_codes(num_codes);
-  const int64_t padded = std::max(num_panels * width, tiled);
-  packed->half_norms = aligned<float>(padded);
-  std::fill_n(packed->half_norms.get() + num_panels * width, padded - num_panels * width,
-              kEmptyScore);
+  packed->half_norms = aligned<float>(num_panels * width);
   packed->panels = aligned<float>(num_panels * dim * width);
   if (kernels.has_pairs) {
     packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
     packed->pair_units = aligned<float>(num_panels * width);
   }
   if (kernels.has_tiles && suit_tiles(num_codes, dim)) {
-    const int64_t size = tiled * tile_chunks(dim) * kTileDims;
+    const int64_t tiled = tiled_codes(num_codes), size = tiled * tile_chunks(dim) * kTileDims;
     packed->tile_panels = aligned<uint16_t>(size);
     memset(packed->tile_panels.get(), 0, static_cast<size_t>(size) * sizeof(uint16_t));
+    packed->tile_half_norms = aligned<float>(tiled);
+    std::fill_n(packed->tile_half_norms.get(), tiled, kEmptyScore);
   }
   fill_center(codes, num_codes, dim, packed->center.get());
-  packed->view = {.num_codes = num_codes,
-                  .dim = dim,
-                  .codes = codes,
-                  .num_panels = num_panels,
-                  .center = packed->center.get(),
-                  .half_norms = packed->half_norms.get(),
-                  .panels = packed->panels.get(),
-                  .pair_panels = packed->pair_panels.get(),
-                  .pair_units = packed->pair_units.get(),
-                  .tiles = {.panels = packed->tile_panels.get()}};
+  packed->view = {
+      .num_codes = num_codes,
+      .dim = dim,
+      .codes = codes,
+      .num_panels = num_panels,
+      .center = packed->center.get(),
+      .half_norms = packed->half_norms.get(),
+      .panels = packed->panels.get(),
+      .pair_panels = packed->pair_panels.get(),
+      .pair_units = packed->pair_units.get(),
+      .tiles = {.panels = packed->tile_panels.get(), .half_norms = packed->tile_half_norms.get()}};
+  const bool has_bytes = kernels.bytes.suits && kernels.bytes.suits(num_codes, dim);
+  if (has_bytes || packed->tile_panels) {
+    packed->view.halves_of_stored = kernels.codes_lie_close(packed->view);
+  }
   std::mutex mutex;
   float largest_component = 0;
   const auto fill = [&](int64_t first, int64_t last) {
-    const PanelNorms norms = kernels.fill_panels(packed->view, first, last,
-                                                 {.panels = packed->panels.get(),
-                                                  .half_norms = packed->half_norms.get(),
-                                                  .pair_panels = packed->pair_panels.get(),
-                                                  .pair_units = packed->pair_units.get(),
-                                                  .tile_panels = packed->tile_panels.get()});
+    const PanelNorms norms =
+        kernels.fill_panels(packed->view, first, last,
+                            {.panels = packed->panels.get(),
+                             .half_norms = packed->half_norms.get(),
+                             .pair_panels = packed->pair_panels.get(),
+                             .pair_units = packed->pair_units.get(),
+                             .tile_panels = packed->tile_panels.get(),
+                             .tile_half_norms = packed->tile_half_norms.get()});
     const std::lock_guard<std::mutex> lock(mutex);
     packed->view.max_norm = std::max(packed->view.max_norm, norms.max_norm);
     packed->view.pair_residual = std::max(packed->view.pair_residual, norms.pair_residual);
@@ -151,7 +159,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
   } else {
     run_parts(num_panels, fill);
   }
-  if (kernels.bytes.suits && kernels.bytes.suits(num_codes, dim)) {
+  if (has_bytes) {
     pack_bytes(*packed, largest_component, kernels, run_parts);
   }
   return packed;

@@ -11,7 +11,7 @@
 namespace vqvae2_fast::cpu {
 
 struct PackedCodebookStorage {
-  Aligned<float> codes, center, half_norms, panels, pair_units;
+  Aligned<float> codes, center, half_norms, panels, pair_units, tile_half_norms;
   Aligned<uint32_t> pair_panels;
   Aligned<int8_t> byte_panels, byte_half_norms, byte_offsets;
   Aligned<uint16_t> tile_panels;

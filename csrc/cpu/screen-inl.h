@@ -36,6 +36,7 @@ struct FloatScreen {
   static double roundings(int64_t dim) { return static_cast<double>(dim) + 2; }
   static int tag_shift(const PackedCodebook&) { return 0; }
   static double code_residual(const PackedCodebook&) { return kFloatUnit; }
+  static bool halves_of_stored(const PackedCodebook&) { return false; }
   static const Word* panels(const PackedCodebook& codebook) { return codebook.panels; }
   static const float* units(const PackedCodebook& codebook) { return codebook.half_norms; }
   static float unit(float) { return 1; }
@@ -61,6 +62,7 @@ struct PairScreen {
   static double roundings(int64_t) { return 3; }
   static int tag_shift(const PackedCodebook&) { return 0; }
   static double code_residual(const PackedCodebook& codebook) { return codebook.pair_residual; }
+  static bool halves_of_stored(const PackedCodebook&) { return false; }
   static const Word* panels(const PackedCodebook& codebook) { return codebook.pair_panels; }
   static const float* units(const PackedCodebook& codebook) { return codebook.pair_units; }
   static float unit(float norm) { return pair_unit(norm); }

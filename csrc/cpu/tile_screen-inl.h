@@ -27,6 +27,7 @@ struct TileScreen {
   // sum; products and sums may be rounded apart.
   static double roundings(int64_t dim) { return static_cast<double>(dim) + 2 * kTileHeight; }
   static double code_residual(const PackedCodebook& codebook) { return codebook.tiles.residual; }
+  static bool halves_of_stored(const PackedCodebook& codebook) { return codebook.halves_of_stored; }
   static bool has_groups(const PackedCodebook& codebook) {
     return codebook.num_codes >= kFewestGroupedCodes && codebook.dim <= kMostGroupedDims;
   }
@@ -164,8 +165,8 @@ inline void take_turn(const PackedCodebook& codebook, const Tags& tags, const Ti
   constexpr int kBefore = 2 - SUMS;
   multiply_panel<SUMS>(codebook, now.rows, now.panel, [&](int64_t first, int64_t last) {
     if (compared.best) {
-      keep_tile_scores(scores[SUMS / 2], codebook.half_norms, compared.panel, tags, first, last,
-                       compared.best, compared.second);
+      keep_tile_scores(scores[SUMS / 2], codebook.tiles.half_norms, compared.panel, tags, first,
+                       last, compared.best, compared.second);
     }
     if (first == 0) store_scores<kBefore>(scores + kBefore / 2);
   });
@@ -177,7 +178,7 @@ inline void take_group_turn(const PackedCodebook& codebook, const Tags& tags, co
                             const TileScores* scores_before) {
   const auto compare = [&](int64_t first, int64_t last) {
     if (before.best) {
-      keep_group_scores(scores_before, codebook.half_norms, before.panel, tags, first, last,
+      keep_group_scores(scores_before, codebook.tiles.half_norms, before.panel, tags, first, last,
                         before.best, before.second);
     }
   };
@@ -235,7 +236,7 @@ inline void screen_tiles<TileScreen>(const PackedCodebook& codebook, const Tags&
                     scores_before = now_scores;
                     now_scores = freed;
                   });
-    keep_group_scores(scores_before, codebook.half_norms, before.panel, tags, 0, kTileHeight,
+    keep_group_scores(scores_before, codebook.tiles.half_norms, before.panel, tags, 0, kTileHeight,
                       before.best, before.second);
     return;
   }
@@ -251,7 +252,7 @@ inline void screen_tiles<TileScreen>(const PackedCodebook& codebook, const Tags&
     take_turn<2>(codebook, tags, odd, odd_before, scores);
   });
   take_turn<0>(codebook, tags, even, even, scores);
-  keep_tile_scores(scores[1], codebook.half_norms, odd.panel, tags, 0, kTileHeight, odd.best,
+  keep_tile_scores(scores[1], codebook.tiles.half_norms, odd.panel, tags, 0, kTileHeight, odd.best,
                    odd.second);
 }
 #endif

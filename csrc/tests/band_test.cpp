@@ -26,16 +26,17 @@ using namespace vqvae2_fast::cpu;
 // The screen that rows pass first, of those that the level has.
 enum class First { kPairs, kBytes, kTiles };
 
-int64_t wrong_picks(const search_data::Set& set, First screen) {
+int64_t wrong_picks(const search_data::Set& set, First screen, bool halves_of_stored) {
   const int64_t panels = (set.num_codes + kPanelWidth - 1) / kPanelWidth, dim = set.dim;
   const int64_t tiled = tiled_codes(set.num_codes);
-  const auto half_norms = aligned<float>(panels * kPanelWidth + kTileGroup);
-  for (int64_t k = set.num_codes; k < tiled; ++k) half_norms[k] = kEmptyScore;
+  const auto half_norms = aligned<float>(panels * kPanelWidth);
   const auto floats = aligned<float>(panels * kPanelWidth * dim);
   const auto units = aligned<float>(panels * kPanelWidth);
   const auto pairs = aligned<uint32_t>(panels * kPanelWidth * (dim + 1) / 2 + kPanelWidth);
   const auto tiles = aligned<uint16_t>(tiled * tile_chunks(dim) * kTileDims);
   memset(tiles.get(), 0, tiled * tile_chunks(dim) * kTileDims * sizeof(uint16_t));
+  const auto tile_half_norms = aligned<float>(tiled);
+  std::fill_n(tile_half_norms.get(), tiled, kEmptyScore);
   const search_data::Floats center(dim, set.codes[0]);
   PackedCodebookStorage packed;
   PackedCodebook& codebook = packed.view;
@@ -47,17 +48,20 @@ int64_t wrong_picks(const search_data::Set& set, First screen) {
               .half_norms = half_norms.get(),
               .panels = floats.get(),
               .pair_panels = pairs.get(),
-              .pair_units = units.get()};
+              .pair_units = units.get(),
+              .halves_of_stored = halves_of_stored};
   const PanelNorms norms =
       fill_panels(codebook, 0, panels,
                   {.panels = floats.get(),
                    .half_norms = half_norms.get(),
                    .pair_panels = pairs.get(),
                    .pair_units = units.get(),
-                   .tile_panels = screen == First::kTiles ? tiles.get() : nullptr});
+                   .tile_panels = screen == First::kTiles ? tiles.get() : nullptr,
+                   .tile_half_norms = tile_half_norms.get()});
   codebook.max_norm = norms.max_norm;
   codebook.pair_residual = norms.pair_residual;
   codebook.tiles = {.panels = screen == First::kTiles ? tiles.get() : nullptr,
+                    .half_norms = tile_half_norms.get(),
                     .residual = norms.tile_residual};
 #if defined(VQ_HAS_BYTE_PRODUCTS)
   if (screen == First::kBytes) {
@@ -80,21 +84,22 @@ int64_t wrong_picks(const search_data::Set& set, First screen) {
   return wrong;
 }
 
-bool breaks_in_time(const std::vector<search_data::Set>& sets, First screen) {
+bool breaks_in_time(const std::vector<search_data::Set>& sets, First screen,
+                    bool halves_of_stored = false) {
   double broken_at = 0;
   for (const double scale : {4.0, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03, 0.01, 0.0}) {
     band_scale = scale;
     int64_t wrong = 0;
-    for (const auto& set : sets) wrong += wrong_picks(set, screen);
+    for (const auto& set : sets) wrong += wrong_picks(set, screen, halves_of_stored);
     printf("band x %.2f: %lld wrong picks\n", scale, static_cast<long long>(wrong));
     if (wrong && !broken_at) broken_at = scale > 0 ? scale : 1e-9;
   }
   const bool good = broken_at < 1 && broken_at >= 0.01;
-  printf("%s%s: wrong first at %.2f of the band\n", good ? "passed" : "FAILED",
+  printf("%s%s%s: wrong first at %.2f of the band\n", good ? "passed" : "FAILED",
          screen == First::kBytes   ? " with bytes"
          : screen == First::kTiles ? " with tiles"
                                    : "",
-         broken_at);
+         halves_of_stored ? " and the half norms of stored codes" : "", broken_at);
   return good;
 }
 
@@ -107,18 +112,24 @@ int main() {
   for (const int64_t dim : {2, 16, 64}) {
     sets.push_back(search_data::midpoints(random, 4000, 96, dim, 0));
     sets.push_back(search_data::aligned_roundings(random, 4000, 96, dim));
+    sets.push_back(search_data::close_codes(random, 4000, 96, dim));
   }
   bool good = breaks_in_time(sets, First::kPairs);
 #if defined(VQ_HAS_TILES)
-  good = breaks_in_time(sets, First::kTiles) && good;
+  for (const bool stored : {false, true}) {
+    good = breaks_in_time(sets, First::kTiles, stored) && good;
+  }
   sets.clear();
   for (const int64_t dim :
        {int64_t{2}, int64_t{16}, kMostGroupedDims}) {  // the last group has one panel
     const int64_t num_codes = kFewestGroupedCodes + 1;
     sets.push_back(search_data::midpoints(random, 500, num_codes, dim, 0));
     sets.push_back(search_data::aligned_roundings(random, 500, num_codes, dim));
+    sets.push_back(search_data::close_codes(random, 500, num_codes, dim));
   }
-  good = breaks_in_time(sets, First::kTiles) && good;
+  for (const bool stored : {false, true}) {
+    good = breaks_in_time(sets, First::kTiles, stored) && good;
+  }
 #endif
 #if defined(VQ_HAS_BYTE_PRODUCTS)
   sets.clear();
@@ -126,8 +137,11 @@ int main() {
     if (dim > ByteSum::kMostDims) continue;
     sets.push_back(search_data::midpoints(random, 2000, 333, dim, 0));
     sets.push_back(search_data::aligned_roundings(random, 500, 333, dim));
+    sets.push_back(search_data::close_codes(random, 2000, 333, dim));
   }
-  good = breaks_in_time(sets, First::kBytes) && good;
+  for (const bool stored : {false, true}) {
+    good = breaks_in_time(sets, First::kBytes, stored) && good;
+  }
 #endif
   return !good;
 }

@@ -44,6 +44,25 @@ inline Set midpoints(std::mt19937& random, int64_t n, int64_t k, int64_t d, floa
   return set;
 }
 
+// Midpoints of neighbours among codes that lie close together, in two clusters far from their mean.
+inline Set close_codes(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
+  Set set = midpoints(random, n, k, d, 0);
+  set.name = "close codes";
+  const Floats far = gaussian(random, d);
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t j = 0; j < d; ++j) {
+      float& value = set.codes[i * d + j];
+      value = (i % 2 ? 1.0f : -1.0f) * far[j] + value / 16;
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const float* a = &set.codes[random() % k * d];
+    const float* b = &set.codes[((a - set.codes.data()) / d + 2) % k * d];
+    for (int64_t j = 0; j < d; ++j) set.z[i * d + j] = (a[j] + b[j]) / 2;
+  }
+  return set;
+}
+
 // Values that a short format rounds all in the same direction, so that the losses add up instead of
 // averaging out. Codes differ in which half of the dimensions loses, and in a little noise.
 inline Set aligned_roundings(std::mt19937& random, int64_t n, int64_t k, int64_t d) {

@@ -51,6 +51,18 @@ def test_midpoints_far_from_the_origin(level):
 
 
 @pytest.mark.parametrize("level", simd_levels())
+def test_midpoints_of_codes_that_lie_close_to_each_other(level):
+    """As in a trained codebook: the screens of short formats take other half norms for it."""
+    generator = torch.Generator().manual_seed(3)
+    far = torch.randn(32, generator=generator).repeat(256, 1)  # [K, D]
+    far[::2] *= -1
+    codebook = far + torch.randn(256, 32, generator=generator) / 16
+    pairs = torch.randint(128, (4000, 2), generator=generator) * 2
+    with simd_level(level):
+        assert_exact(codebook[pairs].double().mean(dim=1).float(), codebook)
+
+
+@pytest.mark.parametrize("level", simd_levels())
 def test_norms_over_the_whole_range(level):
     generator = torch.Generator().manual_seed(2)
     scale = 10.0 ** torch.randint(-38, 38, (400, 1), generator=generator)

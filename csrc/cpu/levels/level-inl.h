@@ -48,6 +48,7 @@ const KernelTable VQ_LEVEL_TABLE = {
                      .rows = search_rows,
                      .workspace = Workspace::bytes,
                      .block_rows = block_rows},
+    .codes_lie_close = codes_lie_close,
     .fill_panels = fill_panels,
     .fill_bytes = VQ_LEVEL_FILL_BYTES,
     .quantize_backward = quantize_backward,

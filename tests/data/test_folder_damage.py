@@ -29,6 +29,14 @@ def test_corrupt_file_is_named_before_training_if_its_header_is_bad(tmp_path) ->
         ImageFolder(tmp_path, 8)
 
 
+@pytest.mark.parametrize("content", [b"", b"not a picture"])
+def test_a_file_that_begins_as_no_image_is_told_what_is_expected(tmp_path, content) -> None:
+    (tmp_path / "bad.png").write_bytes(content)
+    told = r"bad\.png cannot be decoded \(it does not begin like a BMP, .*TIFF or WEBP file\)"
+    with pytest.raises(ValueError, match=told):
+        ImageFolder(tmp_path, 8)
+
+
 def _truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vqvae2_fast.data.images import to_uint8
@@ -91,7 +91,13 @@ def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
     Raises:
         DECODE_ERRORS: The file is of no such format, damaged, or has too many pixels.
     """
-    with Image.open(file, formats=FORMATS) as image:
+    try:
+        opened = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:  # which says only which Python object was read
+        raise UnidentifiedImageError(
+            f"it does not begin like a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+        ) from error
+    with opened as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(
                 f"{image.height}x{image.width} pixels are more than the {MAX_PIXELS} that are "

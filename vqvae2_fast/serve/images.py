@@ -6,8 +6,6 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
-from PIL import UnidentifiedImageError
-
 from vqvae2_fast.data.images import to_float
 from vqvae2_fast.data.pixels import (
     DECODE_ERRORS,
@@ -56,13 +54,10 @@ def uploaded_image(field: str, data: bytes, shape: tuple[int, int, int], max_pix
         with open_image(io.BytesIO(data)) as image:
             width, height = image.size
     except DECODE_ERRORS as error:
-        # Pillow's own text names the object in memory.
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it begins like none of these formats" if unknown else short(error, 200)
         raise Problem(
             400,
             field,
-            f"Expected an image, but it cannot be read ({reason}).",
+            f"Expected an image, but it cannot be read ({short(error, 200)}).",
             f"{accepted}.",
         ) from error
     if width * height > max_pixels:

@@ -90,11 +90,14 @@ def test_a_link_out_of_the_folder_that_comes_later_is_refused(tmp_path) -> None:
         dataset[0]
 
 
-def test_a_loop_of_links_is_named(tmp_path) -> None:
+def test_a_loop_of_links_is_named_or_skipped_on_request(tmp_path) -> None:
     write_image(tmp_path / "a.png", (0, 0, 0))
     (tmp_path / "b.png").symlink_to("b.png")
-    with pytest.raises(OSError, match=r"b\.png"):
+    told = r"b\.png is a link that leads back to itself; remove it, or pass skip_corrupt=True"
+    with pytest.raises(ValueError, match=told):
         ImageFolder(tmp_path, 8)
+    with pytest.warns(UserWarning, match="skipped 1 of 2"):
+        assert ImageFolder(tmp_path, 8, skip_corrupt=True).names == ("a.png",)
 
 
 def test_a_link_to_nothing_is_named_or_skipped_on_request(tmp_path) -> None:

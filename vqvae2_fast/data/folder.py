@@ -7,6 +7,7 @@ reading fail, but can never reach another file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import warnings
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["EXTENSIONS", "ImageFolder", "image_names", "whole_images"]
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_DEAD_LINKS = {errno.ENOENT: "to nothing", errno.ELOOP: "that leads back to itself"}
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
@@ -240,13 +242,13 @@ def _whole_image(op: str, path: Path, inside: Path | None) -> Iterator[tuple[IO[
 
 
 def _opened(path: Path, inside: Path | None, where: str) -> IO[bytes]:
-    """The file of an image; a link to nothing counts as corrupt."""
+    """The file of an image; a link that leads to no file counts as corrupt."""
     try:
         return open_untrusted(path, inside=inside)
-    except FileNotFoundError as error:
-        if not path.is_symlink():
+    except OSError as error:
+        if error.errno not in _DEAD_LINKS or not path.is_symlink():
             raise
-        raise CorruptImageError(f"{where} is a link to nothing.") from error
+        raise CorruptImageError(f"{where} is a link {_DEAD_LINKS[error.errno]}.") from error
 
 
 def image_names(op: str, path: Path) -> list[str]:

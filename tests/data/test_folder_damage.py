@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -110,6 +111,22 @@ def test_a_link_to_nothing_is_named_or_skipped_on_request(tmp_path) -> None:
         list(whole_images("compress", tmp_path, 3))
     with pytest.warns(UserWarning, match="skipped 1 of 2"):
         assert ImageFolder(tmp_path, 8, skip_corrupt=True).names == ("a.png",)
+
+
+def test_a_subfolder_that_cannot_be_read_is_named(tmp_path, monkeypatch) -> None:
+    """Its images must not be left out unnoticed."""
+    write_image(tmp_path / "a" / "a.png", (0, 0, 0))
+    write_image(tmp_path / "a" / "locked" / "b.png", (0, 0, 0))
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)  # root may read every folder
+    with pytest.raises(PermissionError, match="locked"):
+        ImageFolder(tmp_path, 8)
 
 
 def test_names_that_are_not_utf8_are_read_and_shown(tmp_path) -> None:

@@ -324,10 +324,15 @@ def _images_under(op: str, root: Path) -> list[str]:
 
     Raises:
         ValueError: No images there, a link to a folder, or a link out of root.
+        OSError: A folder that cannot be read.
     """
     inside = root.resolve()
     names = []
-    for folder, subfolders, files in os.walk(root, followlinks=False):
+
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk would leave out what is in a folder that cannot be read
+
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=False):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in subfolders:
             if (Path(folder) / name).is_symlink():

@@ -170,8 +170,13 @@ def test_a_number_and_no_class_go_before_the_beginning_of_a_group():
 
 def test_a_class_goes_before_a_group_of_its_name():
     assert class_numbers("f", "flags", 2, ("Flags", "Flags - flag")) == [0]
-    with pytest.raises(ValueError, match="'a' is the beginning of A, a"):
-        class_numbers("f", "a", 2, ("A", "a"))
+    with pytest.raises(ValueError, match="'ab' is the beginning of Ab, aB"):
+        class_numbers("f", "ab", 2, ("Ab", "aB"))
+
+
+def test_case_tells_names_apart_that_are_else_equal():
+    assert class_numbers("f", "cat", 2, ("Cat", "cat")) == [1]
+    assert class_numbers("f", "Cat", 3, ("Cat - 0", "cat - 0", "Cat - 1")) == [0, 2]
 
 
 @pytest.mark.parametrize(

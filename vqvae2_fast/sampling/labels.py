@@ -67,7 +67,8 @@ def class_number(
 
     Args:
         label: Its number; its name, the beginning of one, or its number in digits, in upper or
-            lower case; None or "none" for "no class", which has the number `num_classes`.
+            lower case, which matters only between names that are else equal; None or "none" for "no
+            class", which has the number `num_classes`.
 
     Raises:
         ValueError: There is no such class, or there are several, which are listed.
@@ -86,7 +87,8 @@ def class_number(
             )
         return number
     text, names = label.lower(), [name.lower() for name in class_names]
-    found = [number for number, name in enumerate(names) if name == text]
+    found = [number for number, name in enumerate(class_names) if name == label]
+    found = found or [number for number, name in enumerate(names) if name == text]
     if not found and text == NO_CLASS:
         return num_classes
     if not found and text.isdecimal():
@@ -116,13 +118,14 @@ def class_numbers(
     if not isinstance(label, str):
         return [class_number(where, label, num_classes, class_names)]
     text, names = label.lower(), [name.lower() for name in class_names]
-    groups = group_names(names)
-    found = [group for group in groups if group == text]
+    groups = group_names(class_names)
+    found = [group for group in groups if group == label]
+    found = found or [group for group in groups if group.lower() == text]
     if not found and not text.isdecimal() and text != NO_CLASS:
-        found = [group for group in groups if group.startswith(text)]
+        found = [group for group in groups if group.lower().startswith(text)]
     if len(found) != 1 or text in names:
         return [class_number(where, label, num_classes, class_names)]
-    return [number for number, name in enumerate(names) if group_of(name) == found[0]]
+    return [number for number, name in enumerate(class_names) if group_of(name) == found[0]]
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:

@@ -212,6 +212,25 @@ def test_a_split_by_hand_is_kept(tmp_path) -> None:
     assert ImageFolder(tmp_path, 8).class_names == ("x", "y")
 
 
+@pytest.mark.parametrize(
+    "sides", [("train", "val"), ("Train", "Held_Out"), ("train", "valid", "test")]
+)
+def test_folders_of_a_split_with_other_names_are_not_taken_for_classes(tmp_path, sides) -> None:
+    for side in sides:
+        write_image(tmp_path / side / "x" / "0.png", (1, 0, 0))
+    with pytest.raises(ValueError, match=r"look like a split; call .* train/ .* held_out/,"):
+        ImageFolder(tmp_path, 8)
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_an_empty_side_of_a_split_by_hand_is_named(tmp_path, split) -> None:
+    for side in ("train", "held_out"):
+        write_image(tmp_path / side / "0.png", (1, 0, 0))
+    (tmp_path / split / "0.png").unlink()
+    with pytest.raises(ValueError, match=f"no images in {split}/; add some, or remove"):
+        ImageFolder(tmp_path, 8, split=split)
+
+
 def test_a_class_without_training_images_changes_the_key_of_their_cache(tmp_path) -> None:
     write_image(tmp_path / "train" / "x" / "0.png", (1, 0, 0))
     write_image(tmp_path / "held_out" / "x" / "1.png", (2, 0, 0))

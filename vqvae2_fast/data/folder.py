@@ -35,7 +35,7 @@ from vqvae2_fast.data.pixels import (
     decode_image,
     decode_whole_image,
 )
-from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["EXTENSIONS", "ImageFolder", "image_names", "whole_images"]
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SPLIT_NAMES = {"held_out", "test", "train", "training", "val", "valid", "validation"}
 _DEAD_LINKS = {errno.ENOENT: "to nothing", errno.ELOOP: "that leads back to itself"}
 
 
@@ -74,8 +75,10 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     Raises:
         ValueError: No images; images both in `root` and in class folders; a class folder without
-            images; a link that leads out of `root`; an image that is corrupt, smaller than
-            `image_size` or of the wrong channel count (the file is named); an empty split.
+            images; folders of a split with other names than those two; a link that leads out of
+            `root`; an image that is corrupt, smaller than `image_size` or of the wrong channel
+            count (the file is named); an empty split.
+        OSError: A file or folder that cannot be read.
     """
 
     def __init__(
@@ -298,6 +301,12 @@ def _find(
     if classes:
         check_class_names("ImageFolder", classes)
         _check_class_folders(class_roots, classes)
+    if len(classes) > 1 and not split_by_hand and {c.lower() for c in classes} <= _SPLIT_NAMES:
+        raise ValueError(
+            f"ImageFolder: {shown} holds {short(', '.join(classes))}, which are read as classes "
+            "and look like a split; call the folder of training images train/ and that of images "
+            "to hold out held_out/, and move all others away."
+        )
 
     if split_by_hand:
         held = [name.startswith("held_out/") for name in names]
@@ -311,6 +320,11 @@ def _find(
         for name, path, out in zip(names, inner, held, strict=True)
         if split == "all" or out == (split == "held_out")
     ]
+    if not chosen and split_by_hand:
+        raise ValueError(
+            f"ImageFolder: {shown} has train/ and held_out/, but no images in {split}/; add some, "
+            "or remove the empty folder to hold images out by hash."
+        )
     if not chosen:
         raise ValueError(
             f"ImageFolder: split {split!r} of {shown} is empty ({len(names)} images, "

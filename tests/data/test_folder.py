@@ -99,6 +99,13 @@ def test_palette_with_transparent_colour_lies_on_white(tmp_path) -> None:
     assert ImageFolder(tmp_path, 8)[0][0].unique().tolist() == [255]
 
 
+def test_a_transparent_value_of_16_bits_lies_on_white(tmp_path) -> None:
+    pixels = np.array([[0, 300, 40000, 65535]] * 4, np.uint16)
+    write_image(tmp_path / "a.png", pixels, transparency=300)
+    image, _ = ImageFolder(tmp_path, 4, image_channels=1)[0]
+    assert image[0, 0].tolist() == [0, 255, 156, 255]
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, suffix, orientation) -> None:

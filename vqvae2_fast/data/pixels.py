@@ -284,12 +284,19 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:
-    """16 bits per pixel rounded to 8; Pillow's own conversion to L clips at 255 instead."""
+    """16 bits per pixel rounded to 8, and a transparent value to white.
+
+    Pillow's own conversion to L clips at 255 instead, and leaves such a value as it is.
+    """
+    transparent = image.info.get("transparency")
     flat = Image.new("L", image.size)
     rows = max(1, _STRIP_PIXELS // image.width)  # in strips, since this takes float64 numbers
     for top in range(0, image.height, rows):
         strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
-        flat.paste(Image.fromarray((strip / 257.0 + 0.5).astype(np.uint8)), (0, top))
+        grey = (strip / 257.0 + 0.5).astype(np.uint8)
+        if transparent is not None:
+            grey[strip == transparent] = 255
+        flat.paste(Image.fromarray(grey), (0, top))
     return flat
 
 

@@ -267,6 +267,13 @@ def test_a_chain_of_headers_without_end_is_refused(tmp_path) -> None:
         load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
 
 
+def test_hidden_members_are_passed_over(tmp_path) -> None:
+    write(
+        tmp_path / "a.tar", {"x/._0.png": b"of macOS", "x/0.png": png(3), "._x": b"", ".1.png": b""}
+    )
+    assert load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c").names == ("x/0",)
+
+
 def test_of_a_small_set_one_sample_is_held_out(tmp_path) -> None:
     write(tmp_path / "a.tar", {f"{i}.png": png(i) for i in range(3)})
     keys = []

@@ -234,6 +234,8 @@ class _Sample:
 def _samples(paths: list[Path], wanted: Callable[[str], bool]) -> Iterator[_Sample]:
     """The samples of all shards, grouped as the package webdataset groups them.
 
+    Hidden members, such as those that the tar of macOS adds ("cats/._1.jpg"), are passed over.
+
     Args:
         wanted: Whether to read members that end in this.
     """
@@ -256,7 +258,7 @@ def _samples(paths: list[Path], wanted: Callable[[str], bool]) -> Iterator[_Samp
 
 def _split_name(name: str) -> tuple[str, str]:
     """A member's name up to the first dot of its last part, and the rest in lower case."""
-    match = re.match(r"((?:.*/|)[^.]+)[.]([^/]*)$", name)
+    match = re.match(r"((?:.*/|)[^./]+)[.]([^/]*)$", name)
     return (match[1], match[2].lower()) if match else ("", "")
 
 

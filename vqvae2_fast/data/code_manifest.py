@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST",
+    "REPAIR",
     "Manifest",
     "Shard",
     "check_shard_file",
@@ -39,6 +40,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 VERSION = 1
+REPAIR = "vqvae2_fast.data.discard_damaged removes such shards, then extract again"
 # Parsed JSON takes some 20 times its size. 8 MiB name 90,000 shards, which hold 5 TB if full.
 MAX_MANIFEST_BYTES = 8 * 2**20
 _MAX_COUNT = 2**53  # of records, bytes, ...: the integers that every JSON reader holds exactly
@@ -262,13 +264,13 @@ def check_shard_file(folder: Path, layout: CodeLayout, shard: Shard) -> Path:
         status = check_regular(path, links=False)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
-            f"code store: shard {printable(path)} is missing or not a regular file."
+            f"code store: shard {printable(path)} is missing or not a regular file; {REPAIR}."
         ) from error
     expected = shard.records * layout.record_bytes
     if status.st_size != expected:
         raise ValueError(
             f"code store: shard {printable(path)} has {status.st_size} bytes, expected {expected} "
-            f"({shard.records} records of {layout.record_bytes}); it was cut or replaced."
+            f"({shard.records} records of {layout.record_bytes}); it was cut or replaced: {REPAIR}."
         )
     return path
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae2_fast.data.code_manifest import (
+    REPAIR,
     Manifest,
     Shard,
     check_shard_file,
@@ -247,7 +248,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         return ValueError(
             f"CodeStore: record {row} of {printable(self.folder)}, in {shard.name}, has {what}, "
             f"but there are {self.num_embeddings} codes and {len(self.class_names)} classes; the "
-            "file is damaged: discard_damaged removes such shards, then extract again."
+            f"file is damaged: {REPAIR}."
         )
 
 
@@ -332,7 +333,7 @@ def read_checked_shard(folder: Path, layout: CodeLayout, shard: Shard) -> Iterat
     if crc32 != shard.crc32:
         raise ValueError(
             f"code store: shard {path} is damaged: CRC32 {crc32:08x}, the manifest says "
-            f"{shard.crc32:08x}; discard_damaged removes such shards, then extract again."
+            f"{shard.crc32:08x}; {REPAIR}."
         )
 
 

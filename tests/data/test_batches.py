@@ -162,3 +162,17 @@ def test_code_batches_follow_the_order_of_images(dataset, tmp_path) -> None:
         assert [level.dtype for level in maps] == [torch.int64, torch.int64]
         assert torch.equal(maps[0], top[labels])
         assert torch.equal(maps[1], bottom[labels])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_by_any_process(tmp_path, num_workers) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    folder = ImageFolder(tmp_path, 4)
+    (tmp_path / "b.png").write_bytes(b"damage")
+    with pytest.raises(ValueError, match=r"^ImageFolder: .*b\.png cannot be decoded"):
+        list(in_order(folder, 1, num_workers=num_workers))
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        list(in_order(folder, 1, num_workers=num_workers))
+    assert error.value.filename == str(tmp_path / "b.png")

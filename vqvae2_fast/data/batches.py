@@ -9,11 +9,13 @@ processes, nor on how a batch is cut into micro-batches and shared by processes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from vqvae2_fast.data.augment import augment
 from vqvae2_fast.data.cut import BatchCut
@@ -301,10 +303,51 @@ def _reader(
     # With its own generator the loader does not advance torch's global one, which the model uses.
     loader = iter(
         DataLoader(
-            dataset,  # type: ignore[arg-type]
+            _Batches(dataset),
             batch_sampler=(indices.tolist() for indices in ahead),
             num_workers=num_workers,
+            collate_fn=_as_it_is,
             generator=torch.Generator(),
         )
     )
-    return lambda indices: next(loader)
+
+    def read_next(indices: Tensor) -> tuple[Tensor, Tensor]:
+        batch = next(loader)
+        if isinstance(batch, _Failure):
+            raise batch.error from RuntimeError(batch.traceback)
+        images, labels = batch
+        return images, labels
+
+    return read_next
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker process gives in place of a batch that cannot be read."""
+
+    error: ValueError | OSError
+    traceback: str
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches of a set, for a loader.
+
+    A worker process returns its errors. Those that it raises get a traceback for their text, and
+    lose the name of the file.
+    """
+
+    def __init__(self, images: ImageSource) -> None:
+        self._images = images
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | _Failure:
+        try:
+            images, labels = default_collate([self._images[index] for index in indices])
+        except (ValueError, OSError) as error:
+            if get_worker_info() is None:
+                raise
+            return _Failure(error, traceback.format_exc())
+        return images, labels
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

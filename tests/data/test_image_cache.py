@@ -145,6 +145,11 @@ def edit(path: Path, **changes) -> None:
     (path / "cache.json").write_text(json.dumps({**meta, **changes}))
 
 
+def test_a_cache_folder_that_cannot_be_made_is_named(root) -> None:
+    with pytest.raises(OSError, match="image cache: cannot write .*class0/00.png.*another folder"):
+        cached_images(ImageFolder(root, 6), root / "class0" / "00.png")
+
+
 def test_a_full_disk_leaves_the_old_cache_and_nothing_else(root, small_disk) -> None:
     cached_images(ImageFolder(root, 6), small_disk.folder)
     before = sorted(small_disk.folder.rglob("*"))

@@ -166,7 +166,8 @@ def write_cache(
 ) -> ImageTensorDataset:
     """Makes a cache of batches of uint8 images and labels; the names are asked for at the end."""
     path = _path(folder, name, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(path) as part:
         labels: list[int] = []
         with (part / _IMAGES).open("xb", buffering=0) as file:

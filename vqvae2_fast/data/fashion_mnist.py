@@ -2,7 +2,7 @@
 
 The files are those of https://github.com/zalandoresearch/fashion-mnist, compressed or not; Debian's
 package dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist. The files of MNIST
-have the same names and layout, and are read with their own class names.
+have the same names and layout: pass `class_names` for them.
 """
 
 from __future__ import annotations

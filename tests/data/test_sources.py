@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import struct
 import sys
 import tarfile
@@ -154,6 +155,19 @@ def test_a_hugging_face_set_without_a_test_split_is_divided(hugging_face, tmp_pa
     assert 5 < len(sides[1]) < 20
     seen = {side[i][0].numpy().tobytes() for side in sides for i in range(len(side))}
     assert len(seen) == len(sides[0]) + len(sides[1]) == 40
+
+
+def test_an_image_of_a_divided_hugging_face_set_is_named_by_its_row(hugging_face, tmp_path):
+    hugging_face_set(hugging_face, 20).save_to_disk(str(tmp_path / "set"))
+    options = DataOptions(f"hf:{tmp_path / 'set'}", held_out_fraction=0.3)
+    named = []
+    for split in ("train", "held_out"):
+        images = open_images(options, split, 3, (9, 9))
+        for index in range(len(images)):
+            with pytest.raises(ValueError, match="smaller than image_size 9x9") as error:
+                images[index]
+            named.append(int(re.search(r"item (\d+) of image", str(error.value))[1]))
+    assert sorted(named) == list(range(20))
 
 
 def test_a_hugging_face_set_without_a_train_split_is_refused(hugging_face, tmp_path):

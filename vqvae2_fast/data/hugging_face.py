@@ -28,7 +28,7 @@ from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import datasets
 
@@ -125,6 +125,8 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
             self.labels = torch.tensor(values, dtype=torch.int64)
         else:
             self.labels = torch.full((source.num_rows,), -1, dtype=torch.int64)
+        # By which messages name items; another number each for a part of a set that was opened.
+        self.row_numbers: Sequence[int] = range(len(self))
         check_class_names(where, self.class_names)
         check_labels(where, self.labels, len(self), len(self.class_names))
 
@@ -132,7 +134,8 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         return int(self.source.num_rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        where = f"HuggingFaceImages: item {index} of {printable(self._image)}"
+        number = self.row_numbers[index]
+        where = f"HuggingFaceImages: item {number} of {printable(self._image)}"
         if self.folder is not None:
             where += f" in {printable(self.folder)}"
         with self._open(where, self._encoded[index][self._image]) as file:

@@ -161,6 +161,7 @@ def _hugging_face(name: str, wanted: _Wanted) -> ImageSource:
         raise wanted.error("expected the name of a data set or its folder after `hf:`.")
     options, split = wanted.options, wanted.split
     splits = hugging_face_splits(name)
+    chosen: list[int] | None = None
     held_out = next((known for known in _HELD_OUT_SPLITS if known in splits), None)
     if "train" not in splits:
         raise wanted.error(f"expected a split `train`, found {short(', '.join(splits))}.")
@@ -186,6 +187,8 @@ def _hugging_face(name: str, wanted: _Wanted) -> ImageSource:
     )
     if not len(images):
         raise wanted.error(f"split {split} is empty; change held_out_fraction.")
+    if chosen is not None:
+        images.row_numbers = chosen
     return wanted.cached(images, wanted.cache_name("hf", name))
 
 

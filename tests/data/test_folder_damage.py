@@ -33,7 +33,7 @@ def test_corrupt_file_is_named_before_training_if_its_header_is_bad(tmp_path) ->
 @pytest.mark.parametrize("content", [b"", b"not a picture"])
 def test_a_file_that_begins_as_no_image_is_told_what_is_expected(tmp_path, content) -> None:
     (tmp_path / "bad.png").write_bytes(content)
-    told = r"bad\.png cannot be decoded \(it does not begin like a BMP, .*TIFF or WEBP file\)"
+    told = r"bad\.png cannot be decoded \(it begins like none of BMP, .*TIFF, WEBP\)"
     with pytest.raises(ValueError, match=told):
         ImageFolder(tmp_path, 8)
 

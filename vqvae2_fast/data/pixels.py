@@ -94,9 +94,7 @@ def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
     try:
         opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:  # which says only which Python object was read
-        raise UnidentifiedImageError(
-            f"it does not begin like a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
-        ) from error
+        raise UnidentifiedImageError(f"it begins like none of {', '.join(FORMATS)}") from error
     with opened as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(

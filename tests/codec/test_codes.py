@@ -72,6 +72,13 @@ def test_any_batch_decodes(pipeline: Pipeline, batch_size: int) -> None:
     )
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5])
+def test_a_batch_without_images_is_refused(pipeline: Pipeline, batch_size: int) -> None:
+    data = codec.encode_codes(pipeline, some_codes(pipeline, 2)[0])
+    with pytest.raises(ValueError, match="decode_stream: expected batch_size to be an integer"):
+        next(codec.decode_stream(pipeline, data, batch_size=batch_size))
+
+
 def test_any_number_of_threads_decodes(
     pipeline: Pipeline, with_threads: Callable[[int, Callable[[], object]], object]
 ) -> None:
@@ -140,6 +147,13 @@ def test_every_simd_level_writes_the_same_file_and_reads_it(pipeline: Pipeline, 
     with simd_level(level):
         assert codec.encode_codes(pipeline, codes, labels=labels) == expected
         assert_equal(codec.decode_codes(pipeline, expected), codes)
+
+
+@pytest.mark.parametrize("argument", [{"levels": 0}, {"levels": 1.0}, {"seed": -1}, {"seed": 0.5}])
+def test_a_number_that_is_none_is_named(pipeline: Pipeline, argument: dict[str, int]) -> None:
+    (name,) = argument
+    with pytest.raises(ValueError, match=f"encode_codes: expected {name} to be an integer from"):
+        codec.encode_codes(pipeline, some_codes(pipeline, 1)[0], **argument)
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -65,6 +65,11 @@ def test_another_format() -> None:
     refused(b"\x89PNG" + DATA, r"begins with b'VQ2C'; it begins with b'\\x89PNG'")
 
 
+def test_a_path_in_the_place_of_bytes() -> None:
+    with pytest.raises(TypeError, match="got a str. Open the file of a path with open_compressed"):
+        codec.decode_codes(PIPELINE, "images.vq2")  # type: ignore[arg-type]
+
+
 def test_bytes_after_the_last_segment() -> None:
     refused(DATA + b"xyz", "after the last segment it has b'xyz'")
 

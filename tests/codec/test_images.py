@@ -111,6 +111,13 @@ def test_labels_of_images_are_those_of_their_tiles(pipeline: Pipeline) -> None:
     assert torch.cat(labels).tolist() == [2, 2, 1, 1]
 
 
+@pytest.mark.parametrize("labels", [[1], [[2, 1]]])
+def test_labels_that_are_not_one_per_image_are_refused(pipeline: Pipeline, labels: list) -> None:
+    given = images(2, 3, 16, 32)
+    with pytest.raises(ValueError, match=r"encode_images: expected labels \[2\], got \[1"):
+        codec.encode_images(pipeline, given, labels=torch.tensor(labels))
+
+
 def test_a_file_of_codes_is_no_file_of_images(pipeline: Pipeline) -> None:
     codes = pipeline.vqvae.encode(images(1, 3, 16, 16))
     with pytest.raises(ValueError, match="expected a file of images"):

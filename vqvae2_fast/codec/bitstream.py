@@ -166,10 +166,16 @@ def read_segments(
         where: The function that errors name.
 
     Raises:
+        TypeError: Data that is neither bytes nor a file.
         ValueError: No such file, a newer version, an altered or truncated payload, or too many
             images (`TooManyImagesError`). Nothing is allocated by what a header merely claims.
     """
     file = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    if not hasattr(file, "read"):
+        raise TypeError(
+            f"{where}: expected data to be bytes, or a file opened for reading, got a "
+            f"{type(data).__name__}. Open the file of a path with open_compressed."
+        )
     images = 0
     start = file.read(_HEADER.size)
     if not start:

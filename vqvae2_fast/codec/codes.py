@@ -13,6 +13,7 @@ from vqvae2_fast.codec.bitstream import NO_LABEL, Header, Segment, read_segments
 from vqvae2_fast.codec.engine import check_engine, decode_maps, encode_maps
 from vqvae2_fast.models.code_checks import check_labels, check_maps
 from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.pipeline import sample_levels
@@ -171,6 +172,7 @@ def decode_stream(
     """The maps and labels of a `.vq2` file, at most `batch_size` images at a time; see
     `decode_codes`."""
     where = "decode_codes"
+    batch_size = checked_integer("decode_stream", "batch_size", batch_size, 1, 2**32 - 1)
     coder, first = Coder.of(pipeline), 0
     for segment in read_segments(data, max_images=max_images, where=where):
         check_pipeline(where, segment.header, coder.hash)
@@ -295,11 +297,8 @@ def _told(where: str, pipeline: Pipeline, labels: Tensor | None, batch: int) -> 
 def checked_levels(where: str, pipeline: Pipeline, levels: int | None, seed: int) -> int:
     """How many levels to write, with a seed for the others that the header has room for."""
     total = len(pipeline.priors)
-    if levels is not None and not 1 <= levels <= total:
-        raise ValueError(f"{where}: expected levels in 1..{total}, got {levels}.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"{where}: expected seed in 0..2^32-1, got {seed}.")
-    return total if levels is None else levels
+    checked_integer(where, "seed", seed, 0, 2**32 - 1)
+    return total if levels is None else checked_integer(where, "levels", levels, 1, total)
 
 
 def _check_codes(where: str, codes: Sequence[Tensor], levels: int) -> None:

@@ -17,6 +17,7 @@ from vqvae2_fast.codec.codes import (
     parts_of,
 )
 from vqvae2_fast.codec.tiles import Tiling
+from vqvae2_fast.models.code_checks import check_labels
 from vqvae2_fast.models.vqvae2 import VQVAE2
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def encode_images(
             f"{list(images.shape)}."
         )
     num_levels = checked_levels(where, pipeline, levels, seed)
+    if labels is not None:  # one per image; below there is one per tile
+        check_labels(where, labels, pipeline.num_classes, batch)
     rows, columns = Tiling(vqvae, height, width, margins=False).grid
     tiles = rows * columns
     # One tile is what the model was trained on.

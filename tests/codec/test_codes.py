@@ -3,6 +3,7 @@ bits, and refused where they do not fit."""
 
 from __future__ import annotations
 
+import io
 import math
 from typing import TYPE_CHECKING
 
@@ -147,6 +148,20 @@ def test_every_simd_level_writes_the_same_file_and_reads_it(pipeline: Pipeline, 
     with simd_level(level):
         assert codec.encode_codes(pipeline, codes, labels=labels) == expected
         assert_equal(codec.decode_codes(pipeline, expected), codes)
+
+
+def test_a_file_is_read_whole_from_what_gives_few_bytes_at_a_time(pipeline: Pipeline) -> None:
+    codes, _ = some_codes(pipeline, 2)
+
+    class Pipe(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 0, 7))
+
+    data = codec.encode_codes(pipeline, codes)
+    assert_equal(
+        codec.decode_codes(pipeline, Pipe(data + data)),
+        [codes[0].repeat(2, 1, 1), codes[1].repeat(2, 1, 1)],
+    )
 
 
 @pytest.mark.parametrize("argument", [{"levels": 0}, {"levels": 1.0}, {"seed": -1}, {"seed": 0.5}])

@@ -177,7 +177,7 @@ def read_segments(
             f"{type(data).__name__}. Open the file of a path with open_compressed."
         )
     images = 0
-    start = file.read(_HEADER.size)
+    start = _read(file, _HEADER.size)
     if not start:
         raise ValueError(f"{where}: expected a .vq2 file, got no bytes.")
     while start:
@@ -257,11 +257,12 @@ def _read_segment(
             labels = struct.unpack_from(f"<{header.num_images}h", payload)
             payload = payload[head:]
         levels.append(_split(payload, header.num_images, level, where))
-    return Segment(header, levels, labels), file.read(_HEADER.size)
+    return Segment(header, levels, labels), _read(file, _HEADER.size)
 
 
 def _read(file: IO[bytes], size: int) -> bytes:
-    """At most `size` bytes, which are allocated only as they are read."""
+    """`size` bytes, fewer only at the end of the file; they are allocated as they are read. A pipe
+    may give fewer at a time than it is asked for."""
     parts = []
     while size and (part := file.read(min(size, _CHUNK))):
         parts.append(part)

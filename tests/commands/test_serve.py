@@ -15,6 +15,10 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs pip install 'vqvae2_fast[serve]'")
 
+import uvicorn
+
+from vqvae2_fast.cli import main
+
 
 def test_it_answers_until_it_is_terminated():
     code = "import sys; from vqvae2_fast.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -73,3 +77,14 @@ def test_a_port_in_use_is_named_before_the_models_are_read(error_of, tmp_path):
         arguments = ["serve", "--pipeline", str(tmp_path), "--port", port]
         text = error_of(arguments)
     assert f"--port: cannot listen on port {port} of 127.0.0.1: Address already in use." in text
+
+
+def test_a_server_that_ends_waits_no_shorter_than_its_timeout(monkeypatch):
+    seconds = []
+    monkeypatch.setattr(
+        uvicorn.Server,
+        "run",
+        lambda self, _: seconds.append(self.config.timeout_graceful_shutdown),
+    )
+    assert main(["serve", "--preset", "emoji32", "--port", "0", "--timeout", "0.5", "--quiet"]) == 0
+    assert seconds == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
@@ -73,7 +74,7 @@ class Serve(Command):
                 log_level="warning" if self.quiet else "info",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(limits.seconds),
+                timeout_graceful_shutdown=math.ceil(limits.seconds),
             )
             # What connects from here on waits. uvicorn says so only of sockets of its own.
             own.listen(config.backlog)

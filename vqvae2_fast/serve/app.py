@@ -68,8 +68,10 @@ def create_app(
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         engine.start(asyncio.get_running_loop())
-        yield
-        await asyncio.to_thread(engine.stop)
+        try:
+            yield
+        finally:  # after a second ctrl-C too, since the process may not end while the engine draws
+            await asyncio.to_thread(engine.stop)
 
     app = FastAPI(
         title="vqvae2_fast",

@@ -27,7 +27,7 @@ from vqvae2_fast.sampling.subclasses import subclass_labels
 from vqvae2_fast.sampling.together import SampleRequest, draw_together
 from vqvae2_fast.serve.images import as_png
 from vqvae2_fast.serve.jobs import Job, Slot
-from vqvae2_fast.serve.limits import Problem
+from vqvae2_fast.serve.limits import Problem, stopping
 from vqvae2_fast.serve.previews import Previews
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Engine:
 
     def _admit(self, count: int) -> None:
         if self._stopping:
-            raise _stopped()
+            raise stopping()
         if self._admitted + count > self._limits.waiting:
             seconds = max(1, math.ceil(self._admitted * self._image_seconds))
             raise Problem(
@@ -137,7 +137,7 @@ class Engine:
         while self._do_next():
             pass
         for slots in self._levels:
-            self._tell([(slot.job, ("error", _stopped())) for slot in slots])
+            self._tell([(slot.job, ("error", stopping())) for slot in slots])
         for waiting in self._alone.values():
             for work in waiting:
                 work()
@@ -197,7 +197,7 @@ class Engine:
         try:
             if future.set_running_or_notify_cancel():
                 if self._stopping:
-                    raise _stopped()
+                    raise stopping()
                 future.set_result(function())
         except Exception as error:  # The client is told, and the thread lives on.
             future.set_exception(error)
@@ -269,7 +269,7 @@ class Engine:
         except _Abandoned:
             self._give_up(len(slots))
             if self._stopping:
-                self._tell([(job, ("error", _stopped())) for job in {s.job for s in slots}])
+                self._tell([(job, ("error", stopping())) for job in {s.job for s in slots}])
         except Exception:  # The clients are told, and the thread lives on.
             _log.exception("drawing failed")
             problem = Problem(
@@ -360,10 +360,6 @@ class Engine:
                 job.events.put_nowait(event)
 
         self._loop.call_soon_threadsafe(put)
-
-
-def _stopped() -> Problem:
-    return Problem(503, "", "The server is stopping.", "Try again when it is back.")
 
 
 def _label(interface: PriorInterface, slot: Slot, level: int) -> int | None:

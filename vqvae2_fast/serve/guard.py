@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
-from vqvae2_fast.serve.limits import Problem
+from vqvae2_fast.serve.limits import Problem, stopping
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -60,12 +60,12 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 500
+        begun, status, answered = time.monotonic(), 500, False
 
         async def send_more(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
                 own = [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
@@ -77,6 +77,9 @@ class Guard:
             await self._app(scope, self._bounded(receive), send_more)
         except Problem as problem:
             await _refuse(problem, send_more)
+        except asyncio.CancelledError:  # the server ends, and waits no longer for this answer
+            if not answered:
+                await _refuse(stopping(), send_more)
         finally:
             self._open -= 1
             self._metrics.open.set(self._open)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Limits", "Problem", "too_slow"]
+__all__ = ["Limits", "Problem", "stopping", "too_slow"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Problem(Exception):
 
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def stopping() -> Problem:
+    """The refusal of what is not drawn before the server ends."""
+    return Problem(503, "", "The server is stopping.", "Try again when it is back.")
 
 
 def too_slow(seconds: float) -> Problem:

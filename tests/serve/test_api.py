@@ -320,10 +320,33 @@ def test_a_body_of_another_type_is_told_which_to_send(client):
     assert answer.json()["error"]["field"] == "Content-Type"
 
 
-def test_another_method_is_told_which_ones_there_are(client):
-    answer = client.get("/v1/images")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert client.get("/v1/unknown").status_code == 404
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/images", "POST"),
+        ("PUT", "/v1/images", "POST"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+        ("POST", "/main.js", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_told_which_ones_there_are(client, method, path, allowed):
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("path", ["/v1/unknown", "/v1/images/", "/v1/../app.py", "//etc/passwd"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_nothing_is_found_where_nothing_is(client, method, path):
+    answer = client.request(method, "http://127.0.0.1" + path)
+    assert (answer.status_code, "allow" in answer.headers) == (404, False)
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/v1/info"])
+def test_what_can_be_got_has_a_head(client, path):
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_unknown_codes_are_shown_as_the_mean_of_the_codebook(pipeline):

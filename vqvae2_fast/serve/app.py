@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 _PAGE = Path(__file__).parent / "static"
+_FILES = {"/", *(f"/{file.name}" for file in _PAGE.iterdir())}
 _MOST_CODES = 2**16
 _ABOUT = """Images drawn from a VQ-VAE-2: code maps coarse to fine, then pixels.
 
@@ -140,19 +141,26 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error.__cause__, Problem):  # from reading the body, as the guard refuses it
         return await _problem(request, error.__cause__)
     status, detail, headers = error.status_code, error.detail, error.headers
-    # The page's files answer for all of "/", also for routes of other methods.
-    if status == 404 and (allowed := _methods(request)):
-        status, detail, headers = 405, "Method Not Allowed", {"Allow": ", ".join(sorted(allowed))}
+    # The page's files answer for all of "/", also for routes of other methods and for nothing.
+    if status in (404, 405):
+        if allowed := _methods(request):
+            status, detail = 405, "Method Not Allowed"
+            headers = {"Allow": ", ".join(sorted(allowed))}
+        else:
+            status, detail, headers = 404, "Not Found", None
     problem = Problem(status, "", f"{detail}.", "/openapi.json lists all routes.")
     return JSONResponse(problem.body(), status, headers)
 
 
 def _methods(request: Request) -> set[str]:
-    """The methods of the routes with this path, none of which is the request's."""
-    paths = request.app.openapi()["paths"].items()
-    return {
+    """The methods of what has this path, none of which is the request's."""
+    path = request.url.path
+    if path in _FILES or path == request.app.openapi_url:
+        return {"GET", "HEAD"}
+    allowed = {
         method.upper()
-        for template, methods in paths
-        if compile_path(template)[0].match(request.url.path)
+        for template, methods in request.app.openapi()["paths"].items()
+        if compile_path(template)[0].match(path)
         for method in methods
     }
+    return allowed | {"HEAD"} if "GET" in allowed else allowed

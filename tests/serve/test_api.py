@@ -255,6 +255,10 @@ def test_codebooks_are_described(client, pipeline):
         ("images", {"label": True}, 422, "label", "valid"),
         ("images", {"count": 17}, 422, "count", "at most 16"),
         ("fill", {"source": {"codes": []}, "candidates": 65}, 422, "candidates", "at most 64"),
+        ("images", {"label": []}, 422, "label", "at least 1 item"),
+        ("images", {"label": [0, 1.5]}, 422, "label.1", "valid integer, got 1.5"),
+        ("images", {"temperature": [1, -1]}, 422, "temperature.1", "equal to 0, got -1"),
+        ("images", {"top_k": [1] * 17}, 422, "top_k", "at most 16 items"),
         ("images", {"colour": 1}, 422, "colour", "not permitted"),
         ("images", {"first_sample": 2**32 - 1, "count": 2}, 422, "first_sample", "2^32"),
         (
@@ -296,6 +300,12 @@ def test_a_body_that_is_no_json_is_refused(client):
     error = answer.json()["error"]
     assert (answer.status_code, error["field"]) == (400, "")
     assert error["expected"].startswith("Expected JSON: Expecting property name")
+
+
+def test_a_body_that_is_missing_is_asked_for(client):
+    answer = client.post("/v1/images")
+    assert answer.status_code == 422
+    assert answer.json()["error"]["expected"] == "Expected a body of JSON, got none."
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5000, 4000)])

@@ -24,7 +24,7 @@ from vqvae2_fast.serve.orders import Desk
 from vqvae2_fast.serve.routes import routes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from starlette.types import ASGIApp
 
@@ -112,7 +112,7 @@ async def _problem(_: Request, problem: Exception) -> JSONResponse:
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """The first of the fields that do not have the form of the schema."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    first = _of_alternative(error.errors())
     # Alternatives of a type also have names there.
     place = [str(p) for p in first["loc"] if str(p).isidentifier() or isinstance(p, int)]
     place = [part for part in place if part not in ("body", "query", "int", "str", "float")]
@@ -130,9 +130,20 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     if first["type"] == "json_invalid":  # its place is a number of bytes, and its input empty
         why = first.get("ctx", {}).get("error", "")
         return await _problem(request, Problem(400, "", f"Expected JSON: {why}.", remedy))
+    if first["loc"] == ("body",) and first["type"] == "missing":
+        return await _problem(
+            request, Problem(422, "", "Expected a body of JSON, got none.", remedy)
+        )
     found = short(repr(first.get("input")), 80)
     problem = Problem(422, ".".join(place), f"{first['msg']}, got {found}.", remedy)
     return await _problem(request, problem)
+
+
+def _of_alternative(errors: Sequence[Any]) -> Any:
+    """The error of the first field. If it may be of several types, each of them has an error: that
+    of the type that was meant lies deeper, or is about something else than the type."""
+    of_field = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    return max(of_field, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

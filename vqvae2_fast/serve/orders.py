@@ -170,7 +170,7 @@ class Desk:
         """A given image, float `[C, H, W]`, or the codes that are given in its place."""
         if (source.image is None) == (source.codes is None):
             raise Problem(
-                422, field, "Expected either an image or its codes.", "Leave one of them out."
+                422, field, "Expected either an image or its codes.", "Give exactly one of them."
             )
         if source.codes is not None:
             return self.codes(f"{field}.codes", source.codes)
@@ -198,7 +198,7 @@ class Desk:
         """bool `[h, w]` per level: the codes whose pixels are in a hole, or those of the masks."""
         if (mask is None) == (code_masks is None):
             raise Problem(
-                422, "mask", "Expected either mask or code_masks.", "Leave one of them out."
+                422, "mask", "Expected either mask or code_masks.", "Give exactly one of them."
             )
         if code_masks is not None:
             self.check_levels("code_masks", code_masks)

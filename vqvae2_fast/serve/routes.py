@@ -161,7 +161,7 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
     async def decode(body: schemas.DecodeRequest) -> Any:
         if (body.codes is None) == (body.vq2 is None):
             raise Problem(
-                422, "codes", "Expected either codes or a vq2 file.", "Leave one of them out."
+                422, "codes", "Expected either codes or a vq2 file.", "Give exactly one of them."
             )
         if body.codes is not None:
             codes = desk.codes("codes", body.codes)

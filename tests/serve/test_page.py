@@ -396,6 +396,14 @@ def test_metrics_are_linked_where_a_link_opens_them(browser, address, fragment, 
     page.close()
 
 
+def test_a_token_of_base64_is_sent_as_it_is(browser, address):
+    page = browser.new_page()
+    with page.expect_request("**/v1/info") as asked:
+        page.goto(f"{address}/#token=a+b/c%3D%3D")
+    assert asked.value.headers["authorization"] == "Bearer a+b/c=="
+    page.close()
+
+
 def test_it_fits_a_telephone(browser, address):
     page = browser.new_page(viewport={"width": 400, "height": 800})
     page.goto(address)

@@ -1,6 +1,7 @@
 // Requests to the server, and its answers as they come.
 
-export const token = new URLSearchParams(location.hash.slice(1)).get("token");
+// A plus sign, as base64 has them, would be read as a space.
+export const token = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B")).get("token");
 
 export class Refused extends Error {
   constructor({ field, expected, remedy }) {

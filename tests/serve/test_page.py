@@ -256,6 +256,18 @@ def test_stop_ends_a_live_redraw_and_takes_it_back(page):
     expect(button(page, "Stop")).to_be_disabled()
 
 
+def test_images_that_come_without_rows_are_kept_when_they_are_stopped(page):
+    page.evaluate(CUT, ["image", "stays"])
+    page.locator("#candidates").fill("2")
+    paint(page, 1, (0.5, 0.5))
+    button(page, "Redraw").click()
+    expect(page.locator("#title")).to_have_text("Redrawn where painted")
+    page.wait_for_function(IMAGE_SHOWN)
+    button(page, "Stop").click()
+    expect(page.locator("#status")).to_have_text("Stopped after 1 image.")
+    expect(page.locator("#history li")).to_have_count(2)
+
+
 def test_an_image_that_is_whole_when_it_is_stopped_can_be_used(page):
     page.evaluate(CUT, ["image", "stays"])
     draw(page, 1)
@@ -312,6 +324,14 @@ def test_a_seed_that_the_browser_rounds_is_refused(page, tmp_path):
     file.write_text(json.dumps(card))
     page.locator("#file").set_input_files(file)
     expect(page.locator('[data-field="seed"] + .error')).to_contain_text("up to 9007199254740991")
+
+
+@pytest.mark.parametrize("card", [None, {}, {"endpoint": 1, "request": {}}])
+def test_what_is_no_card_is_refused(page, tmp_path, card):
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps(card))
+    page.locator("#file").set_input_files(file)
+    expect(page.locator('[data-field="image"] .error')).to_contain_text("Expected a card with")
 
 
 def test_a_code_is_looked_up(page):

@@ -174,7 +174,7 @@ async function draw(path, request, { title, kind, live = false }) {
   const own = start(), before = batch;
   const begun = performance.now(), pace = live ? 0 : controls.pace;
   const made = { title, kind, request, items: live ? [...batch.items] : [] };
-  let rows = 0, firstRow = 0;
+  let rows = 0, images = 0, firstRow = 0; // with candidates, images come without rows
   say("Drawing…");
   try {
     if (request.seed > Number.MAX_SAFE_INTEGER) {
@@ -204,6 +204,7 @@ async function draw(path, request, { title, kind, live = false }) {
         made.items[content.index].preview = await bitmap(content.png);
         repaint(made.items[content.index]);
       } else if (name === "image") {
+        images += 1;
         const item = Object.assign(live ? blank() : made.items[content.index], content, { image: await bitmap(content.png) });
         made.items[content.index] = item;
         if (live) item.canvas = before.items[content.index]?.canvas;
@@ -223,9 +224,9 @@ async function draw(path, request, { title, kind, live = false }) {
   } catch (error) {
     showError(error);
     // A newer request tells its own story.
-    if (error.name === "AbortError" && running === own) say(`Stopped after ${plural(rows, "row")}.`);
+    if (error.name === "AbortError" && running === own) say(`Stopped after ${rows ? plural(rows, "row") : plural(images, "image")}.`);
     if (live) before.items.forEach(repaint); // some tiles may show new images
-    else if (rows) remember(made);
+    else if (rows || images) remember(made);
   } finally {
     showFacts();
     markTiles();
@@ -290,7 +291,7 @@ async function open(file) {
 }
 
 async function openCard(card) {
-  if (!card?.endpoint?.startsWith("/v1/") || !card.request) {
+  if (!String(card?.endpoint).startsWith("/v1/") || !card.request) {
     throw new Refused({ field: "image", expected: "Expected a card with an endpoint and a request.", remedy: "Open one that this page has saved." });
   }
   if (card.pipeline !== info.pipeline) {

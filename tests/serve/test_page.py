@@ -424,6 +424,16 @@ def test_a_token_of_base64_is_sent_as_it_is(browser, address):
     page.close()
 
 
+def test_a_long_file_name_fits_a_telephone(browser, address, tmp_path):
+    page = browser.new_page(viewport={"width": 400, "height": 800})
+    page.goto(address)
+    expect(page.locator("#status")).to_have_text(DONE)
+    page.locator("#file").set_input_files(gradient(tmp_path).rename(tmp_path / f"{'a' * 99}.png"))
+    expect(page.locator("#title")).to_have_text(f"{'a' * 99}.png")
+    assert page.locator("html").evaluate("html => html.scrollWidth") == 400
+    page.close()
+
+
 def test_it_fits_a_telephone(browser, address):
     page = browser.new_page(viewport={"width": 400, "height": 800})
     page.goto(address)

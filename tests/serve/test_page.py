@@ -416,6 +416,16 @@ def test_metrics_are_linked_where_a_link_opens_them(browser, address, fragment, 
     page.close()
 
 
+def test_the_first_draw_without_classes_keeps_to_the_limit(browser, address):
+    info = httpx.get(f"{address}/v1/info").json() | {"classes": []}
+    info["limits"]["count"] = 4
+    page = browser.new_page()
+    page.route("**/v1/info", lambda route: route.fulfill(json=info))
+    page.goto(address)
+    expect(page.locator("#status")).to_have_text(re.compile("^4 images in"))
+    page.close()
+
+
 def test_a_token_of_base64_is_sent_as_it_is(browser, address):
     page = browser.new_page()
     with page.expect_request("**/v1/info") as asked:

@@ -50,7 +50,7 @@ export class Controls {
     $("label").append(...classOptions(classes));
     $("label").prepend(element("option", { value: "all", textContent: "each in turn", selected: true }));
     $("label").append(element("option", { value: "", textContent: "no class" }));
-    if (classes.length) $("count").value = Math.min(16, info.limits.count, Math.max(8, classes.length));
+    $("count").value = Math.min(16, info.limits.count, Math.max(8, classes.length));
     for (const hidden of [$("label").parentElement, $("guidance-row")]) hidden.hidden = !classes.length;
     $("count").max = info.limits.count;
     $("candidates").max = info.limits.candidates;

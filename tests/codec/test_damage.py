@@ -110,7 +110,7 @@ def test_a_number_of_images_that_lies(images: int) -> None:
 
 
 def test_more_images_than_the_caller_takes() -> None:
-    with pytest.raises(ValueError, match="at most 3 images.*raise max_images"):
+    with pytest.raises(ValueError, match="at most 3 images or tiles, .*raise max_images"):
         codec.decode_codes(PIPELINE, DATA, max_images=3)
 
 

@@ -153,7 +153,7 @@ def test_a_compressed_file_of_more_images_than_a_request_may_have_is_refused(cli
     answer = client.post("/v1/decode", json={"vq2": base64.b64encode(file).decode()})
     assert answer.status_code == 413
     assert answer.json()["error"]["expected"] == (
-        f"Expected a file of at most {count - 1} images, got one of more."
+        f"Expected a file of at most {count - 1} images or tiles, got one of more."
     )
 
 

@@ -185,8 +185,8 @@ def read_segments(
         images += header.num_images
         if max_images is not None and images > max_images:
             raise TooManyImagesError(
-                f"{where}: expected at most {max_images} images, the file has at least {images}; "
-                "raise max_images to decode it."
+                f"{where}: expected at most {max_images} images or tiles, the file has at least "
+                f"{images}; raise max_images to decode it."
             )
         segment, start = _read_segment(file, start, header, flags, where)
         yield segment

@@ -309,8 +309,8 @@ def _decoded_file(desk: Desk, data: bytes) -> Tensor:
         raise Problem(
             413,
             "vq2",
-            f"Expected a file of at most {desk.limits.count} images, got one of more.",
-            "Send fewer images a file, or decode this one by `vqvae2-fast decompress`.",
+            f"Expected a file of at most {desk.limits.count} images or tiles, got one of more.",
+            "Send fewer or smaller images a file, or decode this one by `vqvae2-fast decompress`.",
         ) from error
     except ValueError as error:
         raise Problem(

@@ -106,7 +106,7 @@ class Guard:
                 403,
                 "Origin",
                 "Expected a request of the server's own page.",
-                "Programs send no Origin.",
+                "Programs send no Origin, and a proxy has to pass on the browser's Host.",
             )
         path = scope["path"]
         if self._token is not None and (path.startswith("/v1/") or path == "/metrics"):

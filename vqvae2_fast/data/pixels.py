@@ -76,12 +76,6 @@ class CorruptImageError(ValueError):
     """An image file that cannot be decoded."""
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # whose text names the object in memory
-        return f"it begins like none of {', '.join(FORMATS)}"
-    return short(error, 200)
-
-
 class _UnfitImageError(ValueError):
     """A sound image of a size or kind that was not asked for."""
 
@@ -132,7 +126,7 @@ def check_image(
     except _UnfitImageError:
         raise
     except DECODE_ERRORS as error:
-        raise CorruptImageError(f"{where} cannot be decoded ({_reason(error)}).") from error
+        raise CorruptImageError(f"{where} cannot be decoded ({short(error, 200)}).") from error
     _check_size(where, (height, width), image_shape)
 
 
@@ -185,7 +179,7 @@ def _upright(
     except _UnfitImageError:
         raise
     except DECODE_ERRORS as error:
-        raise CorruptImageError(f"{where} cannot be decoded ({_reason(error)}).") from error
+        raise CorruptImageError(f"{where} cannot be decoded ({short(error, 200)}).") from error
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

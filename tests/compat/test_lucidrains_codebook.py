@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqvae2_fast.compat.lucidrains import ResidualVQ, VectorQuantize
+from vqvae2_fast.compat.lucidrains import ResidualVQ, SimVQ, VectorQuantize
 from vqvae2_fast.modules import outside_graphs
 
 DIM, NUM_CODES = 12, 20
@@ -258,6 +258,67 @@ def test_an_empty_batch_gives_empty_results(arguments, shape, training) -> None:
     assert indices.shape[0] == 0
     assert loss == 0
     assert module._codebook.initted == (not arguments.get("kmeans_init", False))
+
+
+@pytest.mark.parametrize("shape", [(0, 9, DIM), (2, 0, DIM)], ids=["batch", "positions"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"codebook_diversity_loss_weight": 0.1},
+        {"commitment_use_cross_entropy_loss": True},
+        {"orthogonal_reg_weight": 0.1, "orthogonal_reg_active_codes_only": True},
+    ],
+    ids=["commitment", "diversity", "cross_entropy", "orthogonal"],
+)
+def test_each_loss_of_an_empty_batch_is_zero(arguments, shape) -> None:
+    assert VectorQuantize(DIM, NUM_CODES, **arguments)(torch.zeros(shape))[2] == 0
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("shape", [(0, 9, DIM), (2, 0, DIM)], ids=["batch", "positions"])
+def test_an_empty_batch_has_no_best_codes(shape, training) -> None:
+    module = VectorQuantize(DIM, NUM_CODES).train(training)
+    quantized, indices, loss = module(torch.zeros(shape), topk=3)
+    assert quantized.shape == (*shape[:2], 3, DIM)
+    assert indices.shape == loss.shape == (*shape[:2], 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 9, DIM), (2, 0, DIM)], ids=["batch", "positions"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_no_given_indices_have_a_cross_entropy_of_zero(shape, heads) -> None:
+    module = VectorQuantize(DIM, NUM_CODES, heads=heads)
+    indices = torch.zeros(*shape[:2], *[heads] * (heads > 1), dtype=torch.int64)
+    assert module(torch.zeros(shape), indices=indices)[1] == 0
+
+
+@pytest.mark.parametrize("kmeans_init", [True, False])
+def test_a_batch_that_is_masked_everywhere_teaches_nothing(kmeans_init) -> None:
+    module = VectorQuantize(DIM, NUM_CODES, kmeans_init=kmeans_init)
+    before = module.codebook.clone()
+    loss = module(torch.randn(2, 9, DIM), mask=torch.zeros(2, 9).bool())[2]
+    assert loss == 0
+    assert torch.isfinite(module.codebook).all()
+    assert module._codebook.initted == (not kmeans_init)
+    torch.testing.assert_close(module.codebook, before)
+
+
+@pytest.mark.parametrize("shape", [(0, 9, DIM), (2, 0, DIM)], ids=["batch", "positions"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"beam_size": 2}, {"shared_codebook": True, "threshold_ema_dead_code": 2}],
+    ids=["plain", "beam", "shared"],
+)
+def test_an_empty_batch_passes_a_residual_quantiser(arguments, shape) -> None:
+    module = ResidualVQ(dim=DIM, codebook_size=NUM_CODES, num_quantizers=3, **arguments)
+    quantized, indices, losses = module(torch.zeros(shape))
+    assert quantized.shape == shape
+    assert indices.shape == (*shape[:2], 3)
+    assert torch.equal(losses, torch.zeros(3))
+
+
+def test_an_empty_batch_has_no_loss_of_a_frozen_codebook() -> None:
+    assert SimVQ(dim=DIM, codebook_size=NUM_CODES)(torch.zeros(0, 9, DIM))[2] == 0
 
 
 @pytest.mark.parametrize(

@@ -54,14 +54,15 @@ def lucidrains_start_(
     """
     if has_started(initted, settled):
         return
-    if not sync_choice and x.shape[1] == 0:
+    rows_of = _compressed(x, mask)
+    if not sync_choice and len(rows_of[0]) == 0:  # all codebooks have the same mask
         return
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             "VectorQuantize: a trace would run k-means at every call. Start the codebook by a "
             "forward before torch.jit.trace."
         )
-    for codebook, rows in enumerate(_compressed(x, mask)):
+    for codebook, rows in enumerate(rows_of):
         means, counts = _kmeans(rows, embed.shape[1], iterations, cosine, sync_choice)
         cluster_size[codebook] = counts
         embed_avg[codebook] = means * counts[:, None]

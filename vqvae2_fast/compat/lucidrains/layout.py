@@ -104,7 +104,7 @@ class Layouts(nn.Module):
     def _indices_from_rows(self, indices: Tensor, sequence: Tensor) -> Tensor:
         """`[c, M]` -> `[B, N]`, or `[B, N, h]` with several heads; `[1, M, k]` -> `[B, N, k]`."""
         if indices.dim() == 3:
-            return indices.view(*sequence.shape[:2], -1)
+            return indices.view(*sequence.shape[:2], indices.shape[-1])
         each = self._per_head(indices, sequence)
         return each if self.heads > 1 else each[..., 0]
 

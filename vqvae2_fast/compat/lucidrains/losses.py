@@ -36,11 +36,11 @@ def directed(source: Tensor, target: Tensor, variance: float) -> Tensor:
 
 
 def masked_error(quantized: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean squared error of `[c, M, D]`, over the rows of mask `[c, M]`."""
+    """Mean squared error of `[c, M, D]`, over the rows of mask `[c, M]`; 0 if there are none."""
     if mask is None:
-        return F.mse_loss(quantized, target)
+        return F.mse_loss(quantized, target, reduction="mean" if target.numel() else "sum")
     error = F.mse_loss(quantized, target, reduction="none").mean(-1)  # [c, M]
-    return error.where(mask, 0.0).sum() / mask.sum()
+    return error.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def _orthogonal(codes: Tensor) -> Tensor:
@@ -79,7 +79,10 @@ class Losses:
     def of_codes(self, distances: Tensor, codes: Tensor) -> Tensor:
         """Cross-entropy of codes int64 `[B, ..., (h)]` by distances `[c, M, K]`; −1 is left out."""
         scores = self.module._per_head(distances, self.sequence)  # [B, N, h, K]
-        return F.cross_entropy(scores.flatten(0, 2), codes.flatten(), ignore_index=-1)
+        total = F.cross_entropy(
+            scores.flatten(0, 2), codes.flatten(), ignore_index=-1, reduction="sum"
+        )
+        return total / (codes != -1).sum().clamp(min=1)
 
     def of_forward(
         self,
@@ -107,11 +110,11 @@ class Losses:
         # if its inputs do.
         loss = torch.zeros_like(zero, requires_grad=not torch.compiler.is_compiling())
         diversity = commitment = orthogonal = zero
-        if module.codebook_diversity_loss_weight > 0:
+        if module.codebook_diversity_loss_weight > 0 and self.sequence.numel():
             assert distances is not None
             diversity = self._diversity(distances)
             loss = loss + diversity * module.codebook_diversity_loss_weight
-        if module.has_commitment_loss and len(self.sequence):
+        if module.has_commitment_loss:
             commitment = self._commitment(found, codes, distances, topk)
             loss = loss + commitment * module.commitment_weight
         if module.orthogonal_reg_weight > 0:
@@ -140,7 +143,7 @@ class Losses:
         """Mean squared error of each of k codes, `[1, M, k, D]` -> `[B, N, k]`, 0 where masked."""
         target = self.rows[:, :, None].expand_as(found)
         error = F.mse_loss(found, target, reduction="none").mean(-1)
-        error = error.view(*self.sequence.shape[:2], -1)
+        error = error.view(*self.sequence.shape[:2], error.shape[-1])
         return error if self.mask is None else error.where(self.mask[..., None], 0.0)
 
     def _diversity(self, distances: Tensor) -> Tensor:
@@ -154,6 +157,8 @@ class Losses:
         module = self.module
         codes = module._codebook.embed
         if module.orthogonal_reg_active_codes_only:
+            if row_indices.numel() == 0:
+                return self.zero
             if len(codes) > 1:
                 raise ValueError(
                     "VectorQuantize: expected one codebook with orthogonal_reg_active_codes_only, "

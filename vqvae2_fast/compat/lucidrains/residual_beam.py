@@ -75,8 +75,8 @@ def beam_search(
             residual, total = residual[rows, best], total[rows, best]
             indices = [part[rows, best] for part in indices]
             losses = [part[rows, best] for part in losses]
-    found = torch.stack([index[:, 0] for index in indices], dim=-1).view(*positions, -1)
+    found = torch.stack([index[:, 0] for index in indices], dim=-1).view(*positions, in_use)
     if module.training and not layers[0].is_frozen(freeze_codebook):
         layers[0].update_indices(x.detach(), found[..., 0])
-    mean_losses = torch.stack([loss[:, 0].mean() for loss in losses])
+    mean_losses = torch.stack([loss[:, 0].sum() / max(len(loss), 1) for loss in losses])
     return total[:, 0].view(x.shape), found, mean_losses, [x]

@@ -298,7 +298,7 @@ class ResidualVQ(Residual, Layouts):
             first._codebook.update_ema()
             first.update_in_place_optimizer()
         every = torch.stack(residuals, dim=-2)  # [B, N, q, D]
-        first.expire_codes_(every.reshape(len(every), -1, self.codebook_dim))
+        first.expire_codes_(every.flatten(1, 2))
 
     @property
     def vq_is_ema_updating(self) -> bool:

@@ -1,7 +1,8 @@
 """`SimVQ` and `ResidualSimVQ` of lucidrains/vector-quantize-pytorch.
 
-What differs from the package: the search is exact and forms no matrix of vectors by codes, and
-`quantized` is exactly the code (the package's rotated value is a rounding error away).
+What differs from the package: the search is exact and forms no matrix of vectors by codes,
+`quantized` is exactly the code (the package's rotated value is a rounding error away), and the loss
+of an empty batch is 0 instead of NaN.
 
 Letters: B batch, N positions, Q quantisers, K codes.
 """
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
+from vqvae2_fast.compat.lucidrains.losses import masked_error
 from vqvae2_fast.compat.lucidrains.residual import Residual
 from vqvae2_fast.ops._rotation import rotate_gradient
 
@@ -94,8 +96,8 @@ class SimVQ(nn.Module):
         codebook = self.codebook
         indices = ops.nearest_code(x.detach(), codebook.detach())[0]
         quantized = F.embedding(indices, codebook)
-        loss = F.mse_loss(x.detach(), quantized) + (
-            F.mse_loss(x, quantized.detach()) * self.input_to_quantize_commit_loss_weight
+        loss = masked_error(quantized, x.detach(), None) + (
+            masked_error(quantized.detach(), x, None) * self.input_to_quantize_commit_loss_weight
         )
         rows = quantized.detach().to(x.dtype)
         quantized = rotate_gradient(x, rows) if self.rotation_trick else rows + (x - x.detach())

@@ -10,7 +10,8 @@ and your state dicts. The tests compare the module with the package itself. What
   rotated or straight-through value is a rounding error away. The codebook then moves, so in
   training `quantized` equals `codebook[indices]` as it was before the update.
 - `mask` works together with projections or heads, where the package's shapes do not fit.
-- An empty batch has a loss of 0, where the package's is NaN, and does not start a codebook.
+- A batch that is empty, or masked everywhere, has a loss of 0, where the package's is NaN, and does
+  not start a codebook.
 - Where a batch has fewer vectors than there are dead codes, both replace a random choice of the
   codes, not the same one.
 - With an EMA update, gradients of a diversity loss take the codes as they are after it, as in the
@@ -310,8 +311,9 @@ class VectorQuantize(CodebookAccess):
         if indices is not None:
             assert distances is not None
             # As the package returns them: heads apart, before the projection.
-            length = sequence.shape[1]
-            routed = self._routed(x, rows, quantized).unflatten(1, (-1, length))
+            batch, length, _ = sequence.shape
+            apart = batch * self.heads // len(rows)
+            routed = self._routed(x, rows, quantized).unflatten(1, (apart, length))
             return routed if self.heads > 1 else routed[0], losses.of_codes(distances, indices)
 
         codes = self._indices_from_rows(row_indices, sequence)

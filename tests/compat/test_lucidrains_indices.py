@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -48,6 +50,26 @@ def test_outputs_of_indices_have_channels_where_the_input_has_them(layout, shape
     module = VectorQuantize(8, 12, codebook_dim=3, **layout, **heads).eval()
     quantized, indices, _ = module(torch.randn(shape))
     torch.testing.assert_close(module.get_output_from_indices(indices), quantized)
+
+
+@pytest.mark.parametrize(
+    "heads", [{}, {"heads": 2}, {"heads": 2, "separate_codebook_per_head": True}]
+)
+def test_indices_of_masked_vectors_do_not_move_the_codebook(heads):
+    torch.manual_seed(0)
+    module, x = VectorQuantize(8, 12, **heads), torch.randn(2, 9, 8)
+    mask = torch.arange(9) < torch.tensor([[4], [7]])
+    indices = module.eval()(x, mask=mask)[1]
+    expected = copy.deepcopy(module)
+    expected.update_indices(x, indices, mask=mask)
+    module.update_indices(x, indices)
+    assert torch.equal(module.codebook, expected.codebook)
+    assert torch.equal(module._codebook.cluster_size, expected._codebook.cluster_size)
+
+
+def test_updating_by_an_index_below_minus_one_is_refused():
+    with pytest.raises(RuntimeError, match="code_statistics: "):
+        VectorQuantize(8, 12).update_indices(torch.randn(1, 1, 8), torch.tensor([[-2]]))
 
 
 def test_writing_to_returned_indices_leaves_the_perplexity():

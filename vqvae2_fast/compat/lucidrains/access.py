@@ -125,7 +125,11 @@ class CodebookAccess(Layouts):
 
     @torch.no_grad()
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
-        """Move the codebook by given vectors and indices, as `forward` takes and returns them."""
+        """Move the codebook by given vectors and indices, as `forward` takes and returns them.
+
+        A vector of index −1 does not count: `forward` returns it where a vector is masked. The host
+        waits for a GPU once.
+        """
         sequence = self._to_sequence(x)
         self._check_indices(indices, x)
         mask = self._as_mask(x, sequence, mask, None)
@@ -133,8 +137,10 @@ class CodebookAccess(Layouts):
         rows = self._codebook.transform_input(rows)
         per_head = indices.reshape(*sequence.shape[:2], self.heads)  # [B, N, h]
         order = (2, 0, 1) if self.separate_codebook_per_head else (0, 2, 1)
-        row_indices = per_head.permute(order).reshape(rows.shape[:2]).clamp(min=0)  # [c, M]
-        self._codebook.update(rows.float(), row_indices, row_mask)
+        row_indices = per_head.permute(order).reshape(rows.shape[:2])  # [c, M]
+        counted = row_indices != -1
+        counted = counted if row_mask is None else counted & row_mask
+        self._codebook.update(rows.float(), row_indices, counted)
 
     update_ema_indices = update_indices
 

@@ -77,6 +77,9 @@ def beam_search(
             losses = [part[rows, best] for part in losses]
     found = torch.stack([index[:, 0] for index in indices], dim=-1).view(*positions, in_use)
     if module.training and not layers[0].is_frozen(freeze_codebook):
-        layers[0].update_indices(x.detach(), found[..., 0])
+        # Not by `update_indices`, which would wait for a GPU: each vector has a code.
+        book = layers[0]._codebook
+        rows = book.transform_input(x.detach().reshape(1, -1, x.shape[-1]))
+        book.update(rows.float(), found[..., 0].reshape(1, -1), None)
     mean_losses = torch.stack([loss[:, 0].sum() / max(len(loss), 1) for loss in losses])
     return total[:, 0].view(x.shape), found, mean_losses, [x]

@@ -16,6 +16,7 @@ and your state dicts. The tests compare the module with the package itself. What
   codes, not the same one.
 - With an EMA update, gradients of a diversity loss take the codes as they are after it, as in the
   package.
+- `update_indices` leaves out vectors of index −1, which the package counts as code 0.
 - `perplexity` and `usage` say how the latest batch used the codes.
 - `torch.compile` makes one graph of a training step without a mask.
 

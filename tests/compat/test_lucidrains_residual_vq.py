@@ -305,3 +305,14 @@ def test_graphs_around_a_dropout_drop_as_many_quantisers():
         expected = eager(x)
         torch.manual_seed(seed)
         assert_near(compiled(x), expected, f"step {seed}")
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("beam", [{}, {"beam_size": 2}], ids=["plain", "beam"])
+def test_losses_of_a_module_in_half_precision_are_float32(beam, training):
+    theirs, ours = pair(beam)
+    x = torch.randn(SEQUENCE, dtype=torch.bfloat16)
+    expected = theirs.bfloat16().train(training)(x)[2]
+    losses = ours.bfloat16().train(training)(x)[2]
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected)

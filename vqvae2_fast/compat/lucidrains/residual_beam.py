@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.modules.projections import wide
+
 if TYPE_CHECKING:
     from vqvae2_fast.compat.lucidrains.residual_vq import ResidualVQ
 
@@ -81,5 +83,5 @@ def beam_search(
         book = layers[0]._codebook
         rows = book.transform_input(x.detach().reshape(1, -1, x.shape[-1]))
         book.update(rows.float(), found[..., 0].reshape(1, -1), None)
-    mean_losses = torch.stack([loss[:, 0].sum() / max(len(loss), 1) for loss in losses])
+    mean_losses = torch.stack([wide(loss[:, 0]).sum() / max(len(loss), 1) for loss in losses])
     return total[:, 0].view(x.shape), found, mean_losses, [x]

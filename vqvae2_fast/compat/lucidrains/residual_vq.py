@@ -28,7 +28,7 @@ from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.compat.lucidrains.residual_at_once import at_once, goes_at_once
 from vqvae2_fast.compat.lucidrains.residual_beam import beam_search
 from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
-from vqvae2_fast.modules.projections import projections
+from vqvae2_fast.modules.projections import projections, wide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,7 +212,7 @@ class ResidualVQ(Residual, Layouts):
         Returns:
             quantized: x's shape.
             indices: int64, the positions of x and Q; −1 for dropped quantisers and where masked.
-            losses: `[Q]`.
+            losses: `[Q]`, float32 also in a module of half precision.
             codes: With return_all_codes, those of each quantiser.
 
         Raises:
@@ -251,7 +251,7 @@ class ResidualVQ(Residual, Layouts):
             quantized = torch.where(mask[..., None], quantized, padding)
         missing = self.num_quantizers - in_use
         codes = nn.functional.pad(codes, (0, missing), value=-1)
-        losses = nn.functional.pad(losses, (0, missing))
+        losses = nn.functional.pad(wide(losses), (0, missing))
         codes = self._codes_like(codes, x)
         result = (self._from_sequence(quantized, x), codes, losses)
         return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result

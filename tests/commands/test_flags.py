@@ -80,6 +80,7 @@ def test_a_command_that_cannot_resume_is_to_be_repeated():
     message = "stopped. Continue with resume=True and the same options."
     told = "stopped. Continue with the same command and the same options."
     assert as_flags(message, Evaluate) == told
+    assert as_flags("continue by the same call", Evaluate) == "continue with the same command"
 
 
 def test_of_two_fields_of_one_name_that_of_the_training_counts():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.models.classifier import Classifier
+from vqvae2_fast.runs import InterruptedRun
 from vqvae2_fast.training.cas import classification_accuracy_score
 
 QUIET = Progress(quiet=True)
@@ -29,3 +34,34 @@ def test_a_classifier_of_other_images_names_its_folder_and_no_argument(tmp_path)
     remedy = f"Delete {tmp_path / 'real'} to train that classifier again, or name another folder."
     assert str(refused.value).endswith(remedy)
     assert "=True" not in str(refused.value)
+
+
+def test_an_interrupted_score_is_continued_by_the_same_call(tmp_path, monkeypatch):
+    def scored():
+        sets = {"real": images(8, 0)}, {"real": images(4, 1)}
+        return classification_accuracy_score(*sets, out=tmp_path, steps=3, progress=QUIET)
+
+    forward = Classifier.forward
+
+    def interrupted(self, images):
+        os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, images)
+
+    monkeypatch.setattr(Classifier, "forward", interrupted)
+    with pytest.raises(InterruptedRun, match=r"holds it\. Continue by the same call\.$") as stopped:
+        scored()
+    assert stopped.value.signal_number == signal.SIGINT
+    monkeypatch.setattr(Classifier, "forward", forward)
+    assert scored()[0].images == 8
+
+
+def test_a_score_on_a_full_disk_is_continued_by_the_same_call(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "disk full")
+
+    monkeypatch.setattr("vqvae2_fast.runs.log.write_all", full)
+    with pytest.raises(OSError, match="then continue by the same call") as failed:
+        classification_accuracy_score(
+            {"real": images(8, 0)}, {"real": images(4, 1)}, out=tmp_path, steps=1, progress=QUIET
+        )
+    assert "resume" not in str(failed.value)

@@ -47,7 +47,7 @@ def as_flags(message: str, kind: type) -> str:
 
     `name=True` becomes the flag that switches it on, and `name=False` the one that switches it off.
     In a command with --resume, that stands for "by the same call"; in others, "the same command"
-    for `resume=True`.
+    stands for both.
     A word without an underscore or a point may be English: it is taken for a name only if the
     message contains `name must` or `name=` or begins with `name:` or with `expected name` and what
     is expected.
@@ -57,6 +57,7 @@ def as_flags(message: str, kind: type) -> str:
         message = message.replace("by the same call", f"with {flags['resume']}")
     else:  # such a command repeats, or continues what it finds
         message = message.replace("resume=True", "the same command")
+        message = message.replace("by the same call", "with the same command")
     for field, flag in flags.items():
         name = rf"(?<![\w./-]){re.escape(field)}"
         off = re.sub(r"^--(.*\.)?", r"\g<0>no-", flag)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vqvae2_fast import codec
+from vqvae2_fast.codec.engine import check_engine
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, score_codes
 from vqvae2_fast.testing.compare import simd_level, simd_levels
@@ -177,3 +178,9 @@ def test_maps_that_do_not_fit_are_named_by_the_argument(pipeline: Pipeline, leve
     codes[level] = codes[level][:, 1:]
     with pytest.raises(ValueError, match=rf"encode_codes: expected codes\[{level}\] \[2, "):
         codec.encode_codes(pipeline, codes)
+
+
+def test_priors_elsewhere_are_refused_with_the_remedy() -> None:
+    prior = tiny_pipeline(num_classes=3).priors[0].to("meta")
+    with pytest.raises(RuntimeError, match=r"the prior is on meta\. Move .* with device=cpu\.$"):
+        check_engine("encode_codes", prior, "cpu")

@@ -297,8 +297,9 @@ def test_features_are_in_float32_and_the_settings_return(precision, monkeypatch)
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 def test_a_prior_elsewhere_is_refused_with_the_reason():
     assert cuda.why_not_cuda(torch.device("cpu"), torch.float32) == "the prior is on cpu"
-    with pytest.raises(RuntimeError, match="engine cuda: the prior is on cpu"):
+    with pytest.raises(RuntimeError, match="engine cuda: the prior is on cpu") as refused:
         sample_codes(tiny_prior(), 1, engine="cuda")
+    assert "Move it with device=cuda, or draw with engine='auto'" in str(refused.value)
     assert choose_engine("auto", tiny_prior())[0] == "cpu"
 
 

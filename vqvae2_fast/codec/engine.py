@@ -41,11 +41,13 @@ def check_engine(where: str, prior: nn.Module, engine: str) -> None:
             f"{where}: expected engine 'cpu', whose probabilities are the same bits on every "
             f"machine, got {engine!r}: what it encodes, another machine could not decode."
         )
-    reason = why_not_cpu(device_of(prior), next(prior.parameters()).dtype)
+    device = device_of(prior)
+    reason = why_not_cpu(device, next(prior.parameters()).dtype)
     if interface_of(prior).plan is None:
         reason = NO_PLAN
     if reason is not None:
-        raise RuntimeError(f"{where}: engine cpu cannot code here: {reason}.")
+        remedy = "" if device.type == "cpu" else " Move the pipeline with device=cpu."
+        raise RuntimeError(f"{where}: engine cpu cannot code here: {reason}.{remedy}")
     num_embeddings = interface_of(prior).num_embeddings
     if num_embeddings > MAX_EMBEDDINGS:
         raise ValueError(

@@ -21,6 +21,16 @@ __all__ = ["DrawRequest", "Drawn", "EngineError", "beyond", "log_prob_of"]
 class EngineError(RuntimeError, ValueError):
     """An engine that was asked for by name cannot draw what it was asked for."""
 
+    @classmethod
+    def refusing(cls, engine: str, reason: str, device: torch.device, needed: str) -> EngineError:
+        """Why an engine for devices of the type `needed` does not draw from a prior on `device`,
+        and what does."""
+        move = "" if device.type == needed else f"Move it with device={needed}, or d"
+        return cls(
+            f"engine {engine}: {reason}. {move or 'D'}raw with engine='auto', which takes an "
+            "engine that can."
+        )
+
 
 @dataclass(frozen=True)
 class DrawRequest:

@@ -89,7 +89,7 @@ def draw_cpu_timed(
     """
     reason = why_not_cpu(plan.device, plan.head.dtype)
     if reason is not None:
-        raise EngineError(f"engine cpu: {reason}.")
+        raise EngineError.refusing("cpu", reason, plan.device, "cpu")
     batch, (height, width) = request.batch_size, plan.size
     codes = torch.zeros(batch, height, width, dtype=torch.int64)
     log_prob = torch.zeros(batch, height, width) if request.want_log_prob else None

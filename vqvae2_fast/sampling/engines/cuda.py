@@ -202,7 +202,7 @@ def draw_cuda(
     settings, precision = request.settings, PRECISIONS[engine]
     reason = why_not_cuda(plan.device, plan.head.dtype)
     if reason is not None:
-        raise EngineError(f"engine {engine}: {reason}.")
+        raise EngineError.refusing(engine, reason, plan.device, "cuda")
     library = native_library()
     with torch.cuda.device(plan.device):
         stream = torch.cuda.current_stream()
@@ -217,7 +217,7 @@ def draw_cuda(
             precision=precision,
         )
         if reason is not None:
-            raise EngineError(f"engine {engine}: {reason}.")
+            raise EngineError.refusing(engine, reason, plan.device, "cuda")
         try:
             return draw_with(
                 library,

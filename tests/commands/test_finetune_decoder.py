@@ -13,6 +13,7 @@ from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.commands import finetune_decoder, plan
 from vqvae2_fast.metrics import perceptual
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.patch_discriminator import PatchDiscriminator
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 
@@ -61,7 +62,7 @@ def test_the_decoder_of_a_pipeline_is_replaced(pipeline, large_images, run, tmp_
     assert load(out, expect=VQVAE2).vqvae_hash
 
 
-def test_the_plan_counts_gradients_and_moments_of_the_decoder_only(
+def test_the_plan_counts_gradients_and_moments_of_the_decoder_and_the_discriminator(
     pipeline, large_images, run, tmp_path
 ):
     given = ["--vqvae", pipeline, "--data", large_images, "--out", tmp_path / "run"]
@@ -73,8 +74,12 @@ def test_the_plan_counts_gradients_and_moments_of_the_decoder_only(
     averaged, trained = (
         sum(weight.nbytes for weight in part.parameters()) for part in (vqvae, vqvae.decoder)
     )
-    # One gradient and AdamW's two moments of what is trained, and the average of all weights.
-    assert values["training_bytes"] - values["model_bytes"] == 3 * trained + averaged
+    discriminator = PatchDiscriminator(vqvae.config.image_channels, channels=8)
+    beside = sum(weight.nbytes for weight in discriminator.parameters())
+    # One gradient and AdamW's two moments of what is trained, the average of all weights, and the
+    # discriminator's own weights too.
+    counted = 3 * trained + averaged + 4 * beside
+    assert values["training_bytes"] - values["model_bytes"] == counted
 
 
 def test_a_decoder_that_cannot_fit_is_refused_before_the_model_is_copied(

@@ -97,6 +97,8 @@ def plan_of_training(
         _check_memory(state, 0, 0, free, config, device)
     stage = make_stage(make_model().to(device))
     check(stage)
+    if stage.companion is not None:
+        state += stage.companion.training_bytes
     progress.say("timing the first steps ...")
     cost = measure_step(stage, own)
     memory = state + cost.activation_bytes(own.batch_size)

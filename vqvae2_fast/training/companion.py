@@ -31,6 +31,12 @@ class Companion:
         self.what, self.network, self.optimizer = what, network, optimizer
         self.steps = 0
 
+    @property
+    def training_bytes(self) -> int:
+        """Weights, gradients, AdamW's two moments and buffers."""
+        weights = sum(weight.nbytes for weight in self.network.parameters())
+        return 4 * weights + sum(value.nbytes for value in self.network.buffers())
+
     def step(self) -> None:
         """Move the network by the gradients since the last step."""
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -90,6 +90,7 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
     the model is of no use afterwards.
     """
     model, device = stage.model, device_of(stage.model)
+    beside = [] if stage.companion is None else [stage.companion.network]
     autocast = autocast_of(model, config)
     alone = replace(config, compile=False, shard=False)
     start = time.monotonic()
@@ -104,7 +105,7 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
         prepared(model, alone, Ranks()) as network,
     ):
         for count in (min(count, config.batch_size) for count in counts):
-            began, saved = time.monotonic(), SavedBytes(model)
+            began, saved = time.monotonic(), SavedBytes(model, *beside)
             with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
                 with autocast:
                     total, _ = stage.loss(network, _first(batch, count))
@@ -143,13 +144,14 @@ def _extrapolated(parts: dict[int, tuple[float, int]], batch_size: int) -> tuple
 
 
 class SavedBytes:
-    """Bytes that autograd holds for backward: each storage once, weights and buffers left out.
+    """Bytes that autograd holds for backward: each storage once, weights and buffers of the given
+    networks left out.
 
     `note` is for `saved_tensors_hooks`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        tensors = [*model.parameters(), *model.buffers()]
+    def __init__(self, *networks: nn.Module) -> None:
+        tensors = [t for network in networks for t in (*network.parameters(), *network.buffers())]
         self._known = {tensor.untyped_storage()._cdata for tensor in tensors}
         self._held: list[Tensor] = []  # keeps storages alive, so that no address is used twice
         self.total = 0

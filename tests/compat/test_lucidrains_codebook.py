@@ -374,3 +374,21 @@ def test_a_compiled_residual_quantiser_that_has_started_searches_all_codebooks_a
 
     torch.compile(module, fullgraph=True, backend=backend)(torch.randn(2, 9, DIM))
     assert sum("residual_nearest_code" in name for name in called) == 1
+
+
+@pytest.mark.parametrize("arguments", [{}, {"kmeans_init": True}], ids=["moves", "starts"])
+def test_a_codebook_that_would_change_under_vmap_is_refused(arguments) -> None:
+    module = VectorQuantize(DIM, NUM_CODES, **arguments)
+    before = module.codebook.clone()
+    with pytest.raises(NotImplementedError, match=r"under torch\.func\.vmap.*evaluation mode"):
+        torch.func.vmap(lambda x: module(x)[0])(torch.randn(3, 1, 9, DIM))
+    assert torch.equal(module.codebook, before)
+
+
+def test_vmap_evaluates_an_ensemble() -> None:
+    modules = [VectorQuantize(DIM, NUM_CODES).eval() for _ in range(3)]
+    state, x = torch.func.stack_module_state(modules)[1], torch.randn(3, 1, 9, DIM)
+    found = torch.func.vmap(lambda b, x: functional_call(modules[0], b, (x,))[1])(state, x)
+    assert torch.equal(
+        found, torch.stack([module(z)[1] for module, z in zip(modules, x, strict=True)])
+    )

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vqvae2_fast.modules import codebook_steps, outside_graphs
 from vqvae2_fast.modules import quantizer as quantizer_module
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.residual_vq import ResidualVQ
 
 K, D = 6, 4
 
@@ -160,3 +161,23 @@ def test_a_wait_begins_again_where_its_buffers_are_reset() -> None:
         buffer.copy_(fresh.get_buffer(name))
     z_q, _, _ = module(codes)
     assert torch.equal(z_q, codes)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: VectorQuantizerEMA(16, 8, init="normal"), lambda: ResidualVQ(16, 8, 2)],
+    ids=["one", "residual"],
+)
+@pytest.mark.parametrize("stacked", [False, True], ids=["vectors", "modules"])
+def test_a_codebook_that_would_move_under_vmap_is_refused(make, stacked) -> None:
+    modules = [make() for _ in range(3)]
+    buffers = torch.func.stack_module_state(modules)[1] if stacked else dict(make().named_buffers())
+    before = {name: value.clone() for name, value in buffers.items()}
+    call = torch.func.vmap(
+        lambda buffers, z: functional_call(modules[0], buffers, (z,))[0],
+        in_dims=(0 if stacked else None, 0),
+    )
+    with pytest.raises(NotImplementedError, match=r"under torch\.func\.vmap.*evaluation mode"):
+        call(buffers, torch.randn(3, 5, 8))
+    for name, value in buffers.items():
+        assert torch.equal(value, before[name])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from vqvae2_fast.modules.outside_transforms import all_of
 from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def has_started(initialised: Tensor, settled: Tensor) -> bool:
     if not has_values(initialised):
         return True
     if not reading_waits(initialised):
-        return bool(initialised)
+        return bool(all_of(initialised))
     if not settled:
-        settled.copy_(initialised)
+        settled.copy_(all_of(initialised))
     return bool(settled)

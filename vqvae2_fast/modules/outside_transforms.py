@@ -14,7 +14,7 @@ from vqvae2_fast.ops._registry import transforms_are_active
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["detached", "outside_transforms"]
+__all__ = ["all_of", "detached", "outside_transforms", "refuse_vmap"]
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -49,6 +49,35 @@ def _held(value: Tensor) -> Tensor:
         if dim >= 0:
             value = value.movedim(dim, -1)
     return value
+
+
+def refuse_vmap(where: str, *values: Tensor) -> None:
+    """Refuse to start or move a codebook by or of tensors that differ between samples of `vmap`.
+
+    Raises:
+        NotImplementedError: One of the tensors does.
+    """
+    if not torch.compiler.is_compiling() and any(map(_differs_between_samples, values)):
+        raise NotImplementedError(
+            f"{where}: a codebook neither starts nor moves under torch.func.vmap, which has no "
+            "rule for operators that write in place. Call the module outside of vmap, with the "
+            "whole batch (each module of an ensemble by itself). Under vmap it works in evaluation "
+            "mode, once its codebook has started."
+        )
+
+
+def _differs_between_samples(value: Tensor) -> bool:
+    while _functorch.is_functorch_wrapped_tensor(value):
+        if _functorch.is_batchedtensor(value):
+            return True
+        value = _functorch.get_unwrapped(value)
+    return False
+
+
+@outside_transforms
+def all_of(flag: Tensor) -> Tensor:
+    """Whether a flag is True for all samples, 0-d."""
+    return flag.all()
 
 
 @outside_transforms

@@ -23,7 +23,7 @@ from vqvae2_fast.modules.outside_graphs import (
     inside_backward,
     reading_waits,
 )
-from vqvae2_fast.modules.outside_transforms import detached
+from vqvae2_fast.modules.outside_transforms import detached, refuse_vmap
 from vqvae2_fast.modules.quantizer_arguments import check_arguments
 from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
 from vqvae2_fast.modules.seen_vectors import SeenVectors
@@ -91,8 +91,8 @@ class VectorQuantizerEMA(Quantizer):
         The buffers `initialised` and `steps` decide whether k-means still has to start the
         codebook, however they were set. On a GPU they are read until it has started.
         A vector with NaN or infinity moves no code: the statistics of its code in that update are
-        dropped. `torch.compile` makes one graph of a training step. Transforms of `torch.func` take
-        one if they are given the buffers (`functional_call`), which it changes.
+        dropped. `torch.compile` makes one graph of a training step. Transforms of `torch.func`,
+        except `vmap`, take one if they are given the buffers (`functional_call`), which it changes.
         With gradient "straight_through", backward needs z_q unchanged: do not work on it in
         place. While `quantize_after` holds, z_q is z itself.
     """
@@ -185,6 +185,7 @@ class VectorQuantizerEMA(Quantizer):
             TypeError: z is not floating, or in training mode the codebook is not float32.
             RuntimeError: With update="forward": a checkpoint recomputes another forward than the
                 latest.
+            NotImplementedError: In training mode under `torch.func.vmap`.
         """
         check_vectors("VectorQuantizerEMA", z, self.embedding_dim)
         with without_autocast(z.device):
@@ -211,6 +212,7 @@ class VectorQuantizerEMA(Quantizer):
         """
         if not self.training:
             return self.codebook
+        refuse_vmap("VectorQuantizerEMA", z, self.codebook)
         recomputing = inside_backward()
         if not recomputing:
             self._prepare(z)

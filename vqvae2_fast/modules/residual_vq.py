@@ -16,6 +16,7 @@ from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import stacked_codebooks
 from vqvae2_fast.modules.codebook_steps import start_residual_codebooks_
 from vqvae2_fast.modules.outside_graphs import inside_backward
+from vqvae2_fast.modules.outside_transforms import refuse_vmap
 from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
@@ -197,6 +198,7 @@ class ResidualVQ(Quantizer):
         """What this forward searches, `[Q, K, D]`; in training k-means may start it."""
         own = [cast("VectorQuantizerEMA", book) for book in self.quantizers]
         if self.training and not inside_backward():
+            refuse_vmap("ResidualVQ", z, own[0].codebook)
             start_residual_codebooks_(
                 z.detach().reshape(-1, self.embedding_dim),
                 [book.codebook for book in own],

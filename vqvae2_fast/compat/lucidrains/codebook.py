@@ -19,6 +19,7 @@ from vqvae2_fast.compat.lucidrains.codebook_steps import (
 )
 from vqvae2_fast.modules.codebook import perplexity
 from vqvae2_fast.modules.outside_graphs import StartFlag, has_started, has_values
+from vqvae2_fast.modules.outside_transforms import refuse_vmap
 
 __all__ = ["Codebook"]
 
@@ -266,6 +267,7 @@ class Codebook(nn.Module):
         follows = self.ema_update if ema_update is None else ema_update
         if not follows and not self.has_dead_code_replacement:
             return
+        refuse_vmap("VectorQuantize", x, self.embed)
         replaces = self.has_dead_code_replacement and self.training
         lucidrains_move_(
             x,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs, reading_waits
+from vqvae2_fast.modules.outside_transforms import refuse_vmap
 
 __all__ = ["l2norm", "lucidrains_move_", "lucidrains_start_", "replace_codes_", "take_ratios_"]
 
@@ -54,6 +55,7 @@ def lucidrains_start_(
     """
     if has_started(initted, settled):
         return
+    refuse_vmap("VectorQuantize", x, embed)
     rows_of = _compressed(x, mask)
     if not sync_choice and len(rows_of[0]) == 0:  # all codebooks have the same mask
         return

@@ -266,7 +266,8 @@ class VectorQuantize(CodebookAccess):
         Raises:
             ValueError: Shapes that do not fit the layout, or mask and lens together.
             TypeError: indices are not int64.
-            NotImplementedError: Another argument of the package is given.
+            NotImplementedError: Another argument of the package is given, or the codebook would
+                start or move under `torch.func.vmap`.
         """
         given = {
             "codebook_transform_fn": codebook_transform_fn,

@@ -50,7 +50,9 @@ class _LeftOutOfImport(NotImplementedError, ImportError):
 
 def __getattr__(name: str) -> Any:
     if name in _LEFT_OUT:
-        # Python would make an ImportError without this reason of an AttributeError.
+        # `from ... import` asks by a `hasattr` of importlib, which would swallow the reason of an
+        # AttributeError. No exception can be that and an ImportError (their layouts conflict), so
+        # only the caller's frame tells an import from other accesses.
         imports = sys._getframe(1).f_code.co_name == "_handle_fromlist"
         raise (_LeftOutOfImport if imports else _LeftOut)(
             f"vqvae2_fast.compat.lucidrains: {name} is not supported: it {_LEFT_OUT[name]}. The "

@@ -156,6 +156,19 @@ def run_in_two_processes(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """The current folder, with a pipeline of 16×16 images, and photos/ with images of three
+    sizes."""
+    save(tiny_pipeline(num_classes=3), tmp_path / "pipeline", class_names=("a", "b", "c"))
+    (tmp_path / "photos").mkdir()
+    for number, size in enumerate([(16, 16), (16, 16), (40, 23), (9, 50)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def files():
     """The contents of a folder: the bytes of each file except locks, by path."""
 

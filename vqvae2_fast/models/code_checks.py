@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.outside_graphs import has_values
+from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "as_maps",
     "check_int64",
     "check_labels",
+    "check_levels",
     "check_maps",
     "check_prior_fits",
     "check_range",
@@ -107,6 +109,54 @@ def check_maps(
                 f"{where}: expected {item} {[batch_size, *size]}, got {list(codes.shape)}."
             )
         check_range(where, item, codes, 0, num_embeddings)
+
+
+def check_levels(
+    where: str,
+    codes: Sequence[Tensor],
+    names: Sequence[str],
+    strides: Sequence[int],
+    num_embeddings: int,
+) -> None:
+    """The maps of all levels of a VQ-VAE: int64 `[B, h, w]`, coarse to fine.
+
+    On a GPU the host waits once, for the least and the largest code of each.
+
+    Args:
+        strides: Fine to coarse; all but the first lead from one level's size to the next.
+    """
+    if len(codes) != len(names):
+        raise ValueError(
+            f"{where}: expected {len(names)} code maps ({', '.join(names)}), got {len(codes)}."
+        )
+    for name, level_codes in zip(names, codes, strict=True):
+        if level_codes.dtype != torch.int64:
+            raise TypeError(
+                f"{where}: expected int64 codes, got {dtype_name(level_codes.dtype)} at level "
+                f"{name}."
+            )
+        if level_codes.dim() != 3:
+            raise ValueError(
+                f"{where}: expected codes [B, h, w], got {list(level_codes.shape)} at level {name}."
+            )
+    size = codes[0].shape
+    for level, factor in enumerate(strides[:0:-1], start=1):
+        size = torch.Size((size[0], size[1] * factor, size[2] * factor))
+        if codes[level].shape != size:
+            raise ValueError(
+                f"{where}: expected codes {list(size)} at level {names[level]} for "
+                f"{list(codes[0].shape)} at level top, got {list(codes[level].shape)}."
+            )
+    if not may_read(codes[0]):
+        return
+    extremes = [torch.stack(level_codes.aminmax()) for level_codes in codes]
+    pairs = torch.stack(extremes).tolist()  # [L, 2], one synchronisation
+    for name, (low, high) in zip(names, pairs, strict=True):
+        if low < 0 or high >= num_embeddings:
+            raise ValueError(
+                f"{where}: expected codes in 0..{num_embeddings - 1}, got {low}..{high} at level "
+                f"{name}."
+            )
 
 
 def label_count(num_classes: int, num_subclasses: int = 0, num_variants: int = 0) -> int:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.console.tables import html_summary
-from vqvae2_fast.models.code_checks import may_read
+from vqvae2_fast.models.code_checks import check_levels
 from vqvae2_fast.models.configs import VQVAE2Config, level_names
 from vqvae2_fast.modules.codebook_steps import update_codebooks_
 from vqvae2_fast.modules.decoder import Decoder, upsampler
@@ -230,7 +230,9 @@ class VQVAE2(nn.Module):
                 coarsest map, or a code outside 0..K−1.
             TypeError: Codes that are not int64.
         """
-        self._check_codes(codes)
+        check_levels(
+            "VQVAE2", codes, self.level_names, self.config.strides, self.config.num_embeddings
+        )
         context: Tensor | None = None
         dtype = next(self.decoder.parameters()).dtype
         for level, quantizer in enumerate(self._levels()):
@@ -376,39 +378,3 @@ class VQVAE2(nn.Module):
                 f"VQVAE2: expected images with H and W multiples of {stride} (strides "
                 f"{self.config.strides}), got {list(images.shape)}: crop or resize them."
             )
-
-    def _check_codes(self, codes: list[Tensor]) -> None:
-        if len(codes) != self.config.num_levels:
-            raise ValueError(
-                f"VQVAE2: expected {self.config.num_levels} code maps "
-                f"({', '.join(self.level_names)}), got {len(codes)}."
-            )
-        for name, level_codes in zip(self.level_names, codes, strict=True):
-            if level_codes.dtype != torch.int64:
-                raise TypeError(
-                    f"VQVAE2: expected int64 codes, got "
-                    f"{dtype_name(level_codes.dtype)} at level {name}."
-                )
-            if level_codes.dim() != 3:
-                raise ValueError(
-                    f"VQVAE2: expected codes [B, h, w], got {list(level_codes.shape)} at level "
-                    f"{name}."
-                )
-        size = codes[0].shape
-        for level, factor in enumerate(self.config.strides[:0:-1], start=1):
-            size = torch.Size((size[0], size[1] * factor, size[2] * factor))
-            if codes[level].shape != size:
-                raise ValueError(
-                    f"VQVAE2: expected codes {list(size)} at level {self.level_names[level]} for "
-                    f"{list(codes[0].shape)} at level top, got {list(codes[level].shape)}."
-                )
-        if not may_read(codes[0]):
-            return
-        extremes = [torch.stack(level_codes.aminmax()) for level_codes in codes]
-        pairs = torch.stack(extremes).tolist()  # [L, 2], one synchronisation
-        for name, (low, high) in zip(self.level_names, pairs, strict=True):
-            if low < 0 or high >= self.config.num_embeddings:
-                raise ValueError(
-                    f"VQVAE2: expected codes in 0..{self.config.num_embeddings - 1}, got "
-                    f"{low}..{high} at level {name}."
-                )

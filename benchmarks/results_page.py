@@ -72,7 +72,7 @@ QUOTED = (
     Quoted(
         "140 minutes",
         "training of `fashion28`: 19 + 45 + 75 + 2 minutes, from the time of a step",
-        "python tools/train_pretrained.py fashion28 --list",
+        "python tools/train_pretrained.py fashion28 --out fashion28",
         "processor time of one thread of an AMD EPYC (Zen 4, AVX-512), under load",
         "2026-11-29",
         "reports/README.md#fashion28-by-the-recipe-for-the-package",
@@ -109,7 +109,8 @@ QUOTED = (
     Quoted(
         "0.67 s; 2.59 s",
         "the same by engine `cpu_w8a8`, and by `cpu`",
-        "python benchmarks/sampler.py --threads 2 --naive-rows 0 --weights w8a8",
+        "python benchmarks/sampler.py --threads 2 --naive-rows 0 --weights w8a8` and `--weights "
+        "float32",
         "AMD EPYC (Zen 5), 2 cores, AVX-512 VNNI",
         "2026-11-26",
     ),

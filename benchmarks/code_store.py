@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import lmdb
 import measure
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from vqvae2_fast.data import CodeStore, CodeWriter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+lmdb = measure.needed("lmdb")
 K, SIZES = 512, ((32, 32), (64, 64))
 CODE_BYTES = 8 * sum(h * w for h, w in SIZES)  # of a record as int64
 
@@ -113,8 +113,8 @@ def reopen(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--records", type=measure.count, default=10_000)
+    parser.add_argument("--rounds", type=measure.count, default=7)
     parser.add_argument("--folder", type=Path, help="where to make both stores")
     parser.add_argument("--cold", action="store_true", help="drop the page cache in each round")
     parser.add_argument(
@@ -123,6 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{measure.machine('numpy', 'lmdb')}, {'cold' if options.cold else 'warm'} files")
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         contenders, seconds = fill(folder, options.records, options.readahead)

@@ -26,7 +26,7 @@ from workload import Run, Workload, make_runs
 from workloads import WORKLOADS
 
 from vqvae2_fast import ops
-from vqvae2_fast.testing.compare import simd_level
+from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 if TYPE_CHECKING:
     import argparse
@@ -122,6 +122,9 @@ def main() -> None:
     if options.list:
         print("\n".join(WORKLOADS))
         return
+    if unknown := set(options.levels) - set(simd_levels()):
+        here = ", ".join(simd_levels())
+        parser.error(f"--levels: expected some of {here}, got {', '.join(unknown)}")
     names = [[n for n in WORKLOADS if fnmatch.fnmatch(n, each)] for each in options.workloads]
     unknown = [each for each, found in zip(options.workloads, names, strict=True) if not found]
     if unknown:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from measure import machine
 from PIL import Image
 
 from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, preset, save
@@ -173,6 +174,7 @@ def main() -> None:
     samples = parts.add_parser("samples")
     samples.add_argument("--counts", type=int, nargs="+", default=[200, 20_000])
     options = parser.parse_args()
+    print(machine())
     if options.part == "features":
         measure_features(options.images, options.neighbours, options.dim)
     elif options.part == "samples":

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from measure import machine
 
 import vqvae2_fast as vq2
 from vqvae2_fast.data import load_emoji, to_float
@@ -39,6 +40,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.candidates[0] != 1:
         parser.error(f"--candidates: expected 1 first, to compare with, got {options.candidates}")
+    if options.images < 2:
+        parser.error(f"--images: expected 2 or more, for a standard error, got {options.images}")
+    print(machine())
 
     pipeline = vq2.from_preset("emoji32")
     held_out = load_emoji("held_out")

@@ -1,5 +1,4 @@
-"""Times operators on a GPU, contenders in turns in one process: medians, ratios, shares of
-ceilings.
+"""Times operators on a GPU, contenders in turns in one process: medians, ratios, ceilings.
 
     python benchmarks/gpu.py --rounds 31 --save
     python benchmarks/gpu.py --only search quantiser_step --contenders ours --json FILE
@@ -153,7 +152,7 @@ def replace(path: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=measure.count, default=21)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of pieces of work")
     parser.add_argument("--contenders", nargs="+", default=[], help="these only; ours among them")
     parser.add_argument(

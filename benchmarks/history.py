@@ -18,6 +18,7 @@ What is compared with what:
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import subprocess
@@ -247,6 +248,10 @@ def draw(processor: str, workloads: dict[tuple[str, str], list[Run]], path: Path
 def main() -> None:
     from measure import slug
 
+    # It takes no options, and must not draw for somebody who asks what it does.
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     for processor, rows in by_processor(rows_of(versions(RESULTS))).items():
         workloads = with_history(runs_of(rows))
         if not workloads:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 import measure
 import torch
-import torchvision
 from torch.utils.data import DataLoader
 
 import vqvae2_fast
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
     from vqvae2_fast.data import ImageSource, ImageTensorDataset
 
     Loader = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+torchvision = measure.needed("torchvision")
 
 
 def transform_to(size: int) -> torchvision.transforms.Compose:
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=measure.count, default=7)
     parser.add_argument("--step", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,13 +78,32 @@ Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
+def count(text: str) -> int:
+    """The value of an option that has to be 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+    return value
+
+
+def needed(package: str) -> Any:
+    """A package that only benchmarks need, imported."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise SystemExit(
+            f"benchmarks: {package} is not installed: `pip install '.[bench]'` installs it."
+        ) from error
+
+
 def parser(doc: str | None, *, rounds: int, threads: int = 2) -> argparse.ArgumentParser:
     """For a script with this docstring, with the options that most have, and their defaults."""
     found = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--rounds", type=int, default=rounds)
-    found.add_argument("--threads", type=int, default=threads)
+    found.add_argument("--rounds", type=count, default=rounds)
+    found.add_argument("--threads", type=count, default=threads)
     return found
 
 
@@ -176,10 +197,9 @@ def fastest_product() -> Callable[[], object]:
 def numpy_product(a: Tensor, b: Tensor, out: Tensor) -> Callable[[], object]:
     """Splits the rows over Python threads, because OpenBLAS's own threads wait actively for too
     long."""
-    from threadpoolctl import ThreadpoolController, threadpool_info
-
-    mine = [each["filepath"] for each in threadpool_info() if "numpy" in each["filepath"]]
-    ThreadpoolController().select(filepath=mine).limit(limits=1)
+    pools = needed("threadpoolctl")
+    mine = [each["filepath"] for each in pools.threadpool_info() if "numpy" in each["filepath"]]
+    pools.ThreadpoolController().select(filepath=mine).limit(limits=1)
     workers = ThreadPoolExecutor(torch.get_num_threads())
     rows, out_rows = (x.chunk(torch.get_num_threads()) for x in (a, out))
 
@@ -197,9 +217,8 @@ def numpy_product(a: Tensor, b: Tensor, out: Tensor) -> Callable[[], object]:
 
 def openblas_cores() -> str:
     """Processors whose kernels the loaded OpenBLAS libraries run: `SkylakeX`, `Haswell`, ..."""
-    from threadpoolctl import threadpool_info
-
-    libraries = [each for each in threadpool_info() if each["internal_api"] == "openblas"]
+    loaded = needed("threadpoolctl").threadpool_info()
+    libraries = [each for each in loaded if each["internal_api"] == "openblas"]
     return ", ".join(sorted({each["architecture"] for each in libraries}))
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of one call above what was used before it, in a separate process.
+"""MiB of peak memory of one call above what was used before it, in a separate process.
 
     python benchmarks/peak_memory.py search ours [--threads 2]
 

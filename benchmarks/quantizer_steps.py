@@ -15,10 +15,10 @@ from functools import partial
 
 import measure
 import torch
-import vector_quantize_pytorch
 
 from vqvae2_fast.compat import lucidrains
 
+vector_quantize_pytorch = measure.needed("vector_quantize_pytorch")
 CASES = {
     "ResidualVQ 8x1024x128": (
         "ResidualVQ",

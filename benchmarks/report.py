@@ -7,8 +7,8 @@ Rows of other threads or another clock get pictures of their own, which their na
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -215,9 +215,14 @@ def draw(path: Path) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python benchmarks/report.py benchmarks/results/<device>.csv")
-    draw(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, help="benchmarks/results/<device>.csv")
+    table = parser.parse_args().results
+    if not table.is_file():
+        parser.error(f"expected a file of results, got {table}")
+    draw(table)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ holds the README to this page.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -239,5 +240,13 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    # It takes no options, and must not write for somebody who asks what it does.
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     (ROOT / "docs/results.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,12 +16,12 @@ import json
 import re
 import shutil
 import time
-from statistics import median, quantiles
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import httpx
+import numpy as np
 import torch
-from measure import machine, ratio
+from measure import count, machine, needed, ratio
 
 from vqvae2_fast import from_preset
 from vqvae2_fast.sampling import draw_batch, level_settings
@@ -30,14 +30,17 @@ from vqvae2_fast.testing.server import served
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+httpx = needed("httpx")
 DONE = re.compile(r"images? in [\d.]+ s")  # what the page says when all is drawn
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="emoji32")
     parser.add_argument("--count", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--rounds", type=count, default=31)
     parser.add_argument("--browser", action="store_true")
     parser.add_argument(
         "--clock",
@@ -134,7 +137,7 @@ def in_browser(address: str, count: int, rounds: int) -> None:
 
 
 def described(seconds: list[float]) -> str:
-    low, *_, high = quantiles(seconds, n=5)
+    low, high = np.quantile(seconds, (0.2, 0.8))
     return f"{1000 * median(seconds):8.1f} ms  ({1000 * low:.1f} to {1000 * high:.1f})"
 
 

@@ -57,7 +57,7 @@ async def main() -> int:
     parser.add_argument("--seconds", type=float, default=20, help="of the mixed requests")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--leave", type=float, default=1 / 3, help="share that leaves early")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=measure.count, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 

@@ -177,7 +177,7 @@ def tune(kernel: str, call: Callable[[], object], arch: str, rounds: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="part of the kernels' names")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=measure.count, default=7)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/tune_triton.py: no CUDA device.")

@@ -27,9 +27,13 @@ def run(measuring, monkeypatch):
         ("before_after", "lucidrain", "expected pages of lucidrains"),
         ("codec", "--pipeline folder", "--pipeline and --codes: expected both"),
         ("codec", "--port --only bits", "--port: random priors have only a speed"),
+        ("compare", "ema --levels avx9", "--levels: expected some of "),
+        ("compare", "ema --rounds 0", "argument --rounds: expected 1 or more, got 0"),
         ("fill", "--candidates 8 64", "--candidates: expected 1 first"),
+        ("fill", "--images 1", "--images: expected 2 or more"),
         ("gpu_sampler", "--plan h100 --window 4 --json plan.json", "--json: with --plan"),
         ("peak_memory", "ema lean", "expected a contender of ours, reference, got lean"),
+        ("report", "nothing.csv", "expected a file of results, got nothing.csv"),
         ("sampler_weights", "--codes folder", "--priors and --codes: expected both"),
         ("sampler_window", "--windows 2 4", "--windows: expected 1 first"),
         ("training_step", "--against prot", "invalid choice: 'prot'"),
@@ -78,3 +82,32 @@ def test_steps_of_quantisers_say_what_they_were_measured_on(measuring, run, monk
         assert part in machine
     assert len(lines) == 2
     assert all(line.endswith(")") for line in lines)  # the spread of the ratio
+
+
+@pytest.mark.parametrize("name", ["history", "report", "results_page"])
+def test_a_script_that_is_asked_for_help_only_helps(run, capsys, name):
+    with pytest.raises(SystemExit, match="0"):
+        run(name, "--help")
+    assert f"python benchmarks/{name}.py" in capsys.readouterr().out
+
+
+def test_a_package_that_is_missing_says_how_to_install_it(measuring):
+    with pytest.raises(SystemExit, match=r"no_such is not installed: `pip install '\.\[bench\]'`"):
+        measuring("measure").needed("no_such")
+
+
+def test_the_stores_are_made_in_a_new_folder(run, tmp_path):
+    pytest.importorskip("lmdb")
+    run("code_store", f"--records 100 --rounds 1 --folder {tmp_path / 'new'}")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_one_round_has_a_spread_of_nothing(measuring):
+    pytest.importorskip("httpx")
+    assert measuring("serve_latency").described([0.002]).split() == [
+        "2.0",
+        "ms",
+        "(2.0",
+        "to",
+        "2.0)",
+    ]

@@ -140,6 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30)
     steps = parser.parse_args().steps
+    if steps < FIRST + 2:
+        parser.error(f"--steps: expected {FIRST + 2} or more, of which {FIRST} are not counted")
     torch.set_num_threads(1)  # as each of the processes has
     print(f"{measure.machine()}, {steps} steps")
     ways = {"one": (1, BATCH), "two, strong": (2, BATCH), "two, weak": (2, 2 * BATCH)}

@@ -36,6 +36,7 @@ def run(measuring, monkeypatch):
         ("report", "nothing.csv", "expected a file of results, got nothing.csv"),
         ("sampler_weights", "--codes folder", "--priors and --codes: expected both"),
         ("sampler_window", "--windows 2 4", "--windows: expected 1 first"),
+        ("training_processes", "--steps 4", "--steps: expected 5 or more, of which 3 are not"),
         ("training_step", "--against prot", "invalid choice: 'prot'"),
     ],
 )

@@ -96,7 +96,8 @@ inline void keep_tile_scores(const TileScores& scores, const float* half_norms, 
   }
 }
 
-// The same with the least scores of a group.
+// The same with the least scores of a group. A score that is NaN hides its group, but only in rows
+// that have no finite bound.
 inline void keep_group_scores(const TileScores* scores, const float* half_norms, int64_t group,
                               const Tags& tags, int64_t first, int64_t last, Vec* best,
                               Vec* second) {

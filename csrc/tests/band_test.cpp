@@ -37,7 +37,7 @@ int64_t wrong_picks(const search_data::Set& set, First screen, bool halves_of_st
   memset(tiles.get(), 0, tiled * tile_chunks(dim) * kTileDims * sizeof(uint16_t));
   const auto tile_half_norms = aligned<float>(tiled);
   std::fill_n(tile_half_norms.get(), tiled, kEmptyScore);
-  const search_data::Floats center(dim, set.codes[0]);
+  const search_data::Floats center(dim, set.is_centered ? 0.0f : set.codes[0]);
   PackedCodebookStorage packed;
   PackedCodebook& codebook = packed.view;
   codebook = {.num_codes = set.num_codes,
@@ -87,7 +87,8 @@ int64_t wrong_picks(const search_data::Set& set, First screen, bool halves_of_st
 bool breaks_in_time(const std::vector<search_data::Set>& sets, First screen,
                     bool halves_of_stored = false) {
   double broken_at = 0;
-  for (const double scale : {4.0, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03, 0.01, 0.0}) {
+  for (const double scale :
+       {4.0, 1.0, 0.95, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03, 0.01, 0.0}) {
     band_scale = scale;
     int64_t wrong = 0;
     for (const auto& set : sets) wrong += wrong_picks(set, screen, halves_of_stored);
@@ -113,6 +114,7 @@ int main() {
     sets.push_back(search_data::midpoints(random, 4000, 96, dim, 0));
     sets.push_back(search_data::aligned_roundings(random, 4000, 96, dim));
     sets.push_back(search_data::close_codes(random, 4000, 96, dim));
+    sets.push_back(search_data::opposite_roundings(random, 500, dim));
   }
   bool good = breaks_in_time(sets, First::kPairs);
 #if defined(VQ_HAS_TILES)

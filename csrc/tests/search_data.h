@@ -15,6 +15,7 @@ struct Set {
   const char* name;
   int64_t num_rows, num_codes, dim;
   Floats z, codes;
+  bool is_centered = false;  // for what chooses m itself: 0
 };
 
 inline Floats gaussian(std::mt19937& random, int64_t count) {
@@ -59,6 +60,36 @@ inline Set close_codes(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
     const float* a = &set.codes[random() % k * d];
     const float* b = &set.codes[((a - set.codes.data()) / d + 2) % k * d];
     for (int64_t j = 0; j < d; ++j) set.z[i * d + j] = (a[j] + b[j]) / 2;
+  }
+  return set;
+}
+
+// Two opposite codes, of which bfloat16 makes one longer and the other shorter, as much as it can,
+// and rows between them that are a little nearer to the one that becomes longer.
+inline Set opposite_roundings(std::mt19937& random, int64_t n, int64_t d) {
+  Set set = {.name = "opposite roundings",
+             .num_rows = n,
+             .num_codes = 2,
+             .dim = d,
+             .z = gaussian(random, n * d),
+             .codes = Floats(2 * d),
+             .is_centered = true};
+  double square = 0;
+  for (int64_t j = 0; j < d; ++j) {
+    const float sign = random() % 2 ? 1.0f : -1.0f;
+    const float beside = 0x1p-18f * static_cast<float>(1 + random() % 4);
+    set.codes[j] = sign * (1 + 0x1p-8f + beside);
+    set.codes[d + j] = -sign * (1 + 0x1p-8f - beside);
+    square += static_cast<double>(set.codes[j]) * static_cast<double>(set.codes[j]);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    float* const z = &set.z[i * d];
+    double product = 0;
+    for (int64_t j = 0; j < d; ++j) product += static_cast<double>(z[j] * set.codes[j]);
+    for (int64_t j = 0; j < d; ++j) {
+      const float across = z[j] - static_cast<float>(product / square) * set.codes[j];
+      z[j] = 0x1p-9f * across + 0x1p-15f * set.codes[j];
+    }
   }
   return set;
 }

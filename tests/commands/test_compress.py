@@ -184,9 +184,9 @@ def test_the_folder_of_an_extraction_is_refused_with_its_stores(
 
 
 def test_what_is_no_image_is_told_the_formats(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "notes.txt").write_text("no image")
+    (workplace / "notes.txt").write_text("no image")
     assert run("compress notes.txt --pipeline pipeline --out x.vq2 --quiet") == 2
     told = "notes.txt cannot be decoded (it begins like none of BMP, GIF, JPEG, PNG"
     assert told in capsys.readouterr().err

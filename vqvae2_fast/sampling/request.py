@@ -25,11 +25,11 @@ class EngineError(RuntimeError, ValueError):
     def refusing(cls, engine: str, reason: str, device: torch.device, needed: str) -> EngineError:
         """Why an engine for devices of the type `needed` does not draw from a prior on `device`,
         and what does."""
-        move = "" if device.type == needed else f"Move it with device={needed}, or d"
-        return cls(
-            f"engine {engine}: {reason}. {move or 'D'}raw with engine='auto', which takes an "
-            "engine that can."
-        )
+        others = "with engine='auto', which takes an engine that can"
+        remedy = f"Draw {others}."
+        if device.type != needed:
+            remedy = f"Move it with device={needed}, or draw {others}."
+        return cls(f"engine {engine}: {reason}. {remedy}")
 
 
 @dataclass(frozen=True)

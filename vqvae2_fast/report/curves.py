@@ -132,8 +132,11 @@ def plot_rate(
         axis.set_xlim(0, 2 * found.marginal_bits_per_image)
         axis.grid(alpha=0.3)
     figure.suptitle("Held-out images. Codecs: thick without headers, thin with them.", fontsize=10)
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
+    # Below, because a point may lie anywhere above.
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=4, fontsize=8)
+    rows = -(-len(names) // 4)
+    figure.tight_layout(rect=(0, 0.04 + 0.04 * rows, 1, 1))
     write_picture(path, figure)
 
 

@@ -54,6 +54,13 @@ def test_the_batches_do_not_matter(codec):
 
 
 @pytest.mark.parametrize("codec", PRESENT)
+def test_threads_do_not_matter(codec, with_threads):
+    images = blocks().repeat(1, 1, 2, 2)  # large enough for threads with every codec
+    one, other = (with_threads(count, lambda: curve(codec, images, 30, 60)) for count in (1, 2))
+    assert one == other
+
+
+@pytest.mark.parametrize("codec", PRESENT)
 def test_bits_are_those_of_the_file_without_its_headers(codec):
     (point,) = curve(codec, blocks()[:1], 50)
     stream = io.BytesIO()

@@ -50,8 +50,8 @@ def gather_columns(taps: Tensor, tables: Tensor) -> Tensor:
 
 
 class _SumOfRows(torch.autograd.Function):
-    """`embedding_bag` and its gradient, bit for bit, except where that is to be differentiated:
-    PyTorch's has no derivative."""
+    """`embedding_bag` with a gradient that is faster than PyTorch's on a CPU, and that can be
+    differentiated."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor) -> Tensor:
@@ -62,11 +62,15 @@ class _SumOfRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[None, Tensor]:
         (rows,) = ctx.saved_tensors
+        is_half = dout.dtype not in (torch.float32, torch.float64)
+        if torch.is_grad_enabled() or (dout.is_cpu and not is_half):
+            # On a CPU PyTorch's gradient sorts the rows and takes three times as long. In half
+            # precision it rounds the sums less often, on a GPU it adds in the same order each time.
+            sums = dout.new_zeros(ctx.num_columns, dout.shape[1])
+            for tap in rows.unbind(dim=1):
+                sums.index_add_(0, tap, dout)
+            return None, sums
         positions, num_taps = rows.shape
-        if torch.is_grad_enabled():
-            of_taps = dout[:, None].expand(-1, num_taps, -1).flatten(0, 1)  # [N·T, C]
-            zeros = dout.new_zeros(ctx.num_columns, dout.shape[1])
-            return None, zeros.index_add(0, rows.flatten(), of_taps)
         bags = torch.arange(positions, device=rows.device).repeat_interleave(num_taps)
         sizes, unused = rows.new_full((positions,), num_taps), rows.new_empty(0)
         dcolumns: Tensor = torch.ops.aten._embedding_bag_dense_backward(

@@ -130,15 +130,15 @@ inline void mask_tile(const AttentionHead& head, int64_t first_row, int64_t quad
   const uint32_t first = static_cast<uint32_t>(first_row), group = head.group;
   const uint64_t seed = head.seed;
   for (int32_t begin = 0; begin < kRows * quads; begin += kShortNoiseBlock) {
-    uint32_t words[4 * kShortNoiseBlock];
+    uint32_t columns[kShortNoiseBlock], rows[kShortNoiseBlock], words[4 * kShortNoiseBlock];
     for (int32_t i = 0; i < kShortNoiseBlock; ++i) {
       const int32_t at = begin + i;
       const uint32_t row =
           static_cast<uint32_t>(static_cast<int32_t>((static_cast<float>(at) + 0.5f) * rows_each));
-      const Words4 block = philox4x32(static_cast<uint32_t>(at) - row * across, first + row, group,
-                                      kPurposeDropout << 16, seed);
-      for (int j = 0; j < 4; ++j) words[4 * i + j] = block.w[j];
+      columns[i] = static_cast<uint32_t>(at) - row * across;
+      rows[i] = first + row;
     }
+    fill_words<kShortNoiseBlock>(seed, columns, rows, group, kPurposeDropout << 16, words);
     for (int i = 0; i < 4 * kShortNoiseBlock; ++i) {
       keep[4 * begin + i] = words[i] >= least ? 1.0f : 0.0f;
     }

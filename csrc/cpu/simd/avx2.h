@@ -75,6 +75,42 @@ struct Vec {
   }
 };
 
+// 32-bit words in lanes of 64 bits, whose high halves are of no account. The type has the lanes
+// that the intrinsics have: GCC 12 keeps an array of another type, such as __m256i, in memory.
+#define VQ_HAS_WIDE_WORDS
+struct WideWords {
+  static constexpr int kLanes = 4;
+  typedef long long Lanes __attribute__((vector_size(32)));
+  Lanes v;
+
+  static WideWords broadcast(uint32_t word) { return {_mm256_set1_epi64x(word)}; }
+  // kLanes words, and first, first + 1, ..., in the order in which `store` writes the lanes.
+  static WideWords load(const uint32_t* words) {
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words));
+    return {_mm256_permute4x64_epi64(_mm256_cvtepu32_epi64(narrow), 0xD8)};
+  }
+  static WideWords counters(uint32_t first) {
+    return {_mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_setr_epi64x(0, 2, 1, 3))};
+  }
+  WideWords operator+(WideWords b) const { return {_mm256_add_epi64(v, b.v)}; }
+  // All 64 bits of the product of the words.
+  WideWords times(WideWords b) const { return {_mm256_mul_epu32(v, b.v)}; }
+  // A shuffle, since shifts wait for the ports of the products.
+  WideWords high() const { return {_mm256_shuffle_epi32(v, 0xF5)}; }
+  // a ^ b ^ c
+  static WideWords mixed(WideWords a, WideWords b, WideWords c) {
+    return {_mm256_xor_si256(_mm256_xor_si256(a.v, b.v), c.v)};
+  }
+  // words[4 i + j] = word i of the j-th.
+  static void store(WideWords a, WideWords b, WideWords c, WideWords d, uint32_t* words) {
+    const __m256i ab = _mm256_blend_epi32(a.v, _mm256_slli_epi64(b.v, 32), 0xAA);
+    const __m256i cd = _mm256_blend_epi32(c.v, _mm256_slli_epi64(d.v, 32), 0xAA);
+    const auto at = [words](int word) { return reinterpret_cast<__m256i*>(words + word); };
+    _mm256_storeu_si256(at(0), _mm256_unpacklo_epi64(ab, cd));
+    _mm256_storeu_si256(at(8), _mm256_unpackhi_epi64(ab, cd));
+  }
+};
+
 // Sums of products of int8, four inputs at a time: weights as they are, inputs with 128 added. The
 // types have the lanes that the intrinsics have: GCC 12 keeps an array of another type, such as
 // __m256i, in memory.

@@ -66,6 +66,44 @@ struct Vec {
   }
 };
 
+// 32-bit words in lanes of 64 bits, whose high halves are of no account. The type has the lanes
+// that the intrinsics have: GCC 12 keeps an array of another type, such as __m512i, in memory.
+#define VQ_HAS_WIDE_WORDS
+struct WideWords {
+  static constexpr int kLanes = 8;
+  typedef long long Lanes __attribute__((vector_size(64)));
+  Lanes v;
+
+  static WideWords broadcast(uint32_t word) { return {_mm512_set1_epi64(word)}; }
+  // kLanes words, and first, first + 1, ..., in the order in which `store` writes the lanes.
+  static WideWords load(const uint32_t* words) {
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    return {_mm512_permutexvar_epi64(order(), _mm512_cvtepu32_epi64(narrow))};
+  }
+  static WideWords counters(uint32_t first) {
+    return {_mm512_add_epi64(_mm512_set1_epi64(first), order())};
+  }
+  WideWords operator+(WideWords b) const { return {_mm512_add_epi64(v, b.v)}; }
+  // All 64 bits of the product of the words.
+  WideWords times(WideWords b) const { return {_mm512_mul_epu32(v, b.v)}; }
+  // A shuffle, since shifts wait for the port of the products.
+  WideWords high() const { return {_mm512_shuffle_epi32(v, static_cast<_MM_PERM_ENUM>(0xF5))}; }
+  // a ^ b ^ c
+  static WideWords mixed(WideWords a, WideWords b, WideWords c) {
+    return {_mm512_ternarylogic_epi64(a.v, b.v, c.v, 0x96)};
+  }
+  // words[4 i + j] = word i of the j-th.
+  static void store(WideWords a, WideWords b, WideWords c, WideWords d, uint32_t* words) {
+    const __m512i ab = _mm512_mask_blend_epi32(0xAAAA, a.v, _mm512_slli_epi64(b.v, 32));
+    const __m512i cd = _mm512_mask_blend_epi32(0xAAAA, c.v, _mm512_slli_epi64(d.v, 32));
+    _mm512_storeu_si512(words, _mm512_unpacklo_epi64(ab, cd));
+    _mm512_storeu_si512(words + 16, _mm512_unpackhi_epi64(ab, cd));
+  }
+
+ private:
+  static __m512i order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
+};
+
 // Sums of products of int8, four inputs at a time: weights as they are, inputs with 128 added. The
 // types have the lanes that the intrinsics have: GCC 12 keeps an array of another type, such as
 // __m512i, in memory.

@@ -25,6 +25,7 @@ class RunLog:
     Args:
         path: A file. Its lines up to `first_step` are kept; later or unreadable ones are dropped.
         on_log: Called with the step and the figures of each line that is written.
+        how_to_continue: What follows "continue" where an error says how to go on.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class RunLog:
         path: Path | None,
         first_step: int,
         on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
+        how_to_continue: str = "with resume=True",
     ) -> None:
-        self._path, self._on_log = path, on_log
+        self._path, self._on_log, self._how_to_continue = path, on_log, how_to_continue
         self.lines: list[dict[str, Any]] = []
         self._latest: dict[str, float] = {}
         if path is None:
@@ -54,7 +56,7 @@ class RunLog:
         """
         line = {"step": step, **values}
         if self._path is not None:
-            _append(self._path, (json.dumps(line) + "\n").encode())
+            self._append(self._path, (json.dumps(line) + "\n").encode())
         self.lines.append(line)
         self._latest |= values
         self._on_log(step, values)
@@ -63,7 +65,7 @@ class RunLog:
         """Add a line of text, which goes only to the file. Raises as `write` does."""
         line = {"step": step, **facts}
         if self._path is not None:
-            _append(self._path, (json.dumps(line) + "\n").encode())
+            self._append(self._path, (json.dumps(line) + "\n").encode())
         self.lines.append(line)
 
     def sync(self) -> None:
@@ -80,6 +82,17 @@ class RunLog:
         ]
         return "  ".join(parts)
 
+    def _append(self, path: Path, content: bytes) -> None:
+        remedy = f"Make room, then continue {self._how_to_continue}"
+        with open_untrusted(path, "ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                with explained(f"train: cannot write to {path}", remedy):
+                    write_all(file, content)
+            except OSError:
+                file.truncate(size)
+                raise
+
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
@@ -87,15 +100,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and type(value.get("step")) is int else None
-
-
-def _append(path: Path, content: bytes) -> None:
-    remedy = "Make room, then continue with resume=True"
-    with open_untrusted(path, "ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        try:
-            with explained(f"train: cannot write to {path}", remedy):
-                write_all(file, content)
-        except OSError:
-            file.truncate(size)
-            raise

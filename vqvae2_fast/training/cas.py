@@ -7,7 +7,6 @@ lacks variety, whatever its images look like.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ from vqvae2_fast.data import in_order
 from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.modules.seeded import seeded
-from vqvae2_fast.runs.interrupt import InterruptedRun
-from vqvae2_fast.runs.ranks import LostProcessError
 from vqvae2_fast.training.classifier import (
     check_classes,
     check_same_names,
@@ -99,30 +96,16 @@ def classification_accuracy_score(
                 resume=True,
                 progress=progress,
                 class_names=images.class_names,
+                how_to_continue="by the same call",
             )
         except OtherRunError as error:
             raise ValueError(
                 f"{error.what} Delete {out / name} to train that classifier again, or name another "
                 "folder."
             ) from error
-        except (InterruptedRun, LostProcessError, OSError) as error:
-            _offer_the_same_call(error)
-            raise
         found = {
             kind: classification_accuracy(model, in_order(own, _TEST_BATCH))
             for kind, own in test_sets.items()
         }
         rows.append(CasRow(name, len(images), found, model))
     return rows
-
-
-def _offer_the_same_call(error: BaseException) -> None:
-    """Makes an error of `train` say how to continue here, where there is no `resume`."""
-
-    def told(text: str) -> str:
-        return re.sub("with resume=True( and the same options)?", "by the same call", text)
-
-    if isinstance(error, OSError):
-        error.strerror = error.strerror and told(error.strerror)
-    else:
-        error.args = (told(str(error)), *error.args[1:])

@@ -127,6 +127,7 @@ def train(
     progress: Progress | None = None,
     class_names: Sequence[str] = (),
     on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
+    how_to_continue: str = "with resume=True and the same options",
 ) -> TrainResult:
     """Train `stage.model` in place for `config.steps` steps; it ends with its averaged weights.
 
@@ -146,6 +147,8 @@ def train(
             this package or torch are others than before; the change is noted in log.jsonl.
         class_names: Names of the labels, kept in the checkpoints.
         on_log: Called with the step and the figures of each line of log.jsonl that is written.
+        how_to_continue: What follows "continue" in the errors of a run that was stopped or found no
+            room, for a caller whose own arguments are others.
 
     Raises:
         DivergedError: If a loss or gradient is not finite; the checkpoints written before stay.
@@ -190,7 +193,8 @@ def train(
             if folder is not None and ranks.rank == 0:
                 run.tidy(folder)
         batches = stage.batches(run.step)
-        log = RunLog(folder / "log.jsonl" if folder and not ranks.rank else None, run.step, on_log)
+        logged = folder / "log.jsonl" if folder and not ranks.rank else None
+        log = RunLog(logged, run.step, on_log, how_to_continue)
         if changes:
             log.note(run.step, accepted_changes=changes)
         held.enter_context(_own_random_state(device))
@@ -264,8 +268,7 @@ def train(
                 ranks.wait()  # whoever ends first may take the others down
                 raise InterruptedRun(
                     f"{stage.name}: stopped by {cause(stopped)} after step {done}; "
-                    f"{step_folder(folder, done)} holds it. Continue with resume=True and "
-                    "the same options.",
+                    f"{step_folder(folder, done)} holds it. Continue {how_to_continue}.",
                     stopped,
                 )
         # The run was stopped at what is now its last step.

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqvae2_fast.data import ImageFolder
+from vqvae2_fast.data import ImageFolder, pixels
 from vqvae2_fast.data.folder import whole_images
 from vqvae2_fast.testing.images import noise, write_image
 
@@ -168,6 +168,26 @@ def test_large_images_take_little_more_than_their_pixels(tmp_path, mode) -> None
     )
     # 32 Mi pixels take 128 MiB as RGB, 32 MiB more as indices of a palette, 64 MiB as 16 bits.
     assert int(output.stdout) < 230 * 1024
+
+
+def test_an_image_within_the_limit_is_read_without_a_warning_of_pillow(
+    tmp_path, monkeypatch
+) -> None:
+    write_image(tmp_path / "a.png", noise(12, 12))
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 150)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(ImageFolder(tmp_path, 8)) == 1
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_limit_of_pillow_that_was_lowered_holds(tmp_path, monkeypatch) -> None:
+    write_image(tmp_path / "a.png", noise(12, 12))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(ValueError, match=r"a\.png cannot be decoded \(.* exceeds limit of 100"):
+        ImageFolder(tmp_path, 8)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -92,7 +92,8 @@ def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
         DECODE_ERRORS: The file is of no such format, damaged, or has too many pixels.
     """
     try:
-        opened = Image.open(file, formats=FORMATS)
+        with _limit_of_pillow():
+            opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:  # which says only which Python object was read
         raise UnidentifiedImageError(f"it begins like none of {', '.join(FORMATS)}") from error
     with opened as image:
@@ -102,6 +103,24 @@ def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
                 "decoded; make it smaller"
             )
         yield image
+
+
+@contextmanager
+def _limit_of_pillow() -> Iterator[None]:
+    """Raises the number of pixels from which Pillow warns, without a name of the file, to ours.
+
+    Each change of a filter of warnings would make Python repeat those that it gives only once. A
+    limit that Pillow enforces below ours, because somebody lowered it, stays.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is None or not limit < MAX_PIXELS <= 2 * limit:
+        yield
+        return
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def check_image(

@@ -203,6 +203,7 @@ def test_a_preset_recommends_what_its_card_says():
             "--mask: {pipelines}/classes/config.json cannot be decoded",
         ),
         (["--known", "{pipelines}/classes/config.json"], "config.json cannot be decoded"),
+        (["--known", os.devnull], "is a device, not a regular file"),
         (
             ["--pipeline", "{pipelines}/plain", "--label", "cat"],
             "--label: the priors have no classes",

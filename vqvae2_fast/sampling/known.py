@@ -201,7 +201,7 @@ def open_known(
             convert_channels=True,
         )
         source = f"{path} ({dataset.fingerprint()[:16]})"
-    elif path.is_file():
+    elif path.exists():  # a FIFO or a device too, which is then refused by name
         dataset = _one_image(path, config)
         source = f"{path} ({hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
     else:

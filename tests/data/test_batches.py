@@ -124,6 +124,17 @@ def test_negative_start_is_named(dataset) -> None:
         batches(dataset, 2, seed=0, start_step=-1)
 
 
+@pytest.mark.parametrize("function", ["batches", "in_order"])
+def test_a_list_is_no_set_of_images(function) -> None:
+    called = {
+        "batches": lambda images: batches(images, 2, seed=0),
+        "in_order": lambda images: in_order(images, 2),
+    }[function]
+    told = f"{function}: expected dataset to be a set of images, .* got list.*ImageTensorDataset"
+    with pytest.raises(TypeError, match=told):
+        called([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4)
+
+
 def test_in_order_gives_each_image_once_with_a_short_last_batch(dataset, folder) -> None:
     for source in (dataset, folder):
         parts = list(in_order(source, 4))

@@ -168,6 +168,8 @@ def test_class_folder_without_images_is_refused(classes) -> None:
     ("arguments", "text"),
     [
         ({"image_size": (8, 0)}, r"image_size must be \(height, width\) >= 1"),
+        ({"image_size": 2.5}, r"image_size must be .*, or one integer for both, got 2\.5\."),
+        ({"image_size": (8, 2.5)}, r"image_size must be .*, got \(8, 2\.5\)"),
         ({"image_channels": 2}, "image_channels must be 1 or 3, got 2"),
         ({"held_out_fraction": 1.0}, r"held_out_fraction must be in \[0, 1\)"),
         ({"split": "valid"}, "train, held_out, all, got 'valid'"),

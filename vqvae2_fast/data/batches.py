@@ -185,7 +185,9 @@ def batches(
 
     Raises:
         ValueError: batch_size is not in [1, len(dataset)], start_step or crop_padding is negative.
+        TypeError: dataset is no set of images, such as a list.
     """
+    check_image_source("batches", "dataset", dataset)
     if crop_padding < 0:
         raise ValueError(f"batches: crop_padding must be >= 0, got {crop_padding}.")
     cut = _checked(cut, batch_size)
@@ -263,7 +265,9 @@ def in_order(
 
     Raises:
         ValueError: batch_size is not positive, or the range is not one of the set's.
+        TypeError: dataset is no set of images, such as a list.
     """
+    check_image_source("in_order", "dataset", dataset)
     if batch_size < 1:
         raise ValueError(f"in_order: batch_size must be >= 1, got {batch_size}.")
     stop = len(dataset) if stop is None else stop

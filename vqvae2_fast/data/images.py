@@ -7,7 +7,9 @@ the fingerprint by which two sets are compared.
 from __future__ import annotations
 
 import hashlib
+import operator
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -125,12 +127,19 @@ def checked_shape(
     Raises:
         ValueError: The size or the number of channels is not one of images.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"{op}: image_size must be (height, width) >= 1, got {size}.")
+    sides = image_size if isinstance(image_size, Iterable) else (image_size, image_size)
+    try:
+        height, width = map(operator.index, sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(
+            f"{op}: image_size must be (height, width) >= 1, or one integer for both, got "
+            f"{short(image_size)}."
+        )
     if image_channels not in (1, 3):
         raise ValueError(f"{op}: image_channels must be 1 or 3, got {image_channels}.")
-    return (image_channels, *size)
+    return image_channels, height, width
 
 
 def check_class_names(op: str, names: Sequence[str]) -> None:

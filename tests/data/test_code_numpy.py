@@ -186,8 +186,25 @@ def test_missing_files_are_named(tmp_path) -> None:
 def test_a_store_with_records_is_not_overwritten(tmp_path) -> None:
     np.save(tmp_path / "a.npy", TOP)
     codes_from_numpy(tmp_path / "a.npy", tmp_path / "s", 4)
-    with pytest.raises(ValueError, match="would be written twice"):
+    with pytest.raises(ValueError, match="expected path to be a new or an empty folder, got .*/s"):
         codes_from_numpy(tmp_path / "a.npy", tmp_path / "s", 4)
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vqvae2_fast.data.code_numpy._STEP", 2)
+    np.save(tmp_path / "a.npy", np.concatenate([TOP, TOP + 4]))
+    with pytest.raises(ValueError, match=r"codes\[0\] must be in \[0, 4\)"):
+        codes_from_numpy(tmp_path / "a.npy", tmp_path / "s", 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_conversion_that_finds_no_room_leaves_nothing(small_disk, tmp_path) -> None:
+    np.save(tmp_path / "a.npy", TOP)
+    small_disk.fill(0)
+    with pytest.raises(OSError, match=r"cannot write \S*/s: [^.]*\. Make room and start again"):
+        codes_from_numpy(tmp_path / "a.npy", small_disk.folder / "s", 4)
+    small_disk.clear()
+    assert not list(small_disk.folder.iterdir())
 
 
 def test_damaged_archives_are_refused_or_read_never_worse(tmp_path) -> None:

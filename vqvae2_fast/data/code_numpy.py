@@ -14,7 +14,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, TYPE_CHECKING
@@ -24,13 +24,13 @@ import torch
 from numpy.lib import format as npy
 
 from vqvae2_fast.data.code_writer import CodeWriter
-from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.files.durable import explained, new_folder, renamed_into_place, sync_folder
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import FREE_BYTES, MAX_RATIO, open_untrusted
 from vqvae2_fast.models.configs import level_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vqvae2_fast.data.code_store import CodeStore
 
@@ -89,7 +89,8 @@ def codes_from_numpy(
     class_names: Sequence[str] | None = None,
     checkpoint_hash: str = "",
 ) -> None:
-    """Makes the code store `path` from a .npz file, or from .npy files, one for each level.
+    """Makes the code store `path` from a .npz file, or from .npy files, one for each level. Leaves
+    nothing if that fails.
 
     Args:
         source: The .npz file, or the .npy files of the levels, coarse to fine.
@@ -100,8 +101,16 @@ def codes_from_numpy(
     Raises:
         ValueError: A file that is not a NumPy file, was cut, holds objects or less than it says;
             levels of different lengths; codes or labels out of range; no num_embeddings; or `path`
-            holds records already.
+            is not a new or an empty folder.
+        OSError: The disk is full or fails.
     """
+    target = Path(path)
+    free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not target.name or not free:
+        raise ValueError(
+            f"codes_from_numpy: expected path to be a new or an empty folder, got {short(target)}. "
+            "Remove what is there, or name another folder."
+        )
     with ExitStack() as stack:
         if isinstance(source, (str, os.PathLike)) and Path(source).suffix != ".npy":
             archive = _open_archive(stack, Path(source))
@@ -134,7 +143,7 @@ def codes_from_numpy(
             )
         label_rows = given.get(_LABELS) if labels is None else _Rows.array(labels)
         try:
-            _write(arrays, Path(path), num_embeddings, label_rows, class_names, checkpoint_hash)
+            _write(arrays, target, num_embeddings, label_rows, class_names, checkpoint_hash)
         except ValueError as error:
             where = ", ".join(rows.name for rows in arrays)
             raise ValueError(f"{error} (read from {where})") from error
@@ -167,15 +176,18 @@ def _write(
             f"codes_from_numpy: expected integer labels [{count}], got {labels.dtype} "
             f"{list(labels.shape)}."
         )
-    with CodeWriter(
-        path,
-        num_embeddings,
-        [(rows.shape[1], rows.shape[2]) for rows in arrays],
-        class_names=class_names,
-        checkpoint_hash=checkpoint_hash,
-        source_records=count,
-        first=0,
-    ) as writer:
+    with (
+        _new_store(path) as folder,
+        CodeWriter(
+            folder,
+            num_embeddings,
+            [(rows.shape[1], rows.shape[2]) for rows in arrays],
+            class_names=class_names,
+            checkpoint_hash=checkpoint_hash,
+            source_records=count,
+            first=0,
+        ) as writer,
+    ):
         largest = max(math.prod(rows.shape[1:]) * rows.dtype.itemsize for rows in arrays)
         step = max(1, min(_STEP, _STEP_BYTES // largest))
         for first in range(0, count, step):
@@ -183,6 +195,22 @@ def _write(
             maps = [torch.from_numpy(rows.next(size).astype(np.int64)) for rows in arrays]
             part = None if labels is None else torch.from_numpy(labels.next(size).astype(np.int64))
             writer.add(maps, part)
+
+
+@contextmanager
+def _new_store(path: Path) -> Iterator[Path]:
+    """A hidden folder for a store, which gets its name at the end of the block; nothing is left of
+    it after an error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(path) as part:
+            yield part
+            sync_folder(part)
+            os.rename(part, path)
+        sync_folder(path.parent)
+    except OSError as error:  # of the disk: those of the files that are read are ValueErrors
+        with explained(f"codes_from_numpy: cannot write {path}", "Make room and start again"):
+            raise (error.__cause__ or error) from None  # the cause lacks the hidden name
 
 
 class _Rows:

@@ -72,6 +72,21 @@ def test_verify_exits_with_1_and_names_the_shard_that_is_damaged(codes, tmp_path
     assert list(values["damaged"]) == ["shard-000000000000.bin"]
 
 
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_shard_that_was_cut_or_is_missing_is_named_without_verify(codes, tmp_path, run, damage):
+    copy = tmp_path / "codes"
+    shutil.copytree(codes, copy)
+    shard = copy / "train" / "shard-000000000000.bin"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    else:
+        shard.unlink()
+    code, text, _ = run("info", copy)
+    assert code == 1
+    assert f"damaged: {shard.name}: " in text
+    assert "1 of 1 shards are damaged. Take them out: " in text
+
+
 def test_the_remedy_for_damaged_shards_is_a_command_that_works(codes, tmp_path, run):
     copy = tmp_path / "my codes"
     shutil.copytree(codes / "train", copy)

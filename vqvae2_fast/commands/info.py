@@ -24,6 +24,7 @@ from vqvae2_fast.commands.common import Command, Result, named
 from vqvae2_fast.console.words import described, number
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.data.code_store import missing_or_cut
 from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
@@ -47,7 +48,8 @@ _BEST = {"metric": str, "value": float, "step": int}  # what a run keeps of its 
 class Info(Command):
     """Describe this installation, or a run, a checkpoint, a pipeline, a code store or a .vq2 file.
 
-    Ends with exit code 1 if --verify finds damage.
+    Ends with exit code 1 if a shard of a code store is missing or was cut, or if --verify finds
+    other damage.
     """
 
     path: Annotated[Path | None, tyro.conf.Positional] = None
@@ -162,17 +164,20 @@ class Info(Command):
             "checkpoint_hash": manifest.checkpoint_hash,
         }
         lines = described(values)
-        if not self.verify:
-            return Result(values, lines)
-        with self.progress().task(f"verify {path.name}", values["bytes"]) as task:
-            reports = verify(path, lambda done, total: task.update(done))
+        if self.verify:
+            with self.progress().task(f"verify {path.name}", values["bytes"]) as task:
+                reports = verify(path, lambda done, total: task.update(done))
+        else:
+            reports = missing_or_cut(path)
         damaged = {report.shard.name: report.problem for report in reports if report.problem}
+        if not self.verify and not damaged:  # which does not mean that all are sound
+            return Result(values, lines)
         values["damaged"] = damaged
         lines += [f"damaged: {name}: {problem}" for name, problem in damaged.items()]
         if damaged:
             call = f"from vqvae2_fast.data import discard_damaged; discard_damaged({str(path)!r})"
             lines.append(
-                f"{len(damaged)} of {len(reports)} shards are damaged. Take them out: "
+                f"{len(damaged)} of {values['shards']} shards are damaged. Take them out: "
                 f"{shlex.join(['python', '-c', call])}; then extract again with --resume."
             )
         else:

@@ -290,6 +290,22 @@ def verify(
     return reports
 
 
+def missing_or_cut(path: str | os.PathLike[str]) -> list[ShardReport]:
+    """The shards whose files are missing or of another size than the manifest says; reads none.
+
+    Raises as `verify`.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    reports = []
+    for shard in manifest.shards:
+        try:
+            check_shard_file(folder, manifest.layout, shard)
+        except (ValueError, OSError) as error:
+            reports.append(ShardReport(shard, str(error)))
+    return reports
+
+
 def discard_damaged(path: str | os.PathLike[str]) -> list[ShardReport]:
     """Removes the shards that `verify` complains of from the store, and returns their reports.
 

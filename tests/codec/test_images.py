@@ -131,6 +131,8 @@ def test_a_file_of_codes_is_no_file_of_images(pipeline: Pipeline) -> None:
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "torch.uint8"),
         (torch.zeros(0, 3, 16, 16), "B >= 1"),
         (torch.zeros(1, 3, 0, 16), "sides of 1 to 65535"),
+        (torch.arange(3.0 * 256).view(1, 3, 16, 16), r"in \[-1, 1\], got values from 0 to 767"),
+        (torch.full((1, 3, 16, 16), torch.nan), r"in \[-1, 1\], got values from nan to nan"),
     ],
 )
 def test_what_is_no_batch_of_images(pipeline: Pipeline, given: torch.Tensor, message: str) -> None:

@@ -29,6 +29,8 @@ __all__ = ["decode_image_stream", "decode_images", "encode_images"]
 
 MAX_SIDE = 2**16 - 1
 _BATCH = 64  # tiles whose codes are decoded at a time
+# What scaling and decoders add to [-1, 1] stays far below this; bytes as floats exceed it.
+_LARGEST = 2.0
 
 
 def encode_images(
@@ -51,7 +53,8 @@ def encode_images(
         labels, engine, levels, seed: See `encode_codes`.
 
     Raises:
-        ValueError: Images of other channels, or as `encode_codes`.
+        ValueError: Images of other channels, that are not finite, or that have values outside
+            [-2, 2]; or as `encode_codes`.
         RuntimeError: As `encode_codes`.
     """
     where = "encode_images"
@@ -67,6 +70,12 @@ def encode_images(
         raise ValueError(
             f"{where}: expected images with B >= 1 and sides of 1 to {MAX_SIDE}, got "
             f"{list(images.shape)}."
+        )
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= -_LARGEST and high <= _LARGEST):  # true of NaN too
+        raise ValueError(
+            f"{where}: expected images in [-1, 1], got values from {low:g} to {high:g}. "
+            "`to_float` makes such images of bytes."
         )
     num_levels = checked_levels(where, pipeline, levels, seed)
     if labels is not None:  # one per image; below there is one per tile

@@ -180,6 +180,15 @@ def test_maps_that_do_not_fit_are_named_by_the_argument(pipeline: Pipeline, leve
         codec.encode_codes(pipeline, codes)
 
 
+@pytest.mark.parametrize("levels", [None, 1])
+def test_maps_beyond_the_levels_of_the_pipeline_are_refused(
+    pipeline: Pipeline, levels: int | None
+) -> None:
+    codes, _ = some_codes(pipeline, 2)
+    with pytest.raises(ValueError, match="encode_codes: expected codes to be at most 2 maps, .* 3"):
+        codec.encode_codes(pipeline, [*codes, codes[1]], levels=levels)
+
+
 def test_priors_elsewhere_are_refused_with_the_remedy() -> None:
     prior = tiny_pipeline(num_classes=3).priors[0].to("meta")
     with pytest.raises(RuntimeError, match=r"the prior is on meta\. Move .* with device=cpu\.$"):

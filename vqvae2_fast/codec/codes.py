@@ -115,7 +115,7 @@ def encode_codes(
     """
     where = "encode_codes"
     num_levels = checked_levels(where, pipeline, levels, seed)
-    _check_codes(where, codes, num_levels)
+    _check_codes(where, pipeline, codes, num_levels)
     coder = Coder.of(pipeline)
     header = Header(coder.hash, len(codes[0]), num_levels, seed=seed)
     return write_segment(encoded(where, coder, header, codes, labels, engine))
@@ -157,7 +157,7 @@ def encode_stream(
     num_levels = checked_levels(where, pipeline, levels, seed)
     coder = Coder.of(pipeline)
     for codes, labels in batches:
-        _check_codes(where, codes, num_levels)
+        _check_codes(where, pipeline, codes, num_levels)
         header = Header(coder.hash, len(codes[0]), num_levels, seed=seed)
         yield write_segment(encoded(where, coder, header, codes, labels, engine))
 
@@ -301,7 +301,12 @@ def checked_levels(where: str, pipeline: Pipeline, levels: int | None, seed: int
     return total if levels is None else checked_integer(where, "levels", levels, 1, total)
 
 
-def _check_codes(where: str, codes: Sequence[Tensor], levels: int) -> None:
+def _check_codes(where: str, pipeline: Pipeline, codes: Sequence[Tensor], levels: int) -> None:
+    if len(codes) > len(pipeline.priors):
+        raise ValueError(
+            f"{where}: expected codes to be at most {len(pipeline.priors)} maps, one per level of "
+            f"the pipeline, got {len(codes)}: {[list(maps.shape) for maps in codes]}."
+        )
     if len(codes) < levels or codes[0].ndim != 3 or not len(codes[0]):
         raise ValueError(
             f"{where}: expected codes to be {levels} maps int64 [B, h, w] with B >= 1, coarse to "

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -36,6 +37,14 @@ def test_activations_are_those_of_a_real_step():
     way = forecast(SMALL_VQVAE, replace(CONFIG, batch_size=3, accumulate=1), CARD, 1).ways[0]
     assert way.micro_batch == 3
     assert way.activations == pytest.approx(saved.total, rel=0.1)
+
+
+def test_weights_of_other_networks_are_no_activations():
+    judge, images = nn.Conv2d(3, 64, 3).requires_grad_(False), torch.zeros(1, 3, 8, 8)
+    saved = SavedBytes(nn.Identity())
+    with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
+        judge(images.requires_grad_())
+    assert saved.total == images.nbytes
 
 
 def test_the_timed_step_of_muon_has_gradients(monkeypatch):

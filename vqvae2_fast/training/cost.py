@@ -144,8 +144,10 @@ def _extrapolated(parts: dict[int, tuple[float, int]], batch_size: int) -> tuple
 
 
 class SavedBytes:
-    """Bytes that autograd holds for backward: each storage once, weights and buffers of the given
-    networks left out.
+    """Bytes that autograd holds for backward: each storage once, weights and the buffers of the
+    given networks left out.
+
+    Weights of other networks, such as LPIPS, take memory too, but are there before the first step.
 
     `note` is for `saved_tensors_hooks`.
     """
@@ -157,6 +159,8 @@ class SavedBytes:
         self.total = 0
 
     def note(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):
+            return tensor
         storage = tensor.untyped_storage()
         if storage._cdata not in self._known:  # on the meta device all addresses are 0
             self._known.add(storage._cdata)

@@ -12,6 +12,9 @@ the one before; a row is wrong if one of its codes or its sum is.
 With --codes, all data has that many codes and twice the dimensions, or --widen times, so that the
 screen in bytes is checked. Where it does not pay, it gets only some blocks of rows.
 
+Each kind of data gets its share of the rows in whole blocks, so that more are checked than asked
+for.
+
 The judge is independent of the kernel and of its reference: it computes float64 scores of all codes
 by one matrix product. For every row where several codes lie within its rounding of the smallest
 score, it applies the definition (the sum in the order of d, lowest index on ties). Exits with 1 on
@@ -156,7 +159,9 @@ def is_wrong(z: Tensor, codebook: Tensor, picks: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument(
+        "--rows", type=int, default=10_000_000, help="per SIMD level; rounded up to whole blocks"
+    )
     parser.add_argument("--levels", nargs="*", default=list(simd_levels()))
     parser.add_argument("--quantizers", type=int, default=1)
     parser.add_argument("--codes", type=int, default=0)
@@ -185,8 +190,9 @@ def main() -> None:
             print(f"{level} {kind}: {wrong} wrong of {rows}", flush=True)
             level_total += wrong
             level_rows += rows
+        more = f" (--rows {options.rows} in whole blocks)" if level_rows > options.rows else ""
         print(
-            f"{level}: {level_total} wrong picks in {level_rows} rows, "
+            f"{level}: {level_total} wrong picks in {level_rows} rows{more}, "
             f"{time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}"
         )
         total += level_total

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,9 +127,18 @@ def measured(count: int, batch: int, steps: int) -> list[dict[str, dict[str, flo
             )
             for rank in range(count)
         ]
-        codes = [process.wait() for process in started]
-        if any(codes):
-            raise SystemExit(f"{count} processes failed")
+        with ThreadPoolExecutor(count) as pool:
+            waits = {pool.submit(process.wait): rank for rank, process in enumerate(started)}
+            try:
+                for ended in as_completed(waits):
+                    if code := ended.result():
+                        raise SystemExit(
+                            f"process {waits[ended]} of {count} failed with exit code {code}; its "
+                            "message is above."
+                        )
+            finally:  # the others would wait for one that failed until gloo gives up
+                for process in started:
+                    process.kill()
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(count)]
 
 

@@ -54,6 +54,28 @@ def test_a_contender_that_no_workload_has_is_named(measuring, run, monkeypatch):
         run("compare", "ema --against reference fais")
 
 
+def test_a_process_that_fails_ends_the_others(measuring, monkeypatch, tmp_path):
+    processes, fake = measuring("training_processes"), tmp_path / "fake.py"
+    fake.write_text(
+        "import signal, sys\n"
+        "if sys.argv[2] == '1': sys.exit('no such batch')\n"
+        "signal.alarm(60)\n"
+        "signal.pause()\n"
+    )
+    monkeypatch.setattr(processes, "__file__", str(fake))
+    with pytest.raises(SystemExit, match="process 1 of 2 failed with exit code 1; its message is"):
+        processes.measured(2, 32, 5)
+
+
+def test_rows_that_are_rounded_up_to_blocks_are_told(run, measuring, monkeypatch, capsys):
+    exactness = measuring("exactness")
+    monkeypatch.setattr(exactness, "CHUNK", 8)
+    with pytest.raises(SystemExit, match="False"):  # no pick is wrong
+        run("exactness", "--rows 100 --levels scalar")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("scalar: 0 wrong picks in 160 rows (--rows 100 in whole blocks), ")
+
+
 def test_a_quantiser_is_trained_again_for_other_steps(measuring, run, monkeypatch, tmp_path):
     quantizers, out = measuring("quantizers"), tmp_path / "rows.csv"
     monkeypatch.setattr(quantizers, "open_images", lambda *arguments: None)

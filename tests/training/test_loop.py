@@ -382,6 +382,15 @@ def test_another_training_in_the_process_is_refused():
     train(stage_two(CONFIG), CONFIG, progress=QUIET)
 
 
+def test_weights_that_no_checkpoint_can_hold_are_refused(tmp_path):
+    torch.manual_seed(0)
+    prior = PixelSNAIL(SMALL_PRIOR).double()
+    stage = prior_stage(prior, codes(), codes(), CONFIG, level=1)
+    with pytest.raises(TypeError, match=r"float32, .* in torch\.float64\. Call model\.float\(\)"):
+        train(stage, CONFIG, out=tmp_path / "run", progress=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_forked_while_another_trains_can_train():
     ends = []

@@ -159,11 +159,14 @@ def train(
         RuntimeError: If another process is training in `out`, or another training runs in this
             process.
         NotImplementedError: As `check_companion`.
+        TypeError: If there is an `out`, and weights are not float32, as checkpoints have them.
     """
     folder = None if out is None else Path(out)
     if resume and overwrite:
         raise ValueError("train: expected resume=True or overwrite=True, got both.")
     model = stage.model
+    if folder is not None:
+        _check_stored(model)
     device = device_of(model)
     # Checking a value on a GPU makes the host wait, so it is not done at every step as on a CPU.
     check_every = 1 if device.type == "cpu" else config.log_every
@@ -283,6 +286,17 @@ def train(
         model.load_state_dict(run.average.weights, strict=False)
     model.eval()
     return TrainResult(run.metrics, log.lines, run.best)
+
+
+def _check_stored(model: nn.Module) -> None:
+    """Raises TypeError for weights of another dtype than a checkpoint of a run can be read with."""
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise TypeError(
+                f"train: expected weights in float32, which the checkpoints in `out` hold, got "
+                f"{name} in {weight.dtype}. Call model.float() before the stage is made, or train "
+                "without `out`."
+            )
 
 
 def _begin(

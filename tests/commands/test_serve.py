@@ -88,3 +88,15 @@ def test_a_server_that_ends_waits_no_shorter_than_its_timeout(monkeypatch):
     )
     assert main(["serve", "--preset", "emoji32", "--port", "0", "--timeout", "0.5", "--quiet"]) == 0
     assert seconds == [1]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has it")
+def test_a_client_that_takes_nothing_is_cut_off_after_the_timeout(monkeypatch):
+    milliseconds = []
+
+    def run(_, sockets):
+        milliseconds.append(sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert main(["serve", "--preset", "emoji32", "--port", "0", "--timeout", "0.5", "--quiet"]) == 0
+    assert milliseconds == [500]

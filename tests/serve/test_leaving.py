@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from vqvae2_fast.serve import engine as engine_file
 from vqvae2_fast.serve.app import create_app
+from vqvae2_fast.serve.limits import Limits
 
 
 def request(body: dict, leave: threading.Event):
@@ -69,6 +71,26 @@ def test_a_client_that_goes_takes_its_order_along(pipeline, held, stream, reads)
     assert "vqvae2_cancelled_images_total 5.0" in text
     assert "vqvae2_images_total 2.0" in text
     assert "vqvae2_waiting_images 0.0" in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_takes_nothing_of_its_answer_is_given_up(pipeline, stream):
+    app = create_app(pipeline, replace(Limits(), seconds=0.5))
+    stays = threading.Event()
+
+    async def ask() -> bool:
+        async def send(_):
+            await asyncio.Event().wait()
+
+        asked = asyncio.create_task(app(*request({"stream": stream}, stays), send))
+        given_up, _ = await asyncio.wait({asked}, timeout=20)
+        asked.cancel()
+        return bool(given_up)
+
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        given_up = client.portal.call(ask)
+        stays.set()
+    assert given_up
 
 
 def test_a_request_that_is_cancelled_is_told_that_the_server_stops(pipeline, held):

@@ -95,6 +95,11 @@ class Serve(Command):
         """
         found = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # uvicorn keeps a whole answer in memory until its client has taken it. Linux cuts off
+            # one that takes nothing for so long, as the connections inherit from this socket.
+            milliseconds = min(math.ceil(1000 * self.timeout), 2**31 - 1)
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         try:
             found.bind((self.host, self.port))
         except OSError as error:

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard", "is_loopback"]
 
+_log = logging.getLogger("vqvae2_fast.serve")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -37,6 +39,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+class _NotTaken(Exception):
+    """The client takes nothing of its answer."""
 
 
 class Guard:
@@ -70,15 +76,21 @@ class Guard:
                 status, answered = message["status"], True
                 own = [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
                 message = {**message, "headers": [*message["headers"], *own]}
-            await send(message)
+            try:
+                await asyncio.wait_for(send(message), self._limits.seconds)
+            except asyncio.TimeoutError as error:  # not yet the built-in one in Python 3.10
+                raise _NotTaken from error
 
         self._open += 1
         self._metrics.open.set(self._open)
         try:
-            self._check(scope)
-            await self._app(scope, self._bounded(receive), send_more)
-        except Problem as problem:
-            await _refuse(problem, send_more)
+            try:
+                self._check(scope)
+                await self._app(scope, self._bounded(receive), send_more)
+            except Problem as problem:
+                await _refuse(problem, send_more)
+        except _NotTaken:  # nothing can be told to this client, and its connection is closed
+            _log.info("gave up a client that took nothing for %g s", self._limits.seconds)
         except asyncio.CancelledError:  # the server ends, and waits no longer for this answer
             if not answered:
                 await _refuse(stopping(), send_more)

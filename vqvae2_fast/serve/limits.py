@@ -24,7 +24,8 @@ class Limits:
             memory of its pixels several times; the others wait.
         candidates: The largest number of fillings of a hole that are drawn to take one.
         seconds: A request whose body takes longer to come is given up, with 408, and one that takes
-            longer from then on, with 504.
+            longer from then on, with 504. A client that takes nothing of its answer for so long is
+            given up too.
     """
 
     batch: int = 64

@@ -64,7 +64,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, _until_ended(receive), send)
             return
         begun, status, answered = time.monotonic(), 500, False
         if scope["method"] == "HEAD":  # the routes have GET only, and the server leaves bodies out
@@ -189,6 +189,19 @@ async def _refuse(problem: Problem, send: Send) -> None:
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": encoded})
     await send({"type": "http.response.body", "body": content})
+
+
+def _until_ended(receive: Receive) -> Receive:
+    """Receives what the server tells of its life. After a second ctrl-C it does not say that it
+    ends, but cancels who waits for it, which would be logged as a failure."""
+
+    async def receive_until_ended() -> Message:
+        try:
+            return await receive()
+        except asyncio.CancelledError:
+            return {"type": "lifespan.shutdown"}
+
+    return receive_until_ended
 
 
 def _parts(url: str) -> SplitResult:

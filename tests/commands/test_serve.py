@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -100,3 +102,15 @@ def test_a_client_that_takes_nothing_is_cut_off_after_the_timeout(monkeypatch):
     monkeypatch.setattr(uvicorn.Server, "run", run)
     assert main(["serve", "--preset", "emoji32", "--port", "0", "--timeout", "0.5", "--quiet"]) == 0
     assert milliseconds == [500]
+
+
+def test_a_signal_that_comes_before_uvicorn_waits_for_any_ends_it(monkeypatch):
+    ended = []
+
+    def run(server, _):
+        signal.raise_signal(signal.SIGTERM)
+        ended.append(asyncio.run(server.on_tick(0)))
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert main(["serve", "--preset", "emoji32", "--port", "0", "--quiet"]) == 0
+    assert ended == [True]

@@ -76,14 +76,20 @@ class Serve(Command):
                 server_header=False,
                 timeout_graceful_shutdown=math.ceil(limits.seconds),
             )
+            server = uvicorn.Server(config)
             # What connects from here on waits. uvicorn says so only of sockets of its own.
             own.listen(config.backlog)
             host = f"[{self.host}]" if ":" in self.host else self.host
             address = f"http://{host}:{own.getsockname()[1]}"
             logging.getLogger("uvicorn.error").info("running on %s (ctrl-C to quit)", address)
             # uvicorn ends well after a signal, and then raises it once more, for which this waits.
-            with stop_requests():
-                uvicorn.Server(config).run([own])
+            with stop_requests() as stop:
+
+                async def notice() -> None:  # a signal that came before uvicorn waited for any
+                    server.should_exit |= stop.number is not None
+
+                config.callback_notify = notice
+                server.run([own])
         return Result({"stopped": True}, ["stopped"])
 
     def _bound(self) -> socket.socket:

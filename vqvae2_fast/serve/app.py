@@ -134,8 +134,10 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         return await _problem(
             request, Problem(422, "", "Expected a body of JSON, got none.", remedy)
         )
-    found = short(repr(first.get("input")), 80)
-    problem = Problem(422, ".".join(place), f"{first['msg']}, got {found}.", remedy)
+    found, expected = short(repr(first.get("input")), 80), first["msg"]
+    if first["type"] == "model_attributes_type":  # its message tells of dictionaries
+        expected = "Expected a JSON object"
+    problem = Problem(422, ".".join(place), f"{expected}, got {found}.", remedy)
     return await _problem(request, problem)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-__all__ = ["Limits", "Problem", "stopping", "too_slow"]
+__all__ = ["Limits", "Problem", "first_sentence", "in_words", "stopping", "too_slow"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,18 @@ class Problem(Exception):
 
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def in_words(error: Exception) -> str:
+    """What an error of the library says, without the function or argument of Python that it names
+    first: the client knows its field."""
+    text = re.sub(r"^\w+: ", "", str(error))
+    return text[:1].upper() + text[1:]
+
+
+def first_sentence(error: Exception) -> str:
+    """`in_words`, without the remedies that follow, which are for those who write Python."""
+    return in_words(error).split(". ")[0].removesuffix(".") + "."
 
 
 def stopping() -> Problem:

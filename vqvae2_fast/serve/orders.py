@@ -17,7 +17,7 @@ from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.series import resolved_settings
 from vqvae2_fast.serve.images import from_base64, uploaded_image
 from vqvae2_fast.serve.jobs import Order
-from vqvae2_fast.serve.limits import Problem
+from vqvae2_fast.serve.limits import Problem, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,10 @@ class Desk:
                 self._resolved({name: value})
             except ValueError as error:
                 raise Problem(
-                    422, name, str(error), f"Give one value or {len(self.names)}, or leave it out."
+                    422,
+                    name,
+                    in_words(error),
+                    f"Give one value or {len(self.names)}, or leave it out.",
                 ) from error
             given[name] = value
         return self._resolved({**given, "seed": request.seed})
@@ -148,7 +151,7 @@ class Desk:
         try:
             numbers = class_numbers("label", label, classes, names)
         except ValueError as error:
-            raise Problem(422, "label", str(error), "/v1/info lists the classes.") from error
+            raise Problem(422, "label", in_words(error), "/v1/info lists the classes.") from error
         return [None if number == classes else number for number in numbers]
 
     def known(self, maps: Sequence[Any] | None) -> Known:

@@ -13,7 +13,7 @@ import torch
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from vqvae2_fast.codec import decode_images, describe, encode_images
+from vqvae2_fast.codec import decode_image_stream, describe, encode_images
 from vqvae2_fast.codec.bitstream import TooManyImagesError
 from vqvae2_fast.codec.engine import check_engine
 from vqvae2_fast.data.images import to_uint8
@@ -22,7 +22,7 @@ from vqvae2_fast.sampling.pipeline import decoded
 from vqvae2_fast.serve import schemas
 from vqvae2_fast.serve.codebook import described_codebooks
 from vqvae2_fast.serve.images import as_png, from_base64
-from vqvae2_fast.serve.limits import Problem, too_slow
+from vqvae2_fast.serve.limits import Problem, first_sentence, too_slow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -165,7 +165,8 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
             )
         if body.codes is not None:
             codes = desk.codes("codes", body.codes)
-            images = await in_engine(lambda: decoded(desk.pipeline, [maps[None] for maps in codes]))
+            whole = [maps[None] for maps in codes]
+            images = await in_engine(lambda: list(decoded(desk.pipeline, whole)))
         else:
             data = from_base64("vq2", body.vq2 or "")
             images = await in_engine(lambda: _decoded_file(desk, data))
@@ -295,16 +296,17 @@ def _why_no_codec(desk: Desk) -> str | None:
         for prior in desk.pipeline.priors:
             check_engine("encode", prior, "cpu")
     except (ValueError, RuntimeError) as error:
-        return str(error)
+        return first_sentence(error)
     return None
 
 
-def _decoded_file(desk: Desk, data: bytes) -> Tensor:
+def _decoded_file(desk: Desk, data: bytes) -> list[Tensor]:
     reason = _why_no_codec(desk)
     if reason is not None:
         raise Problem(422, "vq2", reason, "Send the codes instead.")
     try:
-        return decode_images(desk.pipeline, data, max_images=desk.limits.count)
+        parts = decode_image_stream(desk.pipeline, data, max_images=desk.limits.count)
+        return [image for part in parts for image in part]
     except TooManyImagesError as error:
         raise Problem(
             413,
@@ -314,5 +316,5 @@ def _decoded_file(desk: Desk, data: bytes) -> Tensor:
         ) from error
     except ValueError as error:
         raise Problem(
-            400, "vq2", str(error), "Send a file that this pipeline has encoded."
+            400, "vq2", first_sentence(error), "Send a file that this pipeline has encoded."
         ) from error

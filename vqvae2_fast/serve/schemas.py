@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "EVENT",
@@ -58,7 +59,8 @@ class _Model(BaseModel):
     def _few_unknown_fields(cls, given: Any) -> Any:
         """Refuses many unknown fields at once: each would be an error of its own."""
         if isinstance(given, dict) and len(given) > len(cls.model_fields) + _MAX_UNKNOWN:
-            raise ValueError(f"expected the fields {', '.join(cls.model_fields)}")
+            fields = {"fields": ", ".join(cls.model_fields)}
+            raise PydanticCustomError("unknown_fields", "Expected only the fields {fields}", fields)
         return given
 
 

@@ -89,6 +89,17 @@ def test_a_file_of_another_pipeline_is_refused_without_the_remedies_of_python(cl
     assert re.fullmatch(r"The file was encoded with pipeline \w+, this is \w+\.", error["expected"])
 
 
+@pytest.mark.parametrize("names", [("Pet - cat", "Cow", "Pet - dog"), None])
+@pytest.mark.parametrize("label", [9, 3, -1])
+def test_a_number_of_no_class_is_refused_alike_in_a_query_and_in_json(pipeline, names, label):
+    served = tiny_pipeline(0) if names is None else replace(pipeline, class_names=names)
+    with TestClient(create_app(served), base_url="http://127.0.0.1") as client:
+        query = client.post("/v1/encode", params={"label": label}, content=b"")
+        body = client.post("/v1/images", json={"label": label})
+    assert (query.status_code, query.json()) == (body.status_code, body.json())
+    assert body.status_code == 422
+
+
 def test_a_body_that_is_no_json_is_refused(client):
     answer = client.post("/v1/images", content=b"{", headers={"content-type": "application/json"})
     error = answer.json()["error"]

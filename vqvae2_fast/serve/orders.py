@@ -148,6 +148,9 @@ class Desk:
             if isinstance(label, str) and label.lower() == NO_CLASS:
                 return [None]
             raise _unfit("label", "none, since the priors have no classes", label, "Leave it out.")
+        # Only the library has a number for "no class"; a query gives every number as text.
+        if isinstance(label, int) and not 0 <= label < classes:
+            label = str(label)
         try:
             numbers = class_numbers("label", label, classes, names)
         except ValueError as error:

@@ -1,0 +1,57 @@
+"""What the page refuses or cannot do, and where it says so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("playwright", reason="needs pip install playwright")
+
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+
+def test_an_error_stands_beside_its_control(page, tmp_path, button, draw, paint):
+    file = tmp_path / "no_image.png"
+    file.write_bytes(b"no image")
+    page.locator("#file").set_input_files(file)
+    expect(page.locator('[data-field="image"] .error')).to_contain_text("Expected an image")
+    page.locator("#candidates").fill("65")
+    paint(page, 1, (0.5, 0.5))
+    button(page, "Redraw").click()
+    expect(page.locator('[data-field="candidates"] + .error')).to_contain_text("at most 64")
+    draw(page, 1_000_000_000)
+    expect(page.locator('[data-field="count"] + .error')).to_contain_text("at most 16")
+    page.locator("#settings").evaluate("details => { details.open = false; }")
+    page.locator('[data-field="top_p.1"] input').evaluate("input => { input.value = 2; }")
+    button(page, "Draw").click()
+    expect(page.locator('[data-field="top_p.1"] + .error')).to_be_visible()
+
+
+def test_a_seed_that_the_browser_rounds_is_refused(page, tmp_path, card_of):
+    card, file = card_of(page), tmp_path / "card.json"
+    card["request"]["seed"] = 2**53 + 1
+    file.write_text(json.dumps(card))
+    page.locator("#file").set_input_files(file)
+    expect(page.locator('[data-field="seed"] + .error')).to_contain_text("up to 9007199254740991")
+
+
+@pytest.mark.parametrize("card", [None, {}, {"endpoint": 1, "request": {}}])
+def test_what_is_no_card_is_refused(page, tmp_path, card):
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps(card))
+    page.locator("#file").set_input_files(file)
+    expect(page.locator('[data-field="image"] .error')).to_contain_text("Expected a card with")
+
+
+def test_a_page_without_the_token_says_so(browser, address, button):
+    page = browser.new_page()
+    refused = {"error": {"field": "", "expected": "Expected the server's token.", "remedy": ""}}
+    page.route("**/v1/info", lambda route: route.fulfill(status=401, json=refused))
+    page.goto(address)
+    expect(page.locator("#about")).to_have_text("The models could not be loaded.")
+    expect(page.locator(".error")).to_have_text("Expected the server's token.")
+    expect(button(page, "Draw")).to_be_disabled()
+    page.close()

@@ -111,6 +111,15 @@ def test_settings_off_the_grid_are_kept(page, tmp_path, button, card_of, done):
     assert {name: request[name] for name in settings} == settings
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_an_edit_has_a_new_seed_each_time_if_it_is_to(page, button, done, new):
+    page.locator("#new-seed").set_checked(new)
+    with page.expect_request("**/v1/complete") as asked:
+        button(page, "Complete").click()
+    expect(page.locator("#status")).to_have_text(done)
+    assert (asked.value.post_data_json["seed"] != 0) == new
+
+
 def test_a_setting_changed_during_a_draw_counts_after_it(page, draw, done):
     draw(page, 2, pace="120")
     expect(page.locator("#gallery .tile")).to_have_count(2)

@@ -241,11 +241,16 @@ function className(label) {
   return Array.isArray(label) ? "Each class" : info.classes[label];
 }
 
+// What a hand asks for has a new seed each time, if it is to.
+function renewSeed() {
+  if ($("new-seed").checked) $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
 function drawNew(event) {
   event?.preventDefault();
   performance.clearMarks();
   performance.mark("click");
-  if ($("new-seed").checked && event) $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+  if (event) renewSeed();
   const request = controls.request();
   return draw("v1/images", request, { title: `${className(request.label)}, seed ${request.seed}`, kind: "draw" });
 }
@@ -260,6 +265,7 @@ async function redrawLive() {
 
 // Draws from the chosen image.
 function drawFrom(path, more, title) {
+  renewSeed();
   const request = { ...controls.request(), ...more };
   return draw(path, request, { title, kind: "edit" });
 }

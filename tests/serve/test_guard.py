@@ -36,6 +36,14 @@ def test_a_page_under_another_name_does_not_reach_a_local_server(pipeline, host)
     assert client_of(pipeline, f"http://{host}", loopback=False).get("/v1/info").is_success
 
 
+@pytest.mark.parametrize(("path", "status"), [("/", 200), ("/v1/info", 401), ("/nowhere", 404)])
+def test_every_answer_names_the_pipeline(pipeline, path, status):
+    client = client_of(pipeline, token="secret")
+    answer = client.get(path)
+    assert answer.status_code == status
+    assert answer.headers["Vqvae2-Pipeline"] == client.get("/healthz").json()["pipeline"]
+
+
 def test_a_page_of_another_origin_is_refused(client):
     answer = client.post("/v1/images", json={}, headers={"Origin": "http://evil.example"})
     assert answer.status_code == 403

@@ -101,7 +101,7 @@ def create_app(
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.mount("/", StaticFiles(directory=_PAGE, html=True))
-    return Guard(app, limits, metrics, token, loopback)
+    return Guard(app, limits, metrics, desk.hash, token, loopback)
 
 
 async def _problem(_: Request, problem: Exception) -> JSONResponse:

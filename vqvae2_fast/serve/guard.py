@@ -49,15 +49,25 @@ class Guard:
     """The outermost ASGI application.
 
     Args:
+        pipeline: Its hash, which every answer names as `Vqvae2-Pipeline`: a page that stays open
+            while the server starts anew with another one then knows.
         token: What `Authorization: Bearer` must say below /v1 and at /metrics; None for no token.
         loopback: Whether the server listens on loopback only. Then only its names are accepted as
             Host, so that no page of the web reaches it under a name of its own.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, metrics: Metrics, token: str | None, loopback: bool
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        pipeline: str,
+        token: str | None,
+        loopback: bool,
     ) -> None:
         self._app, self._limits, self._metrics = app, limits, metrics
+        headers = {**_HEADERS, "Vqvae2-Pipeline": pipeline}
+        self._headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
         self._token = None if token is None else token.encode()
         self._loopback = loopback
         self._open = 0
@@ -74,8 +84,7 @@ class Guard:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
-                own = [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
+                message = {**message, "headers": [*message["headers"], *self._headers]}
             try:
                 await asyncio.wait_for(send(message), self._limits.seconds)
             except asyncio.TimeoutError as error:  # not yet the built-in one in Python 3.10

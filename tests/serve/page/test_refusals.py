@@ -46,6 +46,22 @@ def test_what_is_no_card_is_refused(page, tmp_path, card):
     expect(page.locator('[data-field="image"] .error')).to_contain_text("Expected a card with")
 
 
+def test_a_page_of_other_models_than_the_server_has_asks_to_be_loaded_again(page, button, done):
+    def other(route):
+        answer = route.fetch()
+        headers = {**answer.headers, "vqvae2-pipeline": "other"}
+        route.fulfill(response=answer, headers=headers)
+
+    page.route("**/v1/images", other)
+    button(page, "Draw").click()
+    expect(page.locator(".error")).to_contain_text("started with other models")
+    expect(page.locator("#history li")).to_have_count(1)
+    page.unroute("**/v1/images")
+    button(page, "Load the page again").click()
+    expect(page.locator(".error")).to_have_count(0)
+    expect(page.locator("#status")).to_have_text(done)
+
+
 def test_a_page_without_the_token_says_so(browser, address, button):
     page = browser.new_page()
     refused = {"error": {"field": "", "expected": "Expected the server's token.", "remedy": ""}}

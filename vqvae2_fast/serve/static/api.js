@@ -10,6 +10,15 @@ export class Refused extends Error {
   }
 }
 
+// The server was started anew, with a pipeline whose maps may have other sizes.
+export class Outdated extends Refused {
+  constructor() {
+    super({ field: "", expected: "The server has been started with other models.", remedy: "Save what you want to keep, then load the page again." });
+  }
+}
+
+let served; // the pipeline for which this page was loaded
+
 async function send(path, options = {}) {
   const headers = { ...options.headers };
   if (token) headers.Authorization = `Bearer ${token}`;
@@ -19,6 +28,11 @@ async function send(path, options = {}) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused({ field: "", expected: "The server does not answer.", remedy: "Is it still running?" });
+  }
+  const pipeline = answer.headers.get("Vqvae2-Pipeline"); // none where a proxy answers
+  if (pipeline && pipeline !== (served ??= pipeline)) {
+    answer.body?.cancel();
+    throw new Outdated();
   }
   if (!answer.ok) {
     const body = await answer.json().catch(() => null);

@@ -1,5 +1,7 @@
 // The form: class, number, seed, and the settings of each level; and errors beside their controls.
 
+import { Outdated } from "./api.js";
+
 export const $ = (id) => document.getElementById(id);
 
 export function element(name, properties = {}, ...children) {
@@ -163,6 +165,7 @@ export function showError(error) {
   if (error.name === "AbortError") return;
   const message = element("p", { className: "error", textContent: error.message });
   message.setAttribute("role", "alert");
+  if (error instanceof Outdated) message.append(" ", element("button", { type: "button", textContent: "Load the page again", onclick: () => location.reload() }));
   const field = error.field ?? "";
   const names = [field, field.split(".")[0], /image|source/.test(field) ? "image" : "-"];
   const places = names.map((name) => document.querySelector(`[data-field="${CSS.escape(name)}"]`));

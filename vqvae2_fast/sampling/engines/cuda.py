@@ -9,7 +9,6 @@ No synchronisation happens between rows, unless `progress` or `on_row` is given.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.condition import condition_features
+from vqvae2_fast.sampling.engines.cuda_card import PRECISIONS, Card, Precision
 from vqvae2_fast.sampling.engines.cuda_library import driver_version, native_library
 from vqvae2_fast.sampling.engines.cuda_pack import FloatForm, pack, sizes_of
 from vqvae2_fast.sampling.engines.cuda_pack_int8 import Int8Form
@@ -47,54 +47,9 @@ __all__ = [
     "why_not_prior",
 ]
 
-# kMaxThreads of pixel_phase.cuh; kMaxSegments of row_product.h.
-THREADS, MAX_ROWS_ABOVE = 512, 8
+MAX_ROWS_ABOVE = 8  # kMaxSegments of row_product.h
 # The oldest architecture for which the kernels are compiled.
 MIN_CAPABILITY = (8, 0)
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How products are computed.
-
-    Args:
-        pixel: dtype of the weights of the pixel phase; its sums are float32, int32 with int8.
-        row: dtype of the weights of the row phase.
-        row_mode: `RowMode` of planner.h: 0 float32, 1 tf32, 2 bfloat16, 3 int8 on tensor cores.
-    """
-
-    pixel: torch.dtype
-    row: torch.dtype
-    row_mode: int
-
-
-PRECISIONS = {
-    "cuda": Precision(torch.float32, torch.float32, 0),
-    "cuda_tf32": Precision(torch.float32, torch.float32, 1),
-    "cuda_bfloat16": Precision(torch.bfloat16, torch.bfloat16, 2),
-    "cuda_w8a8": Precision(torch.int8, torch.int8, 3),
-}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a card offers: how many blocks of the persistent launch fit on it, and their size.
-
-    Args:
-        clusters16: How many clusters of 16 blocks it holds at once; 0 without such clusters.
-        clusters8: Of 8 blocks.
-    """
-
-    blocks: int
-    shared_bytes: int
-    threads: int = THREADS
-    clusters16: int = 0
-    clusters8: int = 0
-
-    @staticmethod
-    def current(library: Library) -> Card:
-        blocks, shared_bytes, clusters16, clusters8 = library.card()
-        return Card(blocks, shared_bytes, clusters16=clusters16, clusters8=clusters8)
 
 
 class LaunchError(RuntimeError):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vqvae2_fast.models.prior import make_prior
-from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_values
+from vqvae2_fast.sampling.engines.cuda import plan_values
+from vqvae2_fast.sampling.engines.cuda_card import PRECISIONS, THREADS, Card
 from vqvae2_fast.sampling.engines.cuda_library import native_library
 from vqvae2_fast.sampling.prior import interface_of
 

@@ -16,10 +16,11 @@ def squared_distances(z: Tensor, codebook: Tensor) -> Tensor:
 
     z `[N, D]`, codebook `[K, D]` -> `[N, K]`.
     """
-    z, codebook = z.double(), codebook.double()
+    # Each dimension of the codes lies in one piece, which is read two to three times as fast.
+    z, columns = z.double(), codebook.double().t().contiguous()  # [N, D], [D, K]
     total = z.new_zeros(len(z), len(codebook))  # [N, K]
     for d in range(z.shape[1]):
-        total += (z[:, d, None] - codebook[:, d]).square_()
+        total += (z[:, d, None] - columns[d]).square_()
     return total
 
 

@@ -287,9 +287,10 @@ def test_settings_of_copies_need_some(setting):
 
 
 def test_a_full_disk_keeps_what_was_saved_and_the_next_call_goes_on(small_disk, monkeypatch):
+    monkeypatch.setattr(extraction, "_BATCH", COUNT)  # there are many records
     variants, path = Variants(copies=200), small_disk.folder / "codes"
     with monkeypatch.context() as patch:
-        break_off(patch, 300)
+        break_off(patch, 75)
         with pytest.raises(Interrupted):
             extract_codes(model(), images(), path, variants=variants, shard_records=900)
     before = files(path)

@@ -64,8 +64,9 @@ class _SumOfRows(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         is_half = dout.dtype not in (torch.float32, torch.float64)
         if torch.is_grad_enabled() or (dout.is_cpu and not is_half):
-            # On a CPU PyTorch's gradient sorts the rows and takes three times as long. In half
-            # precision it rounds the sums less often, on a GPU it adds in the same order each time.
+            # On a CPU PyTorch's gradient sorts the rows, which takes up to three times as long.
+            # Compiled calls have it, and in half precision the two round differently. On a GPU it
+            # adds in the same order each time.
             sums = dout.new_zeros(ctx.num_columns, dout.shape[1])
             for tap in rows.unbind(dim=1):
                 sums.index_add_(0, tap, dout)

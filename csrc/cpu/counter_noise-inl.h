@@ -17,8 +17,8 @@ inline void fill_wide_words(uint64_t seed, const WideWords (&first)[2],
                             const WideWords (&second)[2], uint32_t third, uint32_t last,
                             uint32_t* words) {
   using Wide = WideWords;
-  const Wide factor0 = Wide::broadcast(0xD2511F53u), factor1 = Wide::broadcast(0xCD9E8D57u);
-  const Wide step0 = Wide::broadcast(0x9E3779B9u), step1 = Wide::broadcast(0xBB67AE85u);
+  const Wide factor0 = Wide::broadcast(kPhiloxFactor0), factor1 = Wide::broadcast(kPhiloxFactor1);
+  const Wide step0 = Wide::broadcast(kPhiloxStep0), step1 = Wide::broadcast(kPhiloxStep1);
   Wide key0 = Wide::broadcast(static_cast<uint32_t>(seed));
   Wide key1 = Wide::broadcast(static_cast<uint32_t>(seed >> 32));
   Wide c0[2], c1[2], c2[2], c3[2];

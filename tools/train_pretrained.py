@@ -109,8 +109,9 @@ RECIPES = {
         vqvae="--flip --model.quantize-after 0 --train.optimizer adamw --train.learning-rate 3e-3 "
         "--train.steps 1300 --train.validate-every 130 --train.save-every 650",
         extract="--flip",
-        top="--model.dropout 0.2 --train.steps 1000 --train.learning-rate 8e-3 "
-        "--train.warmup-steps 100 --train.weight-decay 0.01 --train.average-decay 0.995 "
+        top="--model.dropout 0.2 --model.attention-dropout 0.1 --train.steps 1000 "
+        "--train.optimizer adamw --train.learning-rate 8e-3 --train.warmup-steps 100 "
+        "--train.weight-decay 0.01 --train.average-decay 0.995 "
         "--train.validate-every 250 --train.save-every 250",
         bottom="--model.dropout 0.2 --train.steps 1500 --train.batch-size 32 "
         "--train.optimizer adamw --train.learning-rate 8e-3 "

@@ -89,6 +89,12 @@ def test_a_file_of_another_pipeline_is_refused_without_the_remedies_of_python(cl
     assert re.fullmatch(r"The file was encoded with pipeline \w+, this is \w+\.", error["expected"])
 
 
+def test_an_error_that_quotes_a_file_is_not_cut_within_the_quotation(client):
+    sentences = base64.b64encode(b"A. B. And more of this text").decode()
+    error = client.post("/v1/decode", json={"vq2": sentences}).json()["error"]
+    assert error["expected"].endswith("it begins with b'A. B'.")
+
+
 @pytest.mark.parametrize("names", [("Pet - cat", "Cow", "Pet - dog"), None])
 @pytest.mark.parametrize("label", [9, 3, -1])
 def test_a_number_of_no_class_is_refused_alike_in_a_query_and_in_json(pipeline, names, label):

@@ -27,6 +27,7 @@ __all__ = [
     "Header",
     "Segment",
     "TooManyImagesError",
+    "UnfitFileError",
     "describe",
     "open_compressed",
     "read_segments",
@@ -153,6 +154,23 @@ def _check_of(unchecked: bytes, table: bytes) -> bytes:
 
 class TooManyImagesError(ValueError):
     """A file of more images than were allowed."""
+
+
+class UnfitFileError(ValueError):
+    """A sound file, of another pipeline or of another kind than was asked for.
+
+    Args:
+        reason: What was expected and what came.
+        remedy: What the caller can do. The service, whose clients do not call from Python, has
+            remedies of its own.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason, remedy)  # both, or it could not be unpickled
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return " ".join(self.args)
 
 
 def read_segments(

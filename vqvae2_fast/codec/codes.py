@@ -9,7 +9,14 @@ from typing import IO, TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.codec.bitstream import NO_LABEL, Header, Segment, read_segments, write_segment
+from vqvae2_fast.codec.bitstream import (
+    NO_LABEL,
+    Header,
+    Segment,
+    UnfitFileError,
+    read_segments,
+    write_segment,
+)
 from vqvae2_fast.codec.engine import check_engine, decode_maps, encode_maps
 from vqvae2_fast.models.code_checks import check_labels, check_maps
 from vqvae2_fast.models.weights_hash import weights_hash
@@ -262,12 +269,13 @@ def decoded_codes(
 
 
 def check_pipeline(where: str, header: Header, expected: bytes) -> None:
-    """Raises ValueError unless the file was written with this pipeline."""
+    """Raises UnfitFileError unless the file was written with this pipeline."""
     if header.pipeline != expected:
-        raise ValueError(
+        raise UnfitFileError(
             f"{where}: the file was encoded with pipeline {header.pipeline.hex()}, this is "
-            f"{expected.hex()}. Load the one it was encoded with; "
-            "`vqvae2-fast info FOLDER` shows this hash of a pipeline."
+            f"{expected.hex()}.",
+            "Load the one it was encoded with; `vqvae2-fast info FOLDER` shows this hash of a "
+            "pipeline.",
         )
 
 

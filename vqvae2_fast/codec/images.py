@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.codec.bitstream import Header, read_segments, write_segment
+from vqvae2_fast.codec.bitstream import Header, UnfitFileError, read_segments, write_segment
 from vqvae2_fast.codec.codes import (
     Coder,
     check_pipeline,
@@ -136,9 +136,10 @@ def decode_image_stream(
         tiling = Tiling(vqvae, header.height, header.width, header.margins)
         rows, columns = tiling.grid
         if not rows * columns or header.num_images % (rows * columns):
-            raise ValueError(
+            raise UnfitFileError(
                 f"{where}: expected a file of images, got {header.num_images} code maps of images "
-                f"of {header.height}x{header.width}. Use decode_codes."
+                f"of {header.height}x{header.width}.",
+                "Use decode_codes.",
             )
         # Whole images, few at a time: a small file may have very many.
         for images in parts_of(segment, max(1, _BATCH // (rows * columns)) * rows * columns):

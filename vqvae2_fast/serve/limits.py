@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["Limits", "Problem", "first_sentence", "in_words", "stopping", "too_slow"]
+from vqvae2_fast.codec.bitstream import UnfitFileError
+
+__all__ = ["Limits", "Problem", "in_words", "stopping", "too_slow"]
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,10 @@ class Problem(Exception):
 
 def in_words(error: Exception) -> str:
     """What an error of the library says, without the function or argument of Python that it names
-    first: the client knows its field."""
-    text = re.sub(r"^\w+: ", "", str(error))
+    first, since the client knows its field, and without a remedy for those who write Python."""
+    text = error.reason if isinstance(error, UnfitFileError) else str(error)
+    text = re.sub(r"^\w+: ", "", text)
     return text[:1].upper() + text[1:]
-
-
-def first_sentence(error: Exception) -> str:
-    """`in_words`, without the remedies that follow, which are for those who write Python."""
-    return in_words(error).split(". ")[0].removesuffix(".") + "."
 
 
 def stopping() -> Problem:

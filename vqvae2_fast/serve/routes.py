@@ -22,7 +22,7 @@ from vqvae2_fast.sampling.pipeline import decoded
 from vqvae2_fast.serve import schemas
 from vqvae2_fast.serve.codebook import described_codebooks
 from vqvae2_fast.serve.images import as_png, from_base64
-from vqvae2_fast.serve.limits import Problem, first_sentence, too_slow
+from vqvae2_fast.serve.limits import Problem, in_words, too_slow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -296,7 +296,7 @@ def _why_no_codec(desk: Desk) -> str | None:
         for prior in desk.pipeline.priors:
             check_engine("encode", prior, "cpu")
     except (ValueError, RuntimeError) as error:
-        return first_sentence(error)
+        return in_words(error)
     return None
 
 
@@ -316,5 +316,5 @@ def _decoded_file(desk: Desk, data: bytes) -> list[Tensor]:
         ) from error
     except ValueError as error:
         raise Problem(
-            400, "vq2", first_sentence(error), "Send a file that this pipeline has encoded."
+            400, "vq2", in_words(error), "Send a file that this pipeline has encoded."
         ) from error

@@ -148,13 +148,15 @@ class Desk:
             if isinstance(label, str) and label.lower() == NO_CLASS:
                 return [None]
             raise _unfit("label", "none, since the priors have no classes", label, "Leave it out.")
-        # Only the library has a number for "no class"; a query gives every number as text.
+        remedy = "/v1/info lists the classes."
+        # In the library the number of classes stands for "no class"; here only a text does.
         if isinstance(label, int) and not 0 <= label < classes:
-            label = str(label)
+            expected = f"a number below {classes} or the beginning of a class name"
+            raise _unfit("label", expected, label, remedy)
         try:
             numbers = class_numbers("label", label, classes, names)
         except ValueError as error:
-            raise Problem(422, "label", in_words(error), "/v1/info lists the classes.") from error
+            raise Problem(422, "label", in_words(error), remedy) from error
         return [None if number == classes else number for number in numbers]
 
     def known(self, maps: Sequence[Any] | None) -> Known:

@@ -48,6 +48,7 @@ from vqvae2_fast.testing.pipelines import tiny_pipeline
         ("decode", {}, 422, "codes", "either codes or a vq2 file"),
         ("decode", {"vq2": "AAAA"}, 400, "vq2", "VQ2C"),
         ("decode", {"vq2": "?"}, 422, "vq2", "base64"),
+        ("complete", {"keep": 0.5}, 422, "source", "this field"),
         ("complete", {"source": {}}, 422, "source", "either an image or its codes"),
         ("complete", {"source": {"image": "AAAA"}}, 400, "source.image", "an image"),
         ("complete", {"source": {"image": "?"}}, 422, "source.image", "base64"),
@@ -74,6 +75,7 @@ def test_an_error_names_the_field_what_was_expected_and_the_remedy(
         ("images", {str(n): 0 for n in range(40)}, "Expected only the fields count, label"),
         ("images", [1], "Expected a JSON object, got [1]"),
         ("complete", {"source": 1}, "Expected a JSON object, got 1"),
+        ("complete", {"seed": 1}, "Expected this field, got none."),
         ("decode", {"vq2": "AAAA"}, "Expected a .vq2 file, which begins with b'VQ2C'; it begins"),
     ],
 )

@@ -134,6 +134,11 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         return await _problem(
             request, Problem(422, "", "Expected a body of JSON, got none.", remedy)
         )
+    if first["type"] == "missing":  # its input is all that surrounds it
+        problem = Problem(
+            422, ".".join(place), "Expected this field, got none.", f"Add it. {remedy}"
+        )
+        return await _problem(request, problem)
     found, expected = short(repr(first.get("input")), 80), first["msg"]
     if first["type"] == "model_attributes_type":  # its message tells of dictionaries
         expected = "Expected a JSON object"

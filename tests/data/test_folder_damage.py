@@ -81,6 +81,17 @@ def test_a_fifo_is_refused_and_does_not_hang(tmp_path) -> None:
             read()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_skipped_on_request(tmp_path) -> None:
+    write_image(tmp_path / "a.png", (0, 0, 0))
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match="skipped 1 of 2"):
+        assert ImageFolder(tmp_path, 8, skip_corrupt=True).names == ("a.png",)
+    skipped: list[str] = []
+    assert [name for name, _ in whole_images("compress", tmp_path, 3, skipped)] == ["a.png"]
+    assert skipped == ["b.png"]
+
+
 def test_a_link_out_of_the_folder_that_comes_later_is_refused(tmp_path) -> None:
     write_image(tmp_path / "s.png", (0, 0, 0))
     write_image(tmp_path / "set" / "a.png", (0, 0, 0))

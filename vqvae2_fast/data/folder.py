@@ -36,7 +36,7 @@ from vqvae2_fast.data.pixels import (
     decode_whole_image,
 )
 from vqvae2_fast.files.printable import printable, short
-from vqvae2_fast.files.untrusted import open_untrusted
+from vqvae2_fast.files.untrusted import NotRegularError, open_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,9 +187,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         """The file, and its path for messages."""
         path = self.root / name
         try:
-            where = f"ImageFolder: {printable(path)}"
-            with _opened(path, self.root, where) as file:
-                yield file, where
+            with _opened("ImageFolder", path, self.root) as file:
+                yield file, f"ImageFolder: {printable(path)}"
         except CorruptImageError as error:
             raise CorruptImageError(
                 f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
@@ -235,23 +234,26 @@ def whole_images(
 def _whole_image(op: str, path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], str]]:
     """The file of an image of any size, and its path for messages."""
     try:
-        where = f"{op}: {printable(path)}"
-        with _opened(path, inside, where) as file:
-            yield file, where
+        with _opened(op, path, inside) as file:
+            yield file, f"{op}: {printable(path)}"
     except CorruptImageError as error:
         raise CorruptImageError(
             f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
         ) from error
 
 
-def _opened(path: Path, inside: Path | None, where: str) -> IO[bytes]:
-    """The file of an image; a link that leads to no file counts as corrupt."""
+def _opened(op: str, path: Path, inside: Path | None) -> IO[bytes]:
+    """The file of an image; a FIFO or the like counts as corrupt, and so does a link to nothing."""
     try:
         return open_untrusted(path, inside=inside)
+    except NotRegularError as error:
+        raise CorruptImageError(f"{op}: {error}") from error
     except OSError as error:
         if error.errno not in _DEAD_LINKS or not path.is_symlink():
             raise
-        raise CorruptImageError(f"{where} is a link {_DEAD_LINKS[error.errno]}.") from error
+        raise CorruptImageError(
+            f"{op}: {printable(path)} is a link {_DEAD_LINKS[error.errno]}."
+        ) from error
 
 
 def image_names(op: str, path: Path) -> list[str]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FREE_BYTES",
     "MAX_RATIO",
+    "NotRegularError",
     "UntrustedFileError",
     "check_regular",
     "decompressed",
@@ -64,6 +65,10 @@ _KINDS = {
 
 class UntrustedFileError(ValueError):
     """A file that is refused, or found to be damaged, when it is opened; the message names it."""
+
+
+class NotRegularError(UntrustedFileError):
+    """A FIFO, a socket, a device or a folder where a regular file is expected."""
 
 
 def open_untrusted(
@@ -253,4 +258,4 @@ def _inside(path: Path, folder: Path) -> str:
 def _require_regular(name: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise UntrustedFileError(f"{name} is {kind}, not a regular file.")
+        raise NotRegularError(f"{name} is {kind}, not a regular file.")

@@ -201,12 +201,14 @@ def test_a_limit_of_pillow_that_was_lowered_holds(tmp_path, monkeypatch) -> None
         ImageFolder(tmp_path, 8)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_images_of_too_many_pixels_are_refused_unread(tmp_path) -> None:
-    header = b"P5 12000 12000 255\n"  # a file of 19 bytes that would be 144 MB
-    (tmp_path / "a.pgm").write_bytes(header)
-    with pytest.raises(ValueError, match=r"12000x12000 pixels are more than the 134217728"):
-        ImageFolder(tmp_path, 8, image_channels=1)
+@pytest.mark.parametrize("side", [12_000, 13_300])  # Pillow warns from 9,460 on
+def test_images_of_too_many_pixels_are_refused_unread_and_without_a_warning(tmp_path, side) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 %d %d 255\n" % (side, side))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = rf"a\.pgm .*{side}x{side} pixels are more than the 134217728"
+        with pytest.raises(ValueError, match=told):
+            ImageFolder(tmp_path, 8, image_channels=1)
 
 
 def _tags(*entries: tuple[int, int, bytes]) -> bytes:

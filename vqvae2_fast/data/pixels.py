@@ -107,7 +107,9 @@ def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
 
 @contextmanager
 def _limit_of_pillow() -> Iterator[None]:
-    """Raises the number of pixels from which Pillow warns, without a name of the file, to ours.
+    """Raises the number of pixels from which Pillow warns, without a name of the file, to the one
+    that it otherwise refuses: ours is below that. So it refuses twice as many, which bounds the
+    memory that a header of a GIF can have it fill.
 
     Each change of a filter of warnings would make Python repeat those that it gives only once. A
     limit that Pillow enforces below ours, because somebody lowered it, stays.
@@ -116,7 +118,7 @@ def _limit_of_pillow() -> Iterator[None]:
     if limit is None or not limit < MAX_PIXELS <= 2 * limit:
         yield
         return
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    Image.MAX_IMAGE_PIXELS = 2 * limit
     try:
         yield
     finally:

@@ -29,6 +29,7 @@ import sys
 import time
 
 import torch
+from measure import count
 from torch import Tensor
 
 from vqvae2_fast import ops
@@ -160,10 +161,10 @@ def is_wrong(z: Tensor, codebook: Tensor, picks: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--rows", type=int, default=10_000_000, help="per SIMD level; rounded up to whole blocks"
+        "--rows", type=count, default=10_000_000, help="per SIMD level; rounded up to whole blocks"
     )
-    parser.add_argument("--levels", nargs="*", default=list(simd_levels()))
-    parser.add_argument("--quantizers", type=int, default=1)
+    parser.add_argument("--levels", nargs="+", default=list(simd_levels()))
+    parser.add_argument("--quantizers", type=count, default=1)
     parser.add_argument("--codes", type=int, default=0)
     parser.add_argument("--widen", type=int, default=2, help="with --codes")
     parser.add_argument("--threads", type=int, default=2)

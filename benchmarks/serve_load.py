@@ -55,11 +55,13 @@ class Record:
 async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20, help="of the mixed requests")
-    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--clients", type=measure.count, default=64)
     parser.add_argument("--leave", type=float, default=1 / 3, help="share that leaves early")
     parser.add_argument("--threads", type=measure.count, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.seconds <= 0:
+        parser.error(f"--seconds: expected more than 0, got {options.seconds:g}")
 
     torch.set_num_threads(options.threads)
     print(measure.machine())

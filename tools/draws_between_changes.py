@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.draws < 1:
+        parser.error(f"--draws: expected 1 or more, got {options.draws}")
     torch.set_num_threads(1)
     counts = draws_between_changes(options.draws, options.seed)
     for name in CHANGES:

@@ -172,6 +172,8 @@ def main() -> int:
     parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=list(CLASSES))
     parser.add_argument("--here", action="store_true", help="only at the SIMD level in use")
     options = parser.parse_args()
+    if options.rows < 1:
+        parser.error(f"--rows: expected 1 or more, got {options.rows}")
     failed = 0
     if not options.here:
         for level in simd_levels():

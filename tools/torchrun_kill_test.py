@@ -111,6 +111,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
+    if arguments.kills < 1:
+        parser.error(f"--kills: expected 1 or more, got {arguments.kills}")
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"

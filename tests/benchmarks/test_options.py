@@ -29,6 +29,8 @@ def run(measuring, monkeypatch):
         ("codec", "--port --only bits", "--port: random priors have only a speed"),
         ("compare", "ema --levels avx9", "--levels: expected some of "),
         ("compare", "ema --rounds 0", "argument --rounds: expected 1 or more, got 0"),
+        ("exactness", "--rows 0", "argument --rows: expected 1 or more, got 0"),
+        ("exactness", "--levels", "argument --levels: expected at least one argument"),
         ("fill", "--candidates 8 64", "--candidates: expected 1 first"),
         ("fill", "--images 1", "--images: expected 2 or more"),
         ("gpu_sampler", "--plan h100 --window 4 --json plan.json", "--json: with --plan"),

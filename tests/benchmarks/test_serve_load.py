@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections import Counter
+
+import pytest
 
 
 def test_a_run_of_a_moment_is_shown_too(measuring, capsys):
@@ -10,3 +14,11 @@ def test_a_run_of_a_moment_is_shown_too(measuring, capsys):
     record = serve_load.Record({"run": [1.0]}, Counter({"left early": 1}), memory=[300.0])
     serve_load.show(record)
     assert "left early: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["--seconds 0", "--clients 0"])
+def test_a_run_without_requests_is_refused(measuring, monkeypatch, capsys, line):
+    monkeypatch.setattr(sys, "argv", ["serve_load.py", *line.split()])
+    with pytest.raises(SystemExit, match="2"):
+        asyncio.run(measuring("serve_load").main())
+    assert f"{line.split()[0]}: expected " in capsys.readouterr().err

@@ -289,6 +289,8 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run this one case here")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
     options = parser.parse_args()
+    if options.files < 1:
+        parser.error(f"--files: expected 1 or more, got {options.files}")
     if unknown := sorted(set(options.targets) - TARGETS.keys()):
         parser.error(f"expected targets of {', '.join(TARGETS)}, got {', '.join(unknown)}")
     if options.case is not None and len(options.targets) != 1:

@@ -175,6 +175,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each subject")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.kills < 1:
+        parser.error(f"--kills: expected 1 or more, got {arguments.kills}")
     unknown = set(arguments.subjects) - SUBJECTS.keys()
     if unknown:
         parser.error(f"expected subjects of {', '.join(SUBJECTS)}, got {', '.join(unknown)}")

@@ -12,6 +12,7 @@ from vqvae2_fast import VQVAE2, load, preset, preset_names
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.metrics import evaluate_pipeline
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
 from vqvae2_fast.training import (
@@ -96,6 +97,12 @@ def test_an_interrupted_recipe_ends_as_an_unbroken_one(part, tmp_path, monkeypat
     parts = trained(tmp_path / "parts", resume=True)
     assert_equal(whole.pipeline, parts.pipeline)
     assert [len(log) for log in whole.logs.values()] == [len(log) for log in parts.logs.values()]
+
+
+def test_a_group_of_several_processes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ranks, "of_group", lambda: Ranks(0, 2))
+    with pytest.raises(NotImplementedError, match="expected one process, .* got a group of 2"):
+        trained(tmp_path)
 
 
 def test_the_recipe_does_not_write_over_a_run(tmp_path):

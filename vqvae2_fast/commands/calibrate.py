@@ -44,6 +44,7 @@ class Calibrate(Command):
     """Folder of the pipeline with its calibration."""
 
     def run(self) -> Result:
+        self.check_one_process()
         if self.records < 1:
             raise ValueError(f"--records: expected 1 or more, got {self.records}.")
         check_replaceable(self.out)

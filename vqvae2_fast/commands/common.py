@@ -26,6 +26,7 @@ from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for
 from vqvae2_fast.runs.origin import origin_of
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -74,6 +75,14 @@ class Command:
     def run(self) -> Result:
         """Run the command."""
         raise NotImplementedError
+
+    def check_one_process(self) -> None:
+        """Raises NotImplementedError under torchrun, for a command whose work is not shared."""
+        if (count := Ranks.of_this_run().count) > 1:
+            raise NotImplementedError(
+                f"expected one process, got WORLD_SIZE={count}: each process would do all of the "
+                "work and write the same files. Start this command without torchrun."
+            )
 
     def prepare(self) -> torch.device:
         """Apply `threads` and return the device."""

@@ -60,6 +60,7 @@ class Compress(Command):
     """File to write."""
 
     def run(self) -> Result:
+        self.check_one_process()
         device = self.prepare_on_cpu()
         check_one_store("compress", Path(self.images))
         self._check_out()

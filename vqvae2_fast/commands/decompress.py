@@ -51,6 +51,7 @@ class Decompress(Command):
     """Refuse a file of more images or tiles than this."""
 
     def run(self) -> Result:
+        self.check_one_process()
         device = self.prepare_on_cpu()
         check_out(self.out)
         if self.out.is_dir():  # before the models are loaded

@@ -82,6 +82,7 @@ class Demo(Command):
     """Continue the demo in --out that was interrupted."""
 
     def run(self) -> Result:
+        self.check_one_process()
         device = self.prepare()
         if not 0 < self.scale <= _MOST:
             raise ValueError(

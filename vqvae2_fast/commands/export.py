@@ -42,6 +42,7 @@ class Export(Command):
     and needs this package. Otherwise programs consist of PyTorch's own operators."""
 
     def run(self) -> Result:
+        self.check_one_process()
         out = self.out or Path(f"{self.part}.onnx")
         if out.suffix not in (".onnx", ".pt2"):
             raise ValueError(f"--out: expected NAME.onnx or NAME.pt2, got {out}.")

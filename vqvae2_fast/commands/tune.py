@@ -106,6 +106,7 @@ class Tune(Command):
     """Folder for the results."""
 
     def run(self) -> Result:
+        self.check_one_process()
         check_out(self.out, self.source)
         check_replaceable(self.out / "pipeline")
         for name in _SETTINGS:

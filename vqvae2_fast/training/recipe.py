@@ -21,6 +21,7 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.seeded import seeded
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import Stage, train
@@ -97,8 +98,16 @@ def train_pipeline(
         ValueError: Images of another size than the preset's, or runs in `out` that are not to be
             continued, or were made otherwise.
         TypeError: What is no set of images, such as an array.
+        NotImplementedError: In a group of several processes.
         DivergedError, InterruptedRun, OSError, RuntimeError: As `train`.
     """
+    if (count := Ranks.of_group().count) > 1:
+        raise NotImplementedError(
+            "train_pipeline: expected one process, since each would write the codes and the "
+            f"pipeline, got a group of {count}. Call it without the group, or train the parts in "
+            "it: `vqvae2-fast train-vqvae`, `extract` and `train-prior` share the work under "
+            "torchrun."
+        )
     check_image_source("train_pipeline", "train_set", train_set)
     check_image_source("train_pipeline", "held_out", held_out)
     folder = Path(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import os
 import shutil
 
 import pytest
@@ -260,6 +261,20 @@ def test_the_folder_of_the_images_is_not_written_into(command, place, images, vq
     assert code == 2
     assert f"--out: {images / place} lies in {images}, whose images it would add to" in error
     assert files(images) == before
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(images, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # it holds root back, too
+    code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", tmp_path / "a/b")
+    assert code == 2
+    assert f"--out: expected a folder to write to, got {tmp_path}/a/b; {tmp_path} cannot" in error
+
+
+def test_a_folder_below_a_file_is_refused_at_once(images, tmp_path, run):
+    (file := tmp_path / "file").touch()
+    code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", file / "run")
+    assert code == 2
+    assert f"--out: expected a folder to write to, got {file}/run; {file} is a file" in error
 
 
 def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Any
@@ -298,7 +299,8 @@ def check_one_store(where: str, path: Path) -> None:
 
 
 def check_out(out: Path, source: DataOptions | None = None) -> None:
-    """Raises ValueError if --out cannot be a folder, or would add to the images of --data."""
+    """Raises ValueError if --out cannot be a folder, cannot be written to, or would add to the
+    images of --data."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; expected a folder, or a name for a new one.")
     if source is not None and Path(source.data).is_dir():
@@ -308,6 +310,13 @@ def check_out(out: Path, source: DataOptions | None = None) -> None:
                 f"--out: {out} lies in {source.data}, whose images it would add to. Name a folder "
                 "outside of --data."
             )
+    # What cannot be written is else said only where the first file is, after minutes.
+    begun = next(folder for folder in (out, *out.absolute().parents) if os.path.exists(folder))
+    if not (begun.is_dir() and os.access(begun, os.W_OK | os.X_OK)):
+        why = "cannot be written to" if begun.is_dir() else "is a file"
+        raise ValueError(
+            f"--out: expected a folder to write to, got {out}; {begun} {why}. Name another folder."
+        )
 
 
 def open_both(

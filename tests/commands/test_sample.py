@@ -189,7 +189,7 @@ def test_a_preset_recommends_what_its_card_says():
         (["--top-p", "0"], "expected --top-p to be None or from"),
         (["--top-k", "-2"], "--top-k: expected 0, for no limit, or more, got -2"),
         (["--known", "nowhere"], "--known: expected an image, a folder of images, a code store"),
-        (["--known", "emoji"], "the classes of the known images are not those"),
+        (["--known", "emoji"], "those of the known images are not those of the priors"),
         (["--known", "emoji", "--label", "cat", "--keep", "0"], "--keep: expected a share"),
         (["--mask", "nowhere"], "--mask: expected images to complete with it, by --known"),
         (["--skip-corrupt"], "--skip-corrupt: expected images to complete with it, by --known"),

@@ -52,7 +52,8 @@ def test_a_store_without_classes_is_completed_in_the_class_that_is_named(
     encode = lambda *_: [(maps, torch.tensor([-1, -1]))]  # noqa: E731
     write_codes(tmp_path / "codes", encode, 2, 13, [(4, 4), (8, 8)])
     options = ("--known", str(tmp_path / "codes"), "--n", "2")
-    assert "Name a class" in sample_error(tmp_path / "out", *options)
+    error = sample_error(tmp_path / "out", *options)
+    assert "expected a class, because the known images have none. Name a class" in error
     assert sample(tmp_path / "out", *options, "--label", "cow") == 0
     assert column(tmp_path / "out", "class") == ["cow", "cow"]
 

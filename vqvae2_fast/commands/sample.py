@@ -337,9 +337,12 @@ def _labels_of(
         return tuple(groups_in_turn(names) if names else range(num_classes)), None
     labels = known.labels_for(pipeline.class_names)
     if labels is None:
+        what = "those of the known images are not those of the priors"
+        if not known.dataset.class_names:
+            what = "the known images have none"
         raise ValueError(
-            "--label: the classes of the known images are not those of the priors. Name a class, "
-            f"or `{NO_CLASS}` to draw without one."
+            f"--label: expected a class, because {what}. Name a class, or `{NO_CLASS}` to draw "
+            "without one."
         )
     return (), torch.where(labels < 0, num_classes, labels)
 

@@ -271,3 +271,11 @@ def test_images_that_are_too_small_are_counted(tmp_path):
         Image.new("RGB", (8, side)).save(tmp_path / f"{number}.png")
     with pytest.raises(ValueError, match=r"1\.png is 5x8.* 2 more of the 5 images are too small"):
         ImageFolder(tmp_path, 8)
+
+
+def test_images_that_are_too_small_are_counted_among_those_of_their_split(tmp_path):
+    for number, (split, side) in enumerate([("train", 5), ("train", 6), ("held_out", 8)]):
+        (tmp_path / split).mkdir(exist_ok=True)
+        Image.new("RGB", (8, side)).save(tmp_path / split / f"{number}.png")
+    with pytest.raises(ValueError, match="1 more of the 2 training images are too small"):
+        ImageFolder(tmp_path, 8, split="train")

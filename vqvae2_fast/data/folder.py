@@ -117,15 +117,15 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                 small[name] = error
             else:
                 kept.append((name, label))
+        kind = {"all": "images", "train": "training images", "held_out": "held-out images"}[split]
         if small and not skip_small:
             first = next(iter(small.values()))
-            others = f" {len(small) - 1} more of the {len(files)} images are too small."
+            others = f" {len(small) - 1} more of the {len(files)} {kind} are too small."
             raise ValueError(
                 f"{str(first)[:-1]}, or pass skip_small=True to leave out such images."
                 f"{others if len(small) > 1 else ''}"
             ) from first
         shown = printable(self.root)
-        kind = {"all": "images", "train": "training images", "held_out": "held-out images"}[split]
         for found, what in ((corrupt, "corrupt"), (list(small), "too small")):
             if found:
                 warnings.warn(

@@ -80,6 +80,11 @@ def test_emoji_are_embedded():
     assert (len(fine), len(fine.class_names)) == (308, 96)
 
 
+def test_emoji_for_a_model_of_larger_images_are_refused_as_data():
+    with pytest.raises(ValueError, match="^data=emoji: .* takes 3 channels of 64x64. Name the fol"):
+        open_images(DataOptions("emoji"), "train", 3, (64, 64))
+
+
 def test_a_folder_named_as_a_source_is_meant_by_its_path(folder, monkeypatch):
     folder.rename(folder.with_name("emoji"))
     monkeypatch.chdir(folder.parent)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from vqvae2_fast.console import Progress
-from vqvae2_fast.data.emoji import load_emoji
+from vqvae2_fast.data.emoji import TILE, load_emoji
 from vqvae2_fast.data.fashion_mnist import load_fashion_mnist
 from vqvae2_fast.data.folder import ImageFolder
 from vqvae2_fast.data.hugging_face import (
@@ -136,10 +136,11 @@ def _emoji(name: str, wanted: _Wanted) -> ImageSource:
     height, width = wanted.size
     if name not in ("", "subcategories"):
         raise wanted.error("expected emoji or emoji:subcategories.")
-    if wanted.channels != 3 or height != width:
+    if wanted.channels != 3 or height != width or TILE % height:
         raise wanted.error(
-            "the emoji are square images of 3 channels, and the model takes "
-            f"{wanted.channels} channels of {height}x{width}."
+            f"the emoji are square images of 3 channels and a side that divides {TILE}, and the "
+            f"model takes {wanted.channels} channels of {height}x{width}. Name the folder of your "
+            "images, or choose another preset."
         )
     return load_emoji(wanted.split, height, subcategories=bool(name))
 

@@ -111,11 +111,11 @@ def plot_rate(
         axis.set(xlabel="bits per image", ylabel=label)
         _plot_codecs(axis, found, measure.name)
         quality = getattr(found.reconstruction, measure.name)
-        for bits, marker, size, label in (
+        for rate, marker, size, label in (
             (found.bits_per_image, "o", 9, "codes under the priors"),
             (found.marginal_bits_per_image, "x", 8, "codes by their frequency alone"),
         ):
-            axis.plot(bits, quality, marker, color="black", ms=size, label=label)
+            axis.plot(rate, quality, marker, color="black", ms=size, label=label)
         files: dict[str, Sequence[CompressedFiles]] = {"files": found.compressed or ()}
         files.update(others or {})
         for number, (name, own) in enumerate(files.items()):
@@ -129,7 +129,10 @@ def plot_rate(
                     color=f"C{(4 + number) % 10}",
                     label=name + drawn,
                 )
-        axis.set_xlim(0, 2 * found.marginal_bits_per_image)
+        # Codecs go on far to the right, but each point of a pipeline is to be seen.
+        bits = [found.bits_per_image]
+        bits += [point.file_bits_per_image for own in files.values() for point in own]
+        axis.set_xlim(0, max(2 * found.marginal_bits_per_image, 1.1 * max(bits)))
         axis.grid(alpha=0.3)
     figure.suptitle("Held-out images. Codecs: thick without headers, thin with them.", fontsize=10)
     # Below, because a point may lie anywhere above.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2_fast import cli
+from vqvae2_fast import cli, preset
 
 nbformat = pytest.importorskip("nbformat", reason="nbclient and ipykernel run notebooks")
 nbclient = pytest.importorskip("nbclient", reason="nbclient and ipykernel run notebooks")
@@ -118,6 +118,13 @@ def test_a_notebook_has_the_outputs_of_one_run_from_top_to_bottom(path):
     assert counts == list(range(1, len(counts) + 1))
     assert len(outputs(notebook, "image/png")) == 3
     assert outputs(notebook, "stderr") == []
+
+
+def test_the_outputs_kept_are_those_of_the_preset_as_it_is():
+    shown = "\n".join(outputs(read(ROOT / "examples/your_own_images.ipynb"), "text/plain"))
+    training = preset("emoji32").training
+    steps = [str(config.steps) for config in (training.vqvae, *training.priors)]
+    assert re.findall(r"^train .*?  (\d+)/\1  took", shown, re.MULTILINE) == steps
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

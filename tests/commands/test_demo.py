@@ -26,7 +26,7 @@ def few_emoji(monkeypatch):
 
 
 def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
-    out = tmp_path / "demo"
+    out = tmp_path / "a demo"
     assert main(["demo", "--out", str(out), "--scale", "0.001", "--quiet"]) == 0
     names = {path.name for path in out.iterdir()}
     assert names >= {
@@ -50,7 +50,9 @@ def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
     }
     html = (out / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 4
-    assert str(out / "report.html") in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert str(out / "report.html") in told
+    assert f"draw more: vqvae2-fast sample --pipeline '{out / 'pipeline'}' --label food" in told
     before = json.loads((out / "metrics.json").read_text())["held_out"]
     again = ["demo", "--out", str(out), "--scale", "0.001", "--quiet"]
     assert "Add --resume to continue it, or name another" in error_of(again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -66,10 +67,11 @@ class Calibrate(Command):
                 batches.append((maps[level], maps[:level], told))
             calibrate(prior, batches, margin=self.margin)
         save(pipeline, self.out)
+        quoted = shlex.quote(str(self.out))
         return Result(
             {"out": str(self.out), "records": len(chosen)},
             [
                 f"priors calibrated on {len(chosen)} records of {self.codes}: {self.out}",
-                f"draw: vqvae2-fast sample --pipeline {self.out} --engine cpu_w8a8",
+                f"draw: vqvae2-fast sample --pipeline {quoted} --engine cpu_w8a8",
             ],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -200,6 +201,7 @@ class Demo(Command):
     def _lines(self, metrics: dict[str, Any], since: str) -> list[str]:
         use = ", ".join(f"{name} {u['used']}" for name, u in metrics["training_codes"].items())
         seconds = metrics["seconds"]
+        pipeline = shlex.quote(str(self.out / "pipeline"))
         return [
             f"codes used by the training images: {use}",
             f"seconds{since}: "
@@ -207,7 +209,7 @@ class Demo(Command):
             f"report: {self.out / 'report.html'}",
             f"pictures: {self.out}/reconstructions.png, samples.png, curves.png, rate.png",
             f"metrics: {self.out / 'metrics.json'}",
-            f"draw more: vqvae2-fast sample --pipeline {self.out / 'pipeline'} --label food --n 16",
+            f"draw more: vqvae2-fast sample --pipeline {pipeline} --label food --n 16",
         ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
@@ -187,7 +188,7 @@ class Sample(Command):
                 before=before,
                 after_row=lambda done: stop.check(
                     f"{done} of {total} images are whole and in the index. Continue with "
-                    f"--resume --out {folder.path}."
+                    f"--resume --out {shlex.quote(str(folder.path))}."
                 ),
             )
 
@@ -352,7 +353,7 @@ def _explained(out: Path) -> AbstractContextManager[None]:
     return explained(
         f"cannot write to {out}",
         "All images in its index are whole; when there is room, continue with `--resume --out "
-        f"{out}`.",
+        f"{shlex.quote(str(out))}`.",
     )
 
 

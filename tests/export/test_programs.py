@@ -85,6 +85,21 @@ def test_every_quantizer_goes_without_our_operators(quantizer):
     check_equal(program.module()(images), model.encode(images))
 
 
+@pytest.mark.parametrize("quantizer", ["ema", "residual:4,4"])
+def test_half_precision_searches_in_float32(quantizer):
+    model = small(quantizer).bfloat16()
+    images = torch.randn(64, 3, 16, 16).bfloat16()
+    program = export_program(model, "encoder", (16, 16))
+    assert near_ties_only(program.module()(images), model.encode(images))
+
+
+def test_float64_takes_any_number_of_images():
+    model = small().double()
+    images = torch.randn(5, 3, 16, 16).double()
+    program = export_program(model, "encoder", (16, 16))
+    check_equal(program.module()(images), model.encode(images))
+
+
 def test_own_operators_give_the_codes_to_the_bit(trained, emoji, tmp_path):
     program = export_program(trained, "encoder", (32, 32), aten=False)
     save_program(program, tmp_path / "encoder.pt2")

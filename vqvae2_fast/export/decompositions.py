@@ -22,11 +22,15 @@ __all__ = ["decompositions"]
 
 
 def _nearest_code(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    # Half precision would round away the difference between most codes; the vectors and the codes
+    # of a residual quantiser can have different dtypes.
+    dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
+    z, codebook = z.to(dtype), codebook.to(dtype)
     # ‖z − e‖² less ‖z‖², which is the same for all codes.
     distances = codebook.square().sum(1) - 2 * (z @ codebook.T)  # [N, K]
     # A code that is NaN fills up a smaller codebook; argmin would take it.
     indices = distances.where(~distances.isnan(), torch.inf).argmin(dim=1)
-    return indices, (z - codebook[indices]).square().sum(1)
+    return indices, (z - codebook[indices]).square().sum(1).float()
 
 
 def _scalar_quantize(

@@ -48,6 +48,21 @@ def test_own_search_is_refused_for_onnx(pipelines, run, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [("folder.onnx", "is a folder; expected the name of a file"), ("file/a.onnx", "cannot write")],
+)
+def test_a_destination_that_cannot_be_written_is_refused_before_the_export(
+    pipelines, run, tmp_path, monkeypatch, out, expected
+):
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(module, "export_program", None)
+    code, _, error = run("export", pipelines / "classes", "--out", tmp_path / out)
+    assert code in (1, 2)
+    assert expected in error
+
+
 @pytest.mark.parametrize("size", ["0 0", "16 17"])
 def test_a_size_that_the_strides_do_not_divide_is_refused(pipelines, run, tmp_path, size):
     out = tmp_path / "encoder.onnx"

@@ -100,6 +100,11 @@ def test_float64_takes_any_number_of_images():
     check_equal(program.module()(images), model.encode(images))
 
 
+@pytest.mark.filterwarnings("error:.*LeafSpec:FutureWarning")
+def test_own_names_of_pytorch_are_no_warnings_to_the_user(tmp_path):
+    save_onnx(export_program(small(), "decoder", (16, 16)), tmp_path / "decoder.onnx")
+
+
 def test_own_operators_give_the_codes_to_the_bit(trained, emoji, tmp_path):
     program = export_program(trained, "encoder", (32, 32), aten=False)
     save_program(program, tmp_path / "encoder.pt2")
@@ -137,10 +142,17 @@ def test_errors():
     model = small()
     with pytest.raises(ValueError, match="expected part encoder, decoder, autoencoder, got 'top'"):
         export_program(model, "top", (16, 16))
-    with pytest.raises(ValueError, match="multiples of 4"):
-        export_program(model, PARTS[0], (16, 18))
+    for size in ((16, 18), (0, 16), 16, (3, 16, 16), (16.0, 16.0)):
+        with pytest.raises(ValueError, match="both multiples of 4"):
+            export_program(model, PARTS[0], size)
     with pytest.raises(TypeError, match="expected a VQVAE2 or a pipeline of one, got Linear"):
         export_program(torch.nn.Linear(1, 1), PARTS[0], (16, 16))
     own = export_program(model, PARTS[0], (16, 16), aten=False)
     with pytest.raises(ValueError, match="ONNX has no operator vqvae2_fast.nearest_code"):
         save_onnx(own, "never.onnx")
+    meta = export_program(small().to("meta"), "decoder", (16, 16))
+    with pytest.raises(ValueError, match="save_onnx: expected weights with values, got some on"):
+        save_onnx(meta, "never.onnx")
+    half = export_program(small().bfloat16(), "decoder", (16, 16))
+    with pytest.raises(TypeError, match="of float32 or float16, got bfloat16, of which ONNX has"):
+        save_onnx(half, "never.onnx")

@@ -14,6 +14,7 @@ from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load
 from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.commands.common import Command, Result, named
 from vqvae2_fast.export import export_program, save_onnx, save_program
+from vqvae2_fast.files.durable import explained
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling import Pipeline
 
@@ -48,6 +49,8 @@ class Export(Command):
             raise ValueError(f"--out: expected NAME.onnx or NAME.pt2, got {out}.")
         if out.suffix == ".onnx" and self.own_search:
             raise ValueError(f"--own-search: expected --out NAME.pt2, got {out}.")
+        if out.is_dir():
+            raise ValueError(f"--out: {out} is a folder; expected the name of a file.")
         self.prepare_on_cpu()
         model = self._model()
         vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
@@ -57,6 +60,8 @@ class Export(Command):
                 f"--size: expected multiples of {stride}, at least {stride} {stride}, got "
                 f"{size[0]} {size[1]}."
             )
+        with explained(f"cannot write {out}"):  # before the minutes that a large model takes
+            out.parent.mkdir(parents=True, exist_ok=True)
         program = export_program(vqvae, self.part, size, aten=not self.own_search)
         (save_onnx if out.suffix == ".onnx" else save_program)(program, out)
         written = out.stat().st_size

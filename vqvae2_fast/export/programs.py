@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
+from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,7 @@ from vqvae2_fast.sampling import Pipeline
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
 __all__ = ["PARTS", "export_program", "save_onnx", "save_program"]
 
@@ -72,7 +76,7 @@ def export_program(
             `encode`.
 
     Raises:
-        ValueError: No such part; a size that the strides do not divide.
+        ValueError: No such part; a size that is not two multiples of the product of the strides.
         TypeError: The model is neither a VQVAE2 nor a pipeline of one.
     """
     vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
@@ -80,22 +84,39 @@ def export_program(
         raise TypeError(
             f"export_program: expected a VQVAE2 or a pipeline of one, got {type(vqvae).__name__}."
         )
-    if part not in _MODULES:
+    if part not in PARTS:
         raise ValueError(f"export_program: expected part {', '.join(PARTS)}, got {part!r}.")
+    stride = math.prod(vqvae.config.strides)
+    if (
+        not isinstance(size, tuple | list)
+        or len(size) != 2
+        or not all(isinstance(side, Integral) for side in size)
+        or any(side < stride or side % stride for side in size)
+    ):
+        raise ValueError(
+            f"export_program: expected size (height, width), both multiples of {stride}, got "
+            f"{size!r}."
+        )
     parameter = next(vqvae.parameters())
     # A program for a batch of one would hold that number, so that of the example is two.
     images = torch.zeros(
         2, vqvae.config.image_channels, *size, device=parameter.device, dtype=parameter.dtype
     )
-    with evaluating(vqvae), torch.no_grad(), warnings.catch_warnings():
-        # PyTorch warns of a name that it uses itself.
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    with evaluating(vqvae), torch.no_grad(), _without_its_own_warnings():
         codes = tuple(vqvae.encode(images))
         inputs = codes if part == "decoder" else (images,)
         batch = tuple({0: Dim("batch")} for _ in inputs)
         shapes = (batch,) if part == "decoder" else batch
         program = export(_MODULES[part](vqvae), inputs, dynamic_shapes=shapes)
         return program.run_decompositions(decompositions() if aten else {})
+
+
+@contextmanager
+def _without_its_own_warnings() -> Iterator[None]:
+    """PyTorch warns of a name that it uses itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        yield
 
 
 def save_program(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
@@ -117,7 +138,9 @@ def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        ValueError: The program was exported with `aten=False`.
+        ValueError: The program was exported with `aten=False`, or of a model without values, on
+            the meta device.
+        TypeError: The weights are bfloat16.
         OSError: The file cannot be written.
     """
     try:
@@ -131,12 +154,25 @@ def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"save_onnx: ONNX has no operator {own[0]}; export the program with aten=True."
         )
+    weights = program.state_dict.values()
+    if any(weight.is_meta for weight in weights):
+        raise ValueError(
+            "save_onnx: expected weights with values, got some on the meta device; load the model "
+            "and export it again."
+        )
+    if any(weight.dtype == torch.bfloat16 for weight in weights):
+        # PyTorch would write a file that every runtime refuses.
+        raise TypeError(
+            "save_onnx: expected weights of float32 or float16, got bfloat16, of which ONNX has no "
+            "convolutions; export model.float()."
+        )
     # It warns of operators of torchvision, of which no part of a VQ-VAE has any.
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registry.level
     registry.setLevel(logging.ERROR)
     try:
-        model = torch.onnx.export(program, dynamo=True, verbose=False)
+        with _without_its_own_warnings():
+            model = torch.onnx.export(program, dynamo=True, verbose=False)
     finally:
         registry.setLevel(level)
     assert model is not None

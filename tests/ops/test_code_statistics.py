@@ -52,6 +52,17 @@ def test_a_bad_index_of_float64_vectors_is_an_error():
         ops.code_statistics(torch.zeros(2, 2, dtype=torch.float64), torch.tensor([0, 5]), 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_averages_of_statistics_with_a_gradient_have_none(dtype):
+    sums = torch.ones(3, 2, dtype=dtype, requires_grad=True)
+    cluster_size, embed_avg = torch.ones(3, dtype=dtype), torch.ones(3, 2, dtype=dtype)
+    codebook = torch.nn.Parameter(torch.zeros(3, 2, dtype=dtype))
+    ops.ema_update_(torch.ones(3), sums, cluster_size, embed_avg, codebook)
+    assert codebook.is_leaf
+    assert not embed_avg.requires_grad
+    assert torch.all(codebook == 1)
+
+
 def test_averages_changed_in_place_are_known_to_autograd():
     cluster_size, embed_avg, codebook = torch.ones(3), torch.ones(3, 2), torch.ones(3, 2)
     weight = torch.ones(3, 2, requires_grad=True)

@@ -61,6 +61,12 @@ ERRORS = [
         "decay_above_one", lambda: _call(decay=1.5), ValueError, "expected decay in [0, 1], got 1.5"
     ),
     ErrorCase(
+        "negative_epsilon",
+        lambda: _call(epsilon=-1.0),
+        ValueError,
+        "expected epsilon >= 0 and finite, got -1.0",
+    ),
+    ErrorCase(
         "integer_averages",
         lambda: _call(embed_avg=torch.ones(4, 3).long()),
         TypeError,

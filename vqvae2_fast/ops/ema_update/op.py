@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -64,9 +65,12 @@ def ema_update_(
         epsilon: ε, in counts.
 
     Raises:
-        ValueError: Shapes that do not fit, or decay outside [0, 1].
+        ValueError: Shapes that do not fit, decay outside [0, 1], or epsilon negative or infinite.
         TypeError: sums, cluster_size, embed_avg or codebook not floating.
         RuntimeError: Tensors on different devices.
+
+    Note:
+        No gradient flows, and codebooks that are parameters are written too.
     """
     check_floating(
         "ema_update_", sums=sums, cluster_size=cluster_size, embed_avg=embed_avg, codebook=codebook
@@ -89,6 +93,8 @@ def ema_update_(
             )
     if not 0 <= decay <= 1:
         raise ValueError(f"ema_update_: expected decay in [0, 1], got {decay}.")
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"ema_update_: expected epsilon >= 0 and finite, got {epsilon}.")
     check_same_device(
         "ema_update_",
         counts=counts,
@@ -97,7 +103,9 @@ def ema_update_(
         embed_avg=embed_avg,
         codebook=codebook,
     )
-    EMA_UPDATE_(counts, sums, cluster_size, embed_avg, codebook, decay, epsilon)
+    # The reference would record its writes for autograd, and refuse those to a parameter.
+    with torch.no_grad():
+        EMA_UPDATE_(counts, sums, cluster_size, embed_avg, codebook, decay, epsilon)
     if not torch.compiler.is_compiling():
         # Autograd does not see the writes of the compiled kernel.
         torch.autograd.graph.increment_version((cluster_size, embed_avg, codebook))

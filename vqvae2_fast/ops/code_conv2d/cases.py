@@ -90,6 +90,12 @@ ERRORS = [
         "expected table [T, K, C] with T=0 as offsets, at least 1",
     ),
     ErrorCase(
+        "offsets_that_are_not_pairs",
+        lambda: code_conv2d(_CODES, _TABLE, [(0, 0, 1), (1,)]),  # type: ignore[list-item]
+        ValueError,
+        "expected offsets as (row, column) of each tap, got [(0, 0, 1), (1,)]",
+    ),
+    ErrorCase(
         "integer_table",
         lambda: code_conv2d(_CODES, _CODES, [(0, 0)]),
         TypeError,

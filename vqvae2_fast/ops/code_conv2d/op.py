@@ -40,7 +40,7 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
         `[B, C, H, W]`, channels last in memory, differentiable in table.
 
     Raises:
-        ValueError: Shapes that do not fit, or no taps.
+        ValueError: Shapes that do not fit, no taps, or offsets that are not pairs.
         TypeError: codes not int64, or a table that is not floating.
         RuntimeError: Tensors on different devices, or a code out of range where the reference runs.
 
@@ -58,4 +58,9 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
             f"code_conv2d: expected table [T, K, C] with T={len(offsets)} as offsets, at least 1, "
             f"got {described(table)}."
         )
-    return CODE_CONV2D(codes, table, [distance for offset in offsets for distance in offset])
+    distances = [distance for offset in offsets for distance in offset]
+    if any(len(offset) != 2 for offset in offsets):
+        raise ValueError(
+            f"code_conv2d: expected offsets as (row, column) of each tap, got {list(offsets)}."
+        )
+    return CODE_CONV2D(codes, table, distances)

@@ -155,6 +155,12 @@ ERRORS = [
         "draw_codes: expected temperature to be 0, which takes the best code, or from 1e-15 to",
     ),
     ErrorCase(
+        "guidance_away_from_nothing",
+        lambda: draw_codes(_L, _L, guidance_scale=3.0),
+        ValueError,
+        "draw_codes: expected unconditional logits with guidance_scale=3.0, got None",
+    ),
+    ErrorCase(
         "top_p_of_zero",
         lambda: draw_codes(_L, _L, top_p=0.0),
         ValueError,

@@ -133,11 +133,17 @@ def draw_codes(
         filters. No gradient flows to either.
 
     Raises:
-        ValueError: Shapes that do not fit, no codes, or a value out of range.
+        ValueError: Shapes that do not fit, no codes, a value out of range, or guidance without
+            unconditional.
         TypeError: A dtype that is not floating, or known not int64.
         RuntimeError: Tensors on different devices, or a known code outside −1..K−1.
     """
     check_rule("draw_codes", temperature, top_k, top_p, guidance_scale)
+    if unconditional is None and guidance_scale != 1:
+        raise ValueError(
+            f"draw_codes: expected unconditional logits with guidance_scale={guidance_scale}, got "
+            "None."
+        )
     floats = {"logits": logits, "noise": noise}
     if unconditional is not None:
         floats["unconditional"] = unconditional

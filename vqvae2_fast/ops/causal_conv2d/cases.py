@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vqvae2_fast.ops._cases import Case, ErrorCase, randn
-from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d
+from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, live_taps, tap_mask
 from vqvae2_fast.ops.causal_conv2d.reference import MASKS
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
@@ -81,6 +81,30 @@ ERRORS = [
         lambda: causal_conv2d(_X, torch.zeros(5, 3, 3, 2), None, "include"),
         ValueError,
         "expected an odd kernel width for mask 'include'",
+    ),
+    ErrorCase(
+        "no_rows",
+        lambda: causal_conv2d(_X[:, :, :0], _W, None, "down"),
+        ValueError,
+        "expected H, W, C_out, kh and kw >= 1, got x [1, 3, 0, 4]",
+    ),
+    ErrorCase(
+        "no_taps",
+        lambda: causal_conv2d(_X, _W[:, :, :0], None, "down"),
+        ValueError,
+        "expected H, W, C_out, kh and kw >= 1, got x [1, 3, 4, 4] float32 on cpu, weight [5, 3, 0",
+    ),
+    ErrorCase(
+        "taps_of_an_unknown_mask",
+        lambda: live_taps("causal", 3, 3),
+        ValueError,
+        "live_taps: expected mask one of exclude, include, down, downright, got 'causal'",
+    ),
+    ErrorCase(
+        "taps_of_an_even_width",
+        lambda: tap_mask("exclude", 2, 2),
+        ValueError,
+        "expected an odd kernel width for mask 'exclude', got 2",
     ),
     ErrorCase(
         "bias_of_another_length",

@@ -11,8 +11,8 @@ from vqvae2_fast.ops._registry import BY_DESIGN, register
 from vqvae2_fast.ops._triton import convolutions_take_tf32
 from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED, why_not
 from vqvae2_fast.ops.causal_conv2d.reference import (
-    MASKS,
     causal_conv2d_reference,
+    check_mask,
     live_taps,
     placement,
     tap_mask,
@@ -75,24 +75,21 @@ def causal_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> 
         `[B, C_out, H, W]`.
 
     Raises:
-        ValueError: An unknown mask, shapes that do not fit, an even kw where columns are centred.
+        ValueError: An unknown mask, shapes that do not fit, a map or a kernel without values, an
+            even kw where columns are centred.
         TypeError: A dtype that is not floating.
         RuntimeError: Tensors on different devices.
     """
     check_floating("causal_conv2d", x=x, weight=weight, bias=bias)
     check_same_device("causal_conv2d", x=x, weight=weight, bias=bias)
-    if mask not in MASKS:
-        raise ValueError(f"causal_conv2d: expected mask one of {', '.join(MASKS)}, got {mask!r}.")
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
         expected = "x [B, C_in, H, W] and weight [C_out, C_in, kh, kw]"
         raise misfit("causal_conv2d", expected, x=x, weight=weight)
+    check_mask("causal_conv2d", mask, weight.shape[3])
+    if 0 in x.shape[2:] or 0 in (weight.shape[0], *weight.shape[2:]):
+        raise misfit("causal_conv2d", "H, W, C_out, kh and kw >= 1", x=x, weight=weight)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
             f"causal_conv2d: expected bias [{weight.shape[0]}], got {described(bias)}."
-        )
-    if mask != "downright" and weight.shape[3] % 2 == 0:
-        raise ValueError(
-            f"causal_conv2d: expected an odd kernel width for mask {mask!r}, got weight "
-            f"{list(weight.shape)}."
         )
     return CAUSAL_CONV2D(x, weight, bias, mask)

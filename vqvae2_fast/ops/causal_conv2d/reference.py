@@ -12,6 +12,7 @@ __all__ = [
     "causal_conv2d_input_gradient_reference",
     "causal_conv2d_reference",
     "causal_conv2d_weight_gradient_reference",
+    "check_mask",
     "live_taps",
     "placement",
     "tap_mask",
@@ -20,13 +21,26 @@ __all__ = [
 MASKS = ("exclude", "include", "down", "downright")
 
 
+def check_mask(op: str, mask: str, kernel_width: int) -> None:
+    if mask not in MASKS:
+        raise ValueError(f"{op}: expected mask one of {', '.join(MASKS)}, got {mask!r}.")
+    if mask != "downright" and kernel_width % 2 == 0:
+        raise ValueError(
+            f"{op}: expected an odd kernel width for mask {mask!r}, got {kernel_width}."
+        )
+
+
 def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[int, int, int, int]]:
     """Live taps of a mask as (row offset, column offset, kernel row, kernel column).
 
     Offsets are from the output position; row offsets are at most 0, and in row 0 column offsets are
     below 0 (`exclude`) or at most 0 (`include`, `downright`). `down` reads rows above only.
     Taps come in the order of the kernel's rows and columns.
+
+    Raises:
+        ValueError: An unknown mask, or an even kernel_width where columns are centred.
     """
+    check_mask("live_taps", mask, kernel_width)
     columns_left = kernel_width - 1 if mask == "downright" else kernel_width // 2
     shift = 1 if mask == "down" else 0
     current_columns = {
@@ -44,7 +58,7 @@ def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[in
 
 
 def tap_mask(mask: str, kernel_height: int, kernel_width: int) -> Tensor:
-    """Bool `[kh, kw]` on the CPU: True where a tap is live."""
+    """Bool `[kh, kw]` on the CPU: True where a tap is live. Raises as `live_taps`."""
     # On the CPU even while a model is built on another device, because its taps are counted here.
     live = torch.zeros(kernel_height, kernel_width, dtype=torch.bool, device="cpu")
     for _, _, row, column in live_taps(mask, kernel_height, kernel_width):

@@ -89,6 +89,10 @@ def check_int64(op: str, **tensors: Tensor) -> None:
 
 def check_seed(op: str, seed: Tensor) -> None:
     """A seed is a tensor, so that a compiled graph does not depend on its value."""
+    if not isinstance(seed, Tensor):
+        raise TypeError(
+            f"{op}: expected seed to be an int64 tensor, got {seed!r}: pass torch.tensor(seed)."
+        )
     check_int64(op, seed=seed)
     if seed.shape not in ((), (2,)):
         raise ValueError(f"{op}: expected seed 0-d or [2], got {described(seed)}.")

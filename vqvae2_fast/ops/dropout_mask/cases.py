@@ -34,6 +34,12 @@ CASES = [
 
 ERRORS = [
     ErrorCase(
+        "number_as_seed",
+        lambda: dropout_mask(3, 1, 1, 1, 0.1),  # type: ignore[arg-type]
+        TypeError,
+        "expected seed to be an int64 tensor, got 3: pass torch.tensor(seed)",
+    ),
+    ErrorCase(
         "float_seed",
         lambda: dropout_mask(torch.tensor(0.5), 1, 1, 1, 0.1),
         TypeError,

@@ -116,8 +116,9 @@ def test_other_channels_are_refused():
 
 def test_codes_that_do_not_fit_are_refused():
     model, codes = VQVAE(channel=8), torch.zeros(1, 2, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"expected code_t and code_b, each with twice the height"):
-        model.decode_code(codes, codes)
+    for top, bottom in ((codes, codes), (codes[0], codes[0]), (codes.new_zeros(()), codes)):
+        with pytest.raises(ValueError, match=r"expected code_t and code_b \[B, h, w\], each with"):
+            model.decode_code(top, bottom)
     with pytest.raises(TypeError, match="expected code_t, code_b, got 1 maps"):
         model.decode_code(codes)
     with pytest.raises(TypeError, match="expected code_t, code_b, got 1 maps, code_t"):

@@ -356,14 +356,14 @@ class VQVAE(LoadsPortFiles, nn.Module):
         """Code maps int64 `[B, h, w]` and `[B, 2h, 2w]`, code_t and code_b -> images
         `[B, C, 8h, 8w]`."""
         maps = self._in_order("code", codes, named)
-        batch, height, width = maps[0].shape
-        expected = [(batch, height << i, width << i) for i in range(len(self.levels))]
         shapes = [tuple(each.shape) for each in maps]
-        if shapes != expected:
+        batch, *sides = shapes[0] or (0,)
+        expected = [(batch, *(side << i for side in sides)) for i in range(len(self.levels))]
+        if len(sides) != 2 or shapes != expected:
             names = " and ".join(f"code_{name}" for name in self.levels)
             raise ValueError(
-                f"VQVAE.decode_code: expected {names}, each with twice the height and width of the "
-                f"one before, {expected}, got {shapes}."
+                f"VQVAE.decode_code: expected {names} [B, h, w], each with twice the height and "
+                f"width of the one before, got {shapes}."
             )
         return self.decode(
             *(

@@ -322,6 +322,15 @@ def test_an_empty_batch_has_no_loss_of_a_frozen_codebook() -> None:
 
 
 @pytest.mark.parametrize(
+    ("channel_first", "layout"), [(True, r"B, dim, \.\.\."), (False, r"B, \.\.\., dim")]
+)
+def test_sim_vq_says_which_layout_it_expects(channel_first, layout):
+    quantizer = SimVQ(dim=DIM, codebook_size=NUM_CODES, channel_first=channel_first)
+    with pytest.raises(ValueError, match=rf"SimVQ: expected x \[{layout}\] with dim={DIM}"):
+        quantizer(torch.zeros(2, 5, 5))
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: VectorQuantize(DIM, NUM_CODES, kmeans_init=True, threshold_ema_dead_code=2),

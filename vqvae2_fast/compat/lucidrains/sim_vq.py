@@ -91,9 +91,20 @@ class SimVQ(nn.Module):
             quantized: x's shape and dtype.
             indices: int64, the positions of x.
             loss: 0-d.
+
+        Raises:
+            ValueError: x does not fit the layout.
         """
-        x = x.movedim(1, -1) if self.channel_first else x
         codebook = self.codebook
+        dim = codebook.shape[1]
+        channels = x.shape[1:2] if self.channel_first else x.shape[-1:]
+        if channels != (dim,):
+            layout = "B, dim, ..." if self.channel_first else "B, ..., dim"
+            raise ValueError(
+                f"SimVQ: expected x [{layout}] with dim={dim}, got {list(x.shape)}. channel_first "
+                "chooses the layout."
+            )
+        x = x.movedim(1, -1) if self.channel_first else x
         indices = ops.nearest_code(x.detach(), codebook.detach())[0]
         quantized = F.embedding(indices, codebook)
         loss = masked_error(quantized, x.detach(), None) + (

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BITS = ("promised_bits_per_image", "bits_per_image", "file_bits_per_image")
 CLASSES = ("cat", "cow", "dog")
 NUMBER = 200
+FEW_FILES = "--codec-images 4 --compressed-images 4"  # files take longer than all else
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def evaluate(place: Path, out: Path, *options: str) -> int:
 def sampling_options(place: Path) -> str:
     """Of an evaluation of samples and files too."""
     judge = f"--classifier {place}/judge --features classifier"
-    return f"--images {NUMBER} {judge} --codec-images 4 --compressed-images 4"
+    return f"--images {NUMBER} {judge} {FEW_FILES}"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_the_score_is_trained_on_as_many_images_as_asked_for(place, tmp_path):
         cat = tmp_path / "more" / "images" / "train" / "cat" / f"{number}.png"
         shutil.copy(cat, cat.with_stem(f"{number}-again"))
     asked = f"--images {NUMBER} --features classifier --classifier {place}/judge --cas-epochs 1"
-    assert evaluate(tmp_path / "more", tmp_path / "out", asked, "--cas-images 240") == 0
+    assert evaluate(tmp_path / "more", tmp_path / "out", asked, "--cas-images 240", FEW_FILES) == 0
     values = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [row["images"] for row in values["cas"]] == [240] * 3
     assert values["sampled_images"] == NUMBER
@@ -220,7 +221,8 @@ def test_the_results_of_a_run_are_not_replaced(place, tmp_path, run, files, comm
 
 def test_samples_are_used_again_by_an_evaluation_of_more_or_fewer(place, tmp_path):
     out = tmp_path / "out"
-    asked = f"--features classifier --classifier {place}/judge --train-images 0 --images {NUMBER}"
+    judge = f"--features classifier --classifier {place}/judge"
+    asked = f"{judge} --train-images 0 --images {NUMBER} {FEW_FILES}"
     index = out / "samples" / "samples.jsonl"
     shutil.copytree(place, tmp_path / "more", ignore=shutil.ignore_patterns("out"))
     for number in range(0, NUMBER, 5):  # so that 240 images can be asked for
@@ -240,7 +242,7 @@ def test_samples_are_used_again_by_an_evaluation_of_more_or_fewer(place, tmp_pat
 def test_the_score_of_other_epochs_is_trained_anew(place, tmp_path):
     asked = f"--images {NUMBER} --features classifier --classifier {place}/judge --cas-epochs"
     for epochs in (2, 1):
-        assert evaluate(place, tmp_path / "out", f"{asked} {epochs}") == 0
+        assert evaluate(place, tmp_path / "out", f"{asked} {epochs}", FEW_FILES) == 0
         assert (tmp_path / f"out/work/cas_{NUMBER}_{epochs}/real/checkpoints").exists()
 
 

@@ -99,13 +99,16 @@ def test_an_error_that_quotes_a_file_is_not_cut_within_the_quotation(client):
 
 @pytest.mark.parametrize("names", [("Pet - cat", "Cow", "Pet - dog"), None])
 @pytest.mark.parametrize("label", [9, 3, -1])
-def test_a_number_of_no_class_is_refused_in_a_query_and_in_json(pipeline, names, label):
+def test_a_number_of_no_class_is_refused_alike_in_a_query_and_in_json(pipeline, names, label):
     served = tiny_pipeline(0) if names is None else replace(pipeline, class_names=names)
     with TestClient(create_app(served), base_url="http://127.0.0.1") as client:
         query = client.post("/v1/encode", params={"label": label}, content=b"")
         body = client.post("/v1/images", json={"label": label})
-    for answer in (query, body):
-        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "label")
+    # What comes in a query is a text, and only for a text are the names of the classes listed.
+    told, of_number = (re.sub(r" \(Pet.*?\)|'", "", answer.text) for answer in (query, body))
+    assert (query.status_code, told) == (body.status_code, of_number)
+    assert body.status_code == 422
+    assert body.json()["error"]["field"] == "label"
 
 
 def test_a_number_in_json_is_never_the_name_of_a_class(pipeline):

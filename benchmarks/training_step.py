@@ -14,7 +14,8 @@ workspace are counted.
 
 Contenders: `port` is `plain_port.py`, the port's arithmetic in plain PyTorch (the port is not on a
 registry), `drop_in` our modules under its names, `reference` our model with every operator its
-PyTorch reference, `compiled` the same with its loss through torch.compile.
+PyTorch reference, `compiled` the same with its loss through torch.compile, `rounded` ours with the
+factors of 3×3 convolutions rounded to bfloat16, which differs where there is AMX.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vqvae2_fast as vq2
 from vqvae2_fast.compat import rosinality
 from vqvae2_fast.ops._registry import BY_DESIGN, OPERATORS
+from vqvae2_fast.ops._training import rounded_convolutions
 from vqvae2_fast.presets import preset
 
 # Arguments of the port's PixelSNAIL, and of ours if it is not converted from the port's.
@@ -55,7 +57,7 @@ PRIORS = {
 }
 VQVAES = {"imagenet256_vqvae": (4, "imagenet256"), "emoji64_vqvae": (32, "emoji64")}
 DEFAULT_STEPS = ["emoji64_top", "emoji64_bottom", "imagenet256_vqvae", "port_top"]
-OTHERS = ("port", "drop_in", "reference", "compiled")
+OTHERS = ("port", "drop_in", "reference", "compiled", "rounded")
 # Rounds that keep the whole run under ten minutes on two cores.
 ROUNDS = {"port_top": 3, "imagenet256_vqvae": 5}
 
@@ -110,14 +112,26 @@ def prior_step(name: str, contender: str) -> Step:
         labels = torch.randint(config.num_classes, (batch,))
 
     def loss(model: nn.Module) -> Tensor:
-        if contender == "ours":
+        if contender in ("ours", "rounded"):
             return model.loss(codes, condition, labels)
         return F.cross_entropy(model(codes, condition, labels), codes)
 
     return our_step(contender, model, loss)
 
 
+def in_rounded(loss):
+    """The loss in the precision that `auto` gives a prior on a processor."""
+
+    def rounded(model: nn.Module) -> Tensor:
+        with rounded_convolutions():
+            return loss(model)
+
+    return rounded
+
+
 def our_step(contender: str, model: nn.Module, loss, after=lambda: None) -> Step:
+    if contender == "rounded":
+        return Step(model, in_rounded(loss), after, fused=True)
     if contender == "ours":
         return Step(model, loss, after, fused=True)
     step = ReferenceStep(model, loss, after, fused=True)

@@ -48,6 +48,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("simd_level", [] { return vqvae2_fast::cpu::kernels().name; });
+  m.def("has_tiles", [] { return vqvae2_fast::cpu::kernels().has_tiles; });
   m.def("set_simd_level", [](const char* name) { vqvae2_fast::cpu::set_simd_level(name); });
   m.def("simd_levels", &simd_levels);
   m.def("build_info", &build_info);

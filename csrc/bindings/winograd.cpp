@@ -1,4 +1,5 @@
-// `normed_conv2d` and its gradient on the CPU, on the stable ABI; 1x1 kernels are in pointwise.cpp.
+// `normed_conv2d` and its gradient on the CPU, on the stable ABI; 1x1 kernels are in pointwise.cpp,
+// rounded factors in tile_conv.cpp.
 // Schemas: vqvae2_fast/ops/normed_conv2d/op.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -12,6 +13,7 @@
 #include "parallel.h"
 #include "points.h"
 #include "pointwise.h"
+#include "tile_conv.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -86,7 +88,12 @@ Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
 Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
                          const std::optional<Tensor>& weight_g, const std::optional<Tensor>& bias,
                          int64_t top, int64_t left, int64_t live, bool elu, double dropout_p,
-                         const std::optional<Tensor>& seed) {
+                         const std::optional<Tensor>& seed, bool rounded) {
+  if (rounded) {
+    check_place(weight_v.size(2), top, left, live);
+    return tile_conv_forward(x, {weight_v, weight_g, top, left, live}, bias,
+                             activation_of(x, elu, dropout_p, seed));
+  }
   if (is_pointwise(weight_v)) {
     check_place(1, top, left, live);
     return pointwise_forward(x, weight_v, weight_g, bias, activation_of(x, elu, dropout_p, seed));
@@ -113,7 +120,12 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
 Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight_v,
                                      const std::optional<Tensor>& weight_g, int64_t top,
                                      int64_t left, int64_t live, bool elu, double dropout_p,
-                                     const std::optional<Tensor>& seed) {
+                                     const std::optional<Tensor>& seed, bool rounded) {
+  if (rounded) {
+    check_place(weight_v.size(2), top, left, live);
+    return tile_conv_backward(dy, x, {weight_v, weight_g, top, left, live},
+                              activation_of(x, elu, dropout_p, seed));
+  }
   if (is_pointwise(weight_v)) {
     check_place(1, top, left, live);
     return pointwise_backward(dy, x, weight_v, weight_g, activation_of(x, elu, dropout_p, seed));

@@ -16,6 +16,7 @@
 #include "rows.h"
 #include "sampler/kernels.h"
 #include "scalar_quantize.h"
+#include "tile_conv.h"
 #include "winograd.h"
 
 namespace vqvae2_fast::cpu {
@@ -63,6 +64,7 @@ struct KernelTable {
   AttentionKernels attention;
   PointwiseKernels pointwise;
   Products products;
+  tile_conv::Kernels tile_conv;  // null without tiles
   CodeLossKernels code_loss;
   ScalarQuantizeKernels scalar_quantize;
 };

@@ -219,6 +219,92 @@ Floats tiles(int64_t height, int64_t width, int64_t inputs, int64_t outputs) {
   return results;
 }
 
+// Whole numbers, which rounding leaves as they are.
+Floats whole(std::mt19937& random, int64_t count) {
+  Floats values = search_data::gaussian(random, count);
+  for (float& value : values) value = nearbyintf(4 * value);
+  return values;
+}
+
+// y, dx and dw of two images by the definition.
+std::vector<double> sums_of(const tile_conv::Shape& shape, const Floats& x, const Floats& w,
+                            const Floats& dy) {
+  const int64_t area = shape.height * shape.width, kernel = shape.kernel;
+  const int64_t inputs = shape.inputs, outputs = shape.outputs;
+  std::vector<double> results(
+      static_cast<size_t>(2 * area * (inputs + outputs) + outputs * inputs * kernel * kernel));
+  double* const dx = results.data() + 2 * area * outputs;
+  double* const dw = dx + 2 * area * inputs;
+  for (int64_t position = 0; position < 2 * area; ++position) {
+    const int64_t row = position % area / shape.width, column = position % shape.width;
+    for (int64_t tap = 0; tap < kernel * (kernel - 1) + shape.live; ++tap) {
+      const int64_t r = row - shape.top + tap / kernel, c = column - shape.left + tap % kernel;
+      if (r < 0 || r >= shape.height || c < 0 || c >= shape.width) continue;
+      const int64_t from = position / area * area + r * shape.width + c;
+      for (int64_t o = 0; o < outputs; ++o) {
+        const double above = dy[position * outputs + o];
+        for (int64_t i = 0; i < inputs; ++i) {
+          const int64_t place = (o * inputs + i) * kernel * kernel + tap;
+          results[position * outputs + o] += static_cast<double>(x[from * inputs + i]) * w[place];
+          dx[from * inputs + i] += above * w[place];
+          dw[place] += above * x[from * inputs + i];
+        }
+      }
+    }
+  }
+  return results;
+}
+
+// A convolution with rounded factors and its gradients, in bands of rows, against the definition.
+void rounded_convolution(const char* level, const tile_conv::Shape& shape) {
+  set_simd_level(level);
+  const tile_conv::Kernels& kernel = kernels().tile_conv;
+  if (!kernel.convolve) return;
+  std::mt19937 random(13);
+  const int64_t area = shape.height * shape.width, taps = shape.kernel * shape.kernel;
+  const int64_t inputs = shape.inputs, outputs = shape.outputs;
+  const Floats x = whole(random, 2 * area * inputs), dy = whole(random, 2 * area * outputs);
+  const Floats w = whole(random, outputs * inputs * taps);
+  const PointwiseLayer weight = {.v = w.data(), .outputs = outputs, .inputs = inputs * taps};
+  const auto zeros = [](int64_t bytes) { return std::vector<char>(static_cast<size_t>(bytes)); };
+  const std::vector<double> expected = sums_of(shape, x, w, dy);
+  Floats results(expected.size());
+  float* const maps[] = {results.data(), results.data() + 2 * area * outputs};
+  for (const bool adjoint : {false, true}) {
+    std::vector<char> packed = zeros(kernel.packed_bytes(shape, adjoint));
+    kernel.pack(shape, adjoint, weight, 0, outputs, packed.data());
+    const int64_t rows = (shape.height + 1) / 2, from = shape.from(adjoint);
+    std::vector<char> memory = zeros(kernel.workspace(shape, adjoint, rows));
+    for (int64_t band = 0; band < 4; ++band) {
+      const int64_t image = band / 2, first = band % 2 * rows;
+      const int64_t last = first + rows < shape.height ? first + rows : shape.height;
+      if (first >= last) continue;
+      kernel.convolve(shape, adjoint, {}, image, packed.data(), nullptr,
+                      (adjoint ? dy : x).data() + image * area * from, first, last, memory.data(),
+                      maps[adjoint] + image * area * shape.to(adjoint));
+    }
+  }
+  const int64_t places_bytes = kernel.places_bytes(shape), pairs_bytes = kernel.pairs_bytes(shape);
+  std::vector<char> places = zeros(2 * places_bytes), pairs = zeros(2 * pairs_bytes);
+  std::vector<char> of_x = zeros(kernel.workspace(shape, false, shape.height));
+  std::vector<char> of_dy = zeros(kernel.workspace(shape, true, shape.height));
+  for (int64_t image = 0; image < 2; ++image) {
+    kernel.to_places(shape, {}, image, x.data() + image * area * inputs, of_x.data(),
+                     places.data() + image * places_bytes);
+    kernel.to_pairs(shape, dy.data() + image * area * outputs, of_dy.data(),
+                    pairs.data() + image * pairs_bytes);
+  }
+  kernel.weight_gradient(shape, 2, places.data(), pairs.data(), 0, kernel.parts(shape),
+                         maps[1] + 2 * area * inputs, inputs * taps);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (fabs(results[i] - expected[i]) <= 1e-5 * (1 + fabs(expected[i]))) continue;
+    ++failures;
+    printf("FAILED at %s: rounded convolution: result %zu is %g, not %g\n", level, i,
+           static_cast<double>(results[i]), expected[i]);
+    return;
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -240,6 +326,24 @@ int main() {
     // Channels that fill no panel, tiles cut by the edges.
     compare(*level, "tiles", [] { return tiles(6, 9, 16, 48); });
     compare(*level, "tiles of one", [] { return tiles(3, 2, 48, 16); });
+    // Masks that begin at each side, rows of whole tiles and of parts, channels that fill none.
+    for (const int64_t outputs : {1, 17, 48}) {
+      for (const int64_t width : {1, 7, 16, 20}) {
+        for (const int64_t kernel : {1, 3, 5}) {
+          for (const int64_t top : {int64_t{0}, kernel / 2, kernel}) {
+            if (kernel == 1 && top > 0) continue;
+            rounded_convolution(*level, {.height = 5,
+                                         .width = width,
+                                         .kernel = kernel,
+                                         .top = top,
+                                         .left = top,
+                                         .live = kernel - (top > 0 ? 1 : 0),
+                                         .inputs = outputs == 17 ? 64 : 35,
+                                         .outputs = outputs});
+          }
+        }
+      }
+    }
     printf("%s: done\n", *level);
   }
   printf("%d failures\n", failures);

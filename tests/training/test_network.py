@@ -6,6 +6,7 @@ import functools
 import gc
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -19,8 +20,11 @@ from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.trained_conv import PlainConv2d
+from vqvae2_fast.ops import _native
+from vqvae2_fast.ops._training import rounds_convolutions
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.testing.codes import CodeSet
+from vqvae2_fast.testing.compare import every_call_trains
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.network import autocast_of, prepared
@@ -39,7 +43,7 @@ def vqvae(config: TrainConfig) -> Stage:
     return vqvae_stage(VQVAE2(replace(SMALL_VQVAE, restart=0.5)), images, images, config)
 
 
-def prior(config: TrainConfig) -> Stage:
+def prior(config: TrainConfig, channels: int = 8) -> Stage:
     generator = torch.Generator().manual_seed(6)
     maps = [torch.randint(8, (9, side, side), generator=generator) for side in (2, 4)]
     labels = torch.randint(3, (9,), generator=generator)
@@ -47,7 +51,8 @@ def prior(config: TrainConfig) -> Stage:
         Path(mkdtemp(dir=STORES.name)) / "codes"
     )
     torch.manual_seed(0)
-    model = PixelSNAIL(replace(SMALL_PRIOR, dropout=0.2, num_output_layers=1))
+    sizes = {"channels": channels, "residual_channels": channels}
+    model = PixelSNAIL(replace(SMALL_PRIOR, dropout=0.2, num_output_layers=1, **sizes))
     return prior_stage(model, store, store, config, level=1)
 
 
@@ -55,11 +60,23 @@ def prior(config: TrainConfig) -> Stage:
 def test_automatic_precision_is_bfloat16_where_the_processor_is_faster_in_it(
     monkeypatch, computes_in_bfloat16: bool
 ):
-    """A prior's own kernels are in float32, and faster on any processor."""
+    """A prior's own kernels are faster on any processor."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes_in_bfloat16)
     config = TrainConfig(precision="auto")
     chosen = [autocast_of(make(config).model, config)._enabled for make in (vqvae, prior)]
     assert chosen == [computes_in_bfloat16, False]
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("make", [vqvae, prior])
+def test_only_automatic_precision_rounds_the_convolutions_of_a_prior(
+    make, precision: str, monkeypatch
+):
+    monkeypatch.setattr(_native, "has_tiles", lambda: True)
+    config = TrainConfig(precision=precision)
+    with prepared(make(config).model, config, Ranks()):
+        assert rounds_convolutions() == (make is prior and precision == "auto")
+    assert not rounds_convolutions()
 
 
 BOTH = pytest.mark.parametrize("make", [vqvae, prior])
@@ -81,6 +98,16 @@ def assert_equal(found, expected) -> None:
 def test_recomputed_segments_train_to_the_same_bits(make):
     """Dropout is drawn again alike, and codebooks count each vector once."""
     assert_equal(trained(make, recompute=True), trained(make))
+
+
+@pytest.mark.skipif(not _native.has_tiles(), reason="a processor with AMX")
+def test_recomputed_convolutions_are_rounded_as_the_first_time():
+    wide = partial(prior, channels=16)
+    with every_call_trains():
+        rounded = trained(wide, precision="auto")
+        assert_equal(trained(wide, precision="auto", recompute=True), rounded)
+        exact = trained(wide)
+    assert any(not torch.equal(exact[name], value) for name, value in rounded.items())
 
 
 def test_compiled_and_recomputed_segments_train_to_the_same_weights(monkeypatch):

@@ -19,7 +19,15 @@ import torch  # must precede the compiled module, which links against the librar
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["MISSING_REASON", "STRICT", "build_info", "module", "simd_level", "why_not_cuda"]
+__all__ = [
+    "MISSING_REASON",
+    "STRICT",
+    "build_info",
+    "has_tiles",
+    "module",
+    "simd_level",
+    "why_not_cuda",
+]
 
 STRICT = os.environ.get("VQVAE2_FAST_STRICT", "0") == "1"
 
@@ -78,6 +86,15 @@ def simd_level() -> str | None:
     return None if module is None else str(module.simd_level())
 
 
+def has_tiles() -> bool:
+    """Whether the CPU's level has tiles, on which products of bfloat16 are fast."""
+    return module is not None and bool(module.has_tiles())
+
+
+# As `torch.compiler.assume_constant_result` does, which would import the compiler with the package.
+has_tiles._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def build_info() -> dict[str, object]:
     """What was built: SIMD levels, the CUDA architectures, the compiler."""
     return {"native": False} if module is None else {"native": True, **module.build_info()}
@@ -96,5 +113,4 @@ def why_not_cuda(device: torch.device) -> str | None:
     return reason
 
 
-# As `torch.compiler.assume_constant_result` does, which would import the compiler with the package.
 why_not_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.ops import _native
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-__all__ = ["is_training_call"]
+__all__ = ["is_training_call", "rounded_convolutions", "rounds_convolutions"]
+
+_rounded = False
+
+
+@contextmanager
+def rounded_convolutions() -> Iterator[None]:
+    """Inside it, kernels of training may round the factors of convolutions to bfloat16.
+
+    Maps and sums stay float32, as with `torch.backends.fp32_precision = "bf16"`, which compilers
+    cannot trace. It holds for the whole process.
+    """
+    global _rounded
+    before, _rounded = _rounded, True
+    try:
+        yield
+    finally:
+        _rounded = before
+
+
+def rounds_convolutions() -> bool:
+    """Whether factors may be rounded here, and this processor's kernels gain by it."""
+    return _rounded and _native.has_tiles()
 
 
 def is_training_call(

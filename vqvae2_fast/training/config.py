@@ -47,9 +47,10 @@ class TrainConfig:
         keep: Number of newest checkpoints to keep next to the best one; older ones are deleted.
         workers: Processes that load data; 0 loads in this one.
         precision: `bfloat16` runs the networks under autocast; `auto` does so where that is faster:
-            on GPUs and processors that compute in it, but for a PixelSNAIL only on GPUs.
-            The loss with LPIPS, the codebooks and validation stay in float32; a discriminator is
-            one of the networks.
+            on GPUs and processors that compute in it. A PixelSNAIL on a processor stays in float32,
+            but for the factors of its 3×3 convolutions, which are rounded to bfloat16 where there
+            is AMX. The loss with LPIPS, the codebooks and validation stay in float32; a
+            discriminator is one of the networks.
         seed: Seed of the order of the data, dropout and augmentation.
         recompute: Activation checkpointing: the model's segments are computed again for their
             gradients instead of being kept. A step takes about a third longer.

@@ -20,6 +20,7 @@ from vqvae2_fast.checkpoints.shards import rows_of
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.ops._training import rounded_convolutions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn
             no prior.
     """
     segments = _segments(model, config)
+    # Also while segments are recomputed, which autocast would cover by itself.
+    precision = rounded_convolutions() if _rounds(model, config) else nullcontext()
     # A graph for each kind of segment, in training and validation, and for odd batches.
     graphs = torch._dynamo.config.patch(recompile_limit=64) if config.compile else nullcontext()
     for segment in segments:
@@ -53,7 +56,7 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn
             run = functools.partial(_recomputed, run)
         segment.forward = run
     try:
-        with graphs:
+        with precision, graphs:
             if ranks.count == 1:
                 yield model
             elif config.shard:
@@ -87,6 +90,12 @@ def _segments(model: nn.Module, config: TrainConfig) -> Sequence[nn.Module]:
             "holds such a model whole."
         )
     return found
+
+
+def _rounds(model: nn.Module, config: TrainConfig) -> bool:
+    """Whether convolutions of float32 may round their factors, which pays where there is AMX."""
+    is_prior = isinstance(model, PixelSNAIL)
+    return is_prior and config.precision == "auto" and device_of(model).type == "cpu"
 
 
 def _recomputed(run: Any, *args: Any, **kwargs: Any) -> Any:
@@ -165,8 +174,8 @@ def autocast_of(model: nn.Module, config: TrainConfig) -> torch.autocast:
         enabled = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Without these instructions bfloat16 is emulated, and slower than float32. A PixelSNAIL has
-        # kernels of this package in float32. Even with AMX, torch's in bfloat16 took 0.85 to 1.4
-        # times as long for priors of 64 to 256 channels.
+        # kernels of this package. Even with AMX, torch's in bfloat16 took 0.85 to 1.4 times as long
+        # as those in float32 for priors of 64 to 256 channels.
         enabled = (
             device.type == "cpu"
             and not isinstance(model, PixelSNAIL)

@@ -16,6 +16,7 @@
 #include "../residual-inl.h"
 #include "../sampler/pointwise-inl.h"
 #include "../scalar_quantize-inl.h"
+#include "../tile_conv-inl.h"
 #include "../winograd-inl.h"
 
 #if defined(VQ_HAS_PAIR_PRODUCTS)
@@ -69,6 +70,7 @@ const KernelTable VQ_LEVEL_TABLE = {
     .attention = attention::kKernels,
     .pointwise = pointwise::kKernels,
     .products = products::kKernels,
+    .tile_conv = tile_conv::kKernels,
     .code_loss = code_loss::kKernels,
     .scalar_quantize = scalar_quantize::kKernels,
 };

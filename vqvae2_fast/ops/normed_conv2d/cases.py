@@ -29,13 +29,30 @@ def arguments(
     dtype: torch.dtype = torch.float32,
     elu: bool = False,
     dropout_p: float = 0.0,
+    rounded: bool = False,
 ) -> tuple[Any, ...]:
-    x = randn(g, batch, inputs, *size, dtype=dtype)
-    v = randn(g, outputs, inputs, kernel, kernel, dtype=dtype)
+    factor = _in_bfloat16 if rounded else torch.Tensor.clone
+    x = factor(randn(g, batch, inputs, *size, dtype=dtype))
+    v = factor(randn(g, outputs, inputs, kernel, kernel, dtype=dtype))
     scale = 0.5 + randn(g, outputs, 1, 1, 1, dtype=dtype).abs() if normed else None
     added = randn(g, outputs, dtype=dtype) if bias else None
     seed = torch.tensor(-7) if dropout_p else None
-    return (x, v, scale, added, *placement(mask, kernel, kernel), elu, dropout_p, seed)
+    return (x, v, scale, added, *placement(mask, kernel, kernel), elu, dropout_p, seed, rounded)
+
+
+def _in_bfloat16(values: torch.Tensor) -> torch.Tensor:
+    """Values that rounding leaves as they are: others, rounded after the last bit of ELU or of the
+    norm differed, would differ by much more than the sums."""
+    return values.bfloat16().to(values.dtype)
+
+
+def _rounded_case(name: str, *sizes: Any, **options: Any) -> Case:
+    """Without gradients: those of the reference's forward are of factors that are not rounded."""
+    return Case(
+        name,
+        lambda g: arguments(g, *sizes, normed=False, rounded=True, **options),
+        batched=(0,),
+    )
 
 
 def _case(name: str, *sizes: Any, **options: Any) -> Case:
@@ -70,6 +87,17 @@ CASES = [
     _case("pointwise_no_images", "same", 1, (4, 4), batch=0),
     _case("odd_channels", "include", 3, (4, 4), inputs=3, outputs=5),
     _case("float64", "exclude", 3, (4, 4), dtype=torch.float64),
+    *(
+        _rounded_case(f"rounded_{mask}", mask, 3, (6, 7), inputs=35, outputs=21)
+        for mask in ("exclude", "include", "down", "downright", "same")
+    ),
+    _rounded_case("rounded_row_tiles", "include", 3, (3, 32), inputs=64, outputs=48),
+    _rounded_case("rounded_row_and_rest", "include", 3, (5, 20), inputs=16, outputs=40),
+    _rounded_case("rounded_5x5", "exclude", 5, (9, 5), inputs=80, bias=False),
+    _rounded_case("rounded_dropout", "include", 3, (6, 7), inputs=80, dropout_p=0.5),
+    _rounded_case("rounded_pointwise", "same", 1, (5, 7), inputs=130, outputs=19),
+    _rounded_case("rounded_one_position", "same", 3, (1, 1), batch=1),
+    _rounded_case("rounded_no_images", "include", 3, (4, 4), batch=0),
 ]
 
 
@@ -79,9 +107,10 @@ def _backward_case(
     def make(g: torch.Generator) -> tuple[Any, ...]:
         x, v, scale, _, *place = arguments(g, mask, kernel, size, **options)
         dy = randn(g, len(x), len(v), *size, dtype=options.get("dtype", torch.float32))
-        return dy, x, v, scale, *place
+        return _in_bfloat16(dy) if rounded else dy, x, v, scale, *place
 
-    return Case(name, make, loosening=1 if kernel == 1 else WINOGRAD_LOSS)
+    rounded = options.get("rounded", False)
+    return Case(name, make, loosening=1 if kernel == 1 or rounded else WINOGRAD_LOSS)
 
 
 PRIVATE_CASES = {
@@ -100,6 +129,32 @@ PRIVATE_CASES = {
         ),
         _backward_case("no_images", "include", 3, (4, 4), batch=0),
         _backward_case("float64", "exclude", 3, (4, 4), dtype=torch.float64),
+        *(
+            _backward_case(
+                f"rounded_{mask}",
+                mask,
+                3,
+                (6, 7),
+                inputs=35,
+                outputs=21,
+                normed=False,
+                rounded=True,
+            )
+            for mask in ("exclude", "include", "down", "downright", "same")
+        ),
+        _backward_case(
+            "rounded_row_tiles", "include", 3, (3, 32), inputs=64, normed=False, rounded=True
+        ),
+        _backward_case(
+            "rounded_5x5", "exclude", 5, (9, 5), inputs=80, outputs=16, normed=False, rounded=True
+        ),
+        _backward_case(
+            "rounded_dropout", "down", 3, (6, 7), normed=False, dropout_p=0.5, rounded=True
+        ),
+        _backward_case(
+            "rounded_pointwise", "same", 1, (5, 7), inputs=13, normed=False, rounded=True
+        ),
+        _backward_case("rounded_no_images", "include", 3, (4, 4), batch=0, rounded=True),
     ]
 }
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._checks import other_dtype
 from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import BY_DESIGN, register
@@ -28,15 +29,22 @@ def why_not(
     top: int = 0,
     left: int = 0,
     live: int = 1,
-    *_: Any,
+    elu: bool = False,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    rounded: bool = False,
 ) -> str | None:
-    """Kernels take sizes of 1×1, and of 3×3 and 5×5 if channels fill whole vectors."""
+    """Kernels take sizes of 1×1, and of 3×3 and 5×5 if channels fill whole vectors, as they need
+    not for rounded factors."""
     outputs, inputs, height, width = weight_v.shape
     if height != width or height not in (1, 3, 5):
         return BY_DESIGN
     if height == 1 and (top, left, live) != (0, 0, 1):
         return BY_DESIGN  # such a kernel does not read the position itself
-    if height > 1 and (min(outputs, inputs) == 0 or outputs % CHANNELS or inputs % CHANNELS):
+    if rounded and not _native.has_tiles():
+        return BY_DESIGN
+    fills_vectors = outputs % CHANNELS == 0 and inputs % CHANNELS == 0
+    if height > 1 and (min(outputs, inputs) == 0 or not (fills_vectors or rounded)):
         return BY_DESIGN
     return other_dtype((torch.float32,), x=x, weight=weight_v, g=weight_g, bias=bias)
 
@@ -62,8 +70,8 @@ def _fake(
 NORMED_CONV2D_BACKWARD = register(
     "normed_conv2d_backward",
     "(Tensor dy, Tensor x, Tensor weight_v, Tensor? weight_g, int top, int left, int live, "
-    "bool elu, float dropout_p, Tensor? seed) -> (Tensor dx, Tensor dv, Tensor dg, "
-    "Tensor dbias)",
+    "bool elu, float dropout_p, Tensor? seed, bool rounded=False) "
+    "-> (Tensor dx, Tensor dv, Tensor dg, Tensor dbias)",
     reference=normed_conv2d_backward_reference,
     fake=_fake,
     owners={"cpu": "cpu"},
@@ -73,13 +81,15 @@ NORMED_CONV2D_BACKWARD = register(
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight_v, weight_g, bias, *ctx.options, seed = inputs
+    x, weight_v, weight_g, bias, *ctx.options, seed, ctx.rounded = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(x, weight_v, weight_g, seed)
 
 
 def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight_v, weight_g, seed = ctx.saved_tensors
-    dx, dv, dg, dbias = NORMED_CONV2D_BACKWARD(dy, x, weight_v, weight_g, *ctx.options, seed)
+    dx, dv, dg, dbias = NORMED_CONV2D_BACKWARD(
+        dy, x, weight_v, weight_g, *ctx.options, seed, ctx.rounded
+    )
     dg = None if weight_g is None else dg.view(weight_g.shape)
-    return dx, dv, dg, dbias if ctx.has_bias else None, *(None,) * 6
+    return dx, dv, dg, dbias if ctx.has_bias else None, *(None,) * 7

@@ -41,10 +41,15 @@ def _why_not(
     return why_not(*floats, *rest) if x.dim() == 4 and trains else BY_DESIGN
 
 
+def rounds(weight_v: Tensor) -> bool:
+    """Whether tiles multiply rounded factors: see the README for the sizes where that is faster."""
+    return weight_v.shape[-1] == 3 and _training.rounds_convolutions()
+
+
 NORMED_CONV2D = register(
     "normed_conv2d",
     "(Tensor x, Tensor weight_v, Tensor? weight_g, Tensor? bias, int top, int left, int live, "
-    "bool elu, float dropout_p, Tensor? seed) -> Tensor",
+    "bool elu, float dropout_p, Tensor? seed, bool rounded=False) -> Tensor",
     reference=normed_conv2d_reference,
     fake=lambda x, weight_v, *_: new_channels_last(x, weight_v.shape[0]),
     owners={"cpu": "cpu"},
@@ -93,7 +98,8 @@ def normed_conv2d(
     seed = dropout_seed(x.device) if dropout_p > 0 else None
     where = placement(mask, *weight_v.shape[2:])
     if NORMED_CONV2D.takes(x, weight_v, weight_g, bias, *where):
-        return NORMED_CONV2D.kernel(x, weight_v, weight_g, bias, *where, elu, dropout_p, seed)
+        options = (elu, dropout_p, seed, rounds(weight_v))
+        return NORMED_CONV2D.kernel(x, weight_v, weight_g, bias, *where, *options)
     x = F.elu(x) if elu else x
     if seed is not None:
         x = x * kept(DROPOUT_MASK, x, dropout_p, seed)

@@ -46,6 +46,14 @@ def _live_weight(weight_v: Tensor, live: int) -> Tensor:
     return weight_v.where(is_live, 0.0)
 
 
+def _rounded(values: Tensor) -> Tensor:
+    return values.bfloat16().to(values.dtype)
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
+
+
 def normed_conv2d_reference(
     x: Tensor,
     weight_v: Tensor,
@@ -57,11 +65,14 @@ def normed_conv2d_reference(
     elu: bool,
     dropout_p: float,
     seed: Tensor | None,
+    rounded: bool = False,
 ) -> Tensor:
     height, width = weight_v.shape[2:]
-    x = (F.elu(x) if elu else x) * _kept(x, dropout_p, seed)
+    factor = _rounded if rounded else _as_it_is
+    x = factor((F.elu(x) if elu else x) * _kept(x, dropout_p, seed))
     padded = F.pad(x, (left, width - 1 - left, top, height - 1 - top))
-    return F.conv2d(padded, normed_weight(_live_weight(weight_v, live), weight_g), bias)
+    weight = factor(normed_weight(_live_weight(weight_v, live), weight_g))
+    return F.conv2d(padded, weight, bias)
 
 
 def normed_conv2d_backward_reference(
@@ -75,17 +86,20 @@ def normed_conv2d_backward_reference(
     elu: bool,
     dropout_p: float,
     seed: Tensor | None,
+    rounded: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     height, width = weight_v.shape[2:]
+    factor = _rounded if rounded else _as_it_is
     v = _live_weight(weight_v, live)
     padding = (left, width - 1 - left, top, height - 1 - top)
     kept = _kept(x, dropout_p, seed)
-    weight = normed_weight(v, weight_g)
-    padded = F.pad((F.elu(x) if elu else x) * kept, padding)
-    dx = F.pad(conv2d_input(padded.shape, weight, dy), [-size for size in padding]) * kept
+    weight = factor(normed_weight(v, weight_g))
+    padded = F.pad(factor((F.elu(x) if elu else x) * kept), padding)
+    above = factor(dy)
+    dx = F.pad(conv2d_input(padded.shape, weight, above), [-size for size in padding]) * kept
     if elu:
         dx = dx * x.clamp(max=0).exp()  # ELU'(x) is exp(x) below 0 and 1 above
-    dweight = _live_weight(conv2d_weight(padded, weight.shape, dy), live)
+    dweight = _live_weight(conv2d_weight(padded, weight.shape, above), live)
     dbias = dy.sum((0, 2, 3))
     if weight_g is None:
         return dx, dweight, x.new_empty(0), dbias

@@ -285,6 +285,17 @@ def test_progress_tells_images_and_codes_a_second(pipelines, tmp_path, capsys):
     assert re.search(r"sample  240/240  took 0:0\d  3/3 images  [\d,]+ codes/s  ", text)
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [("1", "1 image in .* \\(Activities, seed"), ("7", "7 images in .* \\(7 of 9 classes, seed")]
+    + [("9", "9 images in .* \\(9 classes, seed")],
+)
+def test_result_names_the_classes_that_were_drawn(count, said, tmp_path, capsys):
+    arguments = ["--preset", "emoji32", "--n", count, "--out", str(tmp_path)]
+    assert main(["sample", *arguments, "--quiet"]) == 0
+    assert re.search(said, capsys.readouterr().out.replace("\n", " "))
+
+
 def test_processes_share_the_work_and_draw_the_same_folder(
     pipelines, sample, tmp_path, run_in_two_processes, files
 ):

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Sample"]
 
 _COUNT, _COMPLETIONS = 100, 8  # images without --n, and for each known image
+_MOST_NAMED = 6  # classes in the line about the images
 _MOST_SAMPLES = 2**32  # the noise has 32 bits for a sample's number
 
 
@@ -306,7 +307,8 @@ class Sample(Command):
         return Result(
             values,
             [
-                f"{kept} images in {out / 'images'} ({_described(series)})",
+                f"{kept:,} image{'' if kept == 1 else 's'} in {out / 'images'} "
+                f"({_described(series, folder.count)})",
                 *self._recommended(series.pipeline),
                 *([] if series.judge is None else [f"kept of {folder.count} drawn: {kept}"]),
                 f"index: {values['index']}",
@@ -362,14 +364,17 @@ def _free_folder(path: Path) -> Path:
     return next(folder for folder in numbered if not folder.exists())
 
 
-def _described(series: SampleSeries) -> str:
-    """Classes and settings in words."""
+def _described(series: SampleSeries, count: int) -> str:
+    """Classes and settings in words, of the first `count` images."""
     parts = []
     classes = series.pipeline.num_classes
-    if classes > 1 and sorted(series.classes) == list(range(classes)):
-        parts.append(f"{classes} classes")
-    elif series.classes:
-        parts.append(", ".join(series.class_name(label) or "no class" for label in series.classes))
+    drawn = series.classes[:count]  # they take turns
+    if classes > 1 and sorted(drawn) == list(range(classes)):
+        parts.append(f"{classes:,} classes")
+    elif len(drawn) > _MOST_NAMED:
+        parts.append(f"{len(set(drawn)):,} of {classes:,} classes")
+    elif drawn:
+        parts.append(", ".join(series.class_name(label) or "no class" for label in drawn))
     settings = series.drawing()
     parts.append(f"seed {settings['seed']}")
     for name, none in (("temperature", 1), ("top_k", None), ("top_p", None), ("guidance_scale", 1)):

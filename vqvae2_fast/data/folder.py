@@ -368,7 +368,8 @@ def _images_under(op: str, root: Path) -> list[str]:
             names.append(path.relative_to(root).as_posix())
     if not names:
         raise ValueError(
-            f"{op}: no images in {printable(root)}; accepted extensions: {', '.join(EXTENSIONS)}."
+            f"{op}: no images in {printable(root)}; accepted extensions: "
+            f"{', '.join(EXTENSIONS)}. Name a folder that holds some, itself or in subfolders."
         )
     return sorted(names)
 

@@ -14,21 +14,14 @@ constexpr int64_t kTileHalves = kTile * kDepth;
 
 inline int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
-// Where a map lies among the places of its padded image.
+// Rows above a map and columns before it in its padded image; -1 if the map's first is left out.
 struct Padding {
-  int64_t columns, top, left;
-  Padding(const Shape& shape, int64_t above, int64_t before)
-      : columns(shape.width + shape.kernel - 1), top(above), left(before) {}
+  int64_t top, left;
 };
 
 inline Padding padding_of(const Shape& shape, bool adjoint) {
-  const int64_t last = shape.kernel - 1;
-  return adjoint ? Padding(shape, last - shape.top, last - shape.left)
-                 : Padding(shape, shape.top, shape.left);
-}
-
-inline int64_t num_taps(const Shape& shape) {
-  return shape.kernel * (shape.kernel - 1) + shape.live;
+  if (!adjoint) return {shape.top, shape.left};
+  return {shape.kernel - 1 - shape.top, shape.kernel - 1 - shape.left};
 }
 
 // How many places lie from the first one that a position reads to the one that each tap does.
@@ -36,18 +29,18 @@ struct Taps {
   static constexpr int64_t kMost = 25;
   int64_t count, places[kMost];
 
-  Taps(const Shape& shape, bool adjoint) : count(num_taps(shape)) {
-    const int64_t last = shape.kernel - 1, columns = shape.width + last;
-    for (int64_t tap = 0; tap < count; ++tap) {
-      const int64_t row = tap / shape.kernel, column = tap % shape.kernel;
-      places[tap] = adjoint ? (last - row) * columns + last - column : row * columns + column;
-    }
+  Taps(const Shape& shape, bool adjoint) : count(shape.num_taps()) {
+    for (int64_t tap = 0; tap < count; ++tap) places[tap] = place_of(shape, adjoint, tap);
+  }
+  static int64_t place_of(const Shape& shape, bool adjoint, int64_t tap) {
+    const int64_t row = tap / shape.kernel, column = tap % shape.kernel, last = shape.kernel - 1;
+    return adjoint ? (last - row) * shape.pitch() + last - column : row * shape.pitch() + column;
   }
 };
 
 // Places of a padded image of `rows` rows, with those that the last tiles read past it.
 inline int64_t padded_places(const Shape& shape, int64_t rows) {
-  return (rows + shape.kernel - 1) * (shape.width + shape.kernel - 1) + kDepth + shape.kernel;
+  return (rows + shape.kernel - 1) * shape.pitch() + kDepth + shape.kernel;
 }
 
 inline int64_t padded_halves(const Shape& shape, bool adjoint, int64_t rows) {
@@ -88,13 +81,13 @@ inline void fill_padded(const Shape& shape, const Padding& padding, int64_t chan
                         int64_t last, float* row_memory, uint16_t* padded) {
   const int64_t depth = round_up(channels, kDepth), width = shape.width;
   const int64_t begin = padding.left < 0 ? -padding.left : 0;
-  const int64_t fits = padding.columns - padding.left, end = fits < width ? fits : width;
+  const int64_t fits = shape.pitch() - padding.left, end = fits < width ? fits : width;
   const bool activates = activation.elu || activation.dropout_p > 0;
   for (int64_t p = 0; p < last - first + shape.kernel - 1; ++p) {
     const int64_t row = first + p - padding.top;
-    uint16_t* const to = padded + p * padding.columns * depth;
+    uint16_t* const to = padded + p * shape.pitch() * depth;
     if (row < 0 || row >= shape.height) {
-      __builtin_memset(to, 0, static_cast<size_t>(2 * padding.columns * depth));
+      __builtin_memset(to, 0, static_cast<size_t>(2 * shape.pitch() * depth));
       continue;
     }
     const float* values = x + row * width * channels;
@@ -111,14 +104,14 @@ inline void fill_padded(const Shape& shape, const Padding& padding, int64_t chan
 
 inline int64_t packed_bytes(const Shape& shape, bool adjoint) {
   return 2 * round_up(shape.to(adjoint), kTile) * round_up(shape.from(adjoint), kDepth) *
-         num_taps(shape);
+         shape.num_taps();
 }
 
 // Tiles [columns / 16, taps, channels / 32, 16 pairs of channels, 16 columns, 2].
 inline void pack(const Shape& shape, bool adjoint, const PointwiseLayer& weight, int64_t first,
                  int64_t last, void* packed) {
   auto* const halves = static_cast<uint16_t*>(packed);
-  const int64_t taps = num_taps(shape), area = shape.kernel * shape.kernel;
+  const int64_t taps = shape.num_taps(), area = shape.kernel * shape.kernel;
   const int64_t chunks = round_up(shape.from(adjoint), kDepth) / kDepth;
   for (int64_t o = first; o < last; ++o) {
     const float factor = pointwise::scale_of(weight, o);
@@ -173,7 +166,7 @@ inline void multiply(const Taps& taps, const Factors& factors, const float* bias
 template <int SUM>
 inline void store_sums(const Shape& shape, int64_t place, int64_t rows, int64_t columns,
                        int64_t channels, float* memory, float* y) {
-  const int64_t width = shape.width, pitch = width + shape.kernel - 1;
+  const int64_t width = shape.width, pitch = shape.pitch();
   const bool in_a_row =
       shape.kernel == 1 ? place + kTile <= rows * width : place % pitch + kTile <= width;
   if (in_a_row && columns == kTile) {
@@ -198,7 +191,7 @@ inline void convolve(const Shape& shape, bool adjoint, const Activation& activat
                      const void* packed, const float* bias, const float* x, int64_t first,
                      int64_t last, void* memory, float* y) {
   const int64_t rows = last - first, from = shape.from(adjoint), to = shape.to(adjoint);
-  const int64_t depth = round_up(from, kDepth), pitch = shape.width + shape.kernel - 1;
+  const int64_t depth = round_up(from, kDepth), pitch = shape.pitch();
   const Workspace work(shape, adjoint, rows, memory);
   fill_padded(shape, padding_of(shape, adjoint), from, activation, image, x, first, last, work.row,
               work.padded);
@@ -210,7 +203,7 @@ inline void convolve(const Shape& shape, bool adjoint, const Activation& activat
   const auto place_of = [&](int64_t tile) {
     return by_rows ? tile / in_row * pitch + tile % in_row * kTile : tile * kTile;
   };
-  const int64_t column_halves = num_taps(shape) * depth * kTile;
+  const int64_t column_halves = shape.num_taps() * depth * kTile;
   float* const out = y + first * shape.width * to;
   const Taps taps(shape, adjoint);
   const Tiles owned;
@@ -248,21 +241,17 @@ inline void convolve(const Shape& shape, bool adjoint, const Activation& activat
   }
 }
 
-inline int64_t workspace(const Shape& shape, bool adjoint, int64_t rows) {
-  return Workspace::bytes(shape, adjoint, rows);
-}
-
 // Places of an image that the weight's gradient sums over: those of the map's rows, with the ones
 // between them, whose dy is zero.
 inline int64_t summed_places(const Shape& shape) {
-  return round_up(shape.height * (shape.width + shape.kernel - 1), kDepth);
+  return round_up(shape.height * shape.pitch(), kDepth);
 }
 
 // Halves from one channel's places to the next one's: an odd number of cache lines, so that a
 // tile's rows do not share the sets of a cache.
 inline int64_t channel_halves(const Shape& shape) {
-  const int64_t columns = shape.width + shape.kernel - 1;
-  const int64_t lines = (summed_places(shape) + (shape.kernel - 1) * (columns + 1)) / kDepth + 1;
+  const int64_t reach = (shape.kernel - 1) * (shape.pitch() + 1);  // of the last tap
+  const int64_t lines = (summed_places(shape) + reach) / kDepth + 1;
   return (lines | 1) * kDepth;
 }
 
@@ -308,9 +297,9 @@ inline void to_places(const Shape& shape, const Activation& activation, int64_t 
 
 inline void to_pairs(const Shape& shape, const float* dy, void* memory, void* out) {
   const int64_t depth = round_up(shape.outputs, kDepth), width = round_up(shape.outputs, kTile);
-  const int64_t places = shape.height * (shape.width + shape.kernel - 1);
+  const int64_t places = shape.height * shape.pitch();
   const Workspace work(shape, true, shape.height, memory);
-  fill_padded(shape, Padding(shape, 0, 0), shape.outputs, {}, 0, dy, 0, shape.height, work.row,
+  fill_padded(shape, Padding{0, 0}, shape.outputs, {}, 0, dy, 0, shape.height, work.row,
               work.padded);
   auto* words = static_cast<uint32_t*>(out);
   for (int64_t place = 0; place < summed_places(shape); place += 2, words += width) {
@@ -321,7 +310,7 @@ inline void to_pairs(const Shape& shape, const float* dy, void* memory, void* ou
 }
 
 inline int64_t parts(const Shape& shape) {
-  return round_up(shape.inputs, 2 * kTile) / (2 * kTile) * num_taps(shape) *
+  return round_up(shape.inputs, 2 * kTile) / (2 * kTile) * shape.num_taps() *
          (round_up(shape.outputs, 2 * kTile) / (2 * kTile));
 }
 
@@ -358,9 +347,8 @@ inline void sum_places(const Shape& shape, int64_t images, const char* places, c
 inline void weight_gradient(const Shape& shape, int64_t images, const void* places,
                             const void* pairs, int64_t first, int64_t last, float* dw,
                             int64_t stride) {
-  const int64_t taps = num_taps(shape), area = shape.kernel * shape.kernel;
+  const int64_t taps = shape.num_taps(), area = shape.kernel * shape.kernel;
   const int64_t blocks = round_up(shape.outputs, 2 * kTile) / (2 * kTile);
-  const int64_t columns = shape.width + shape.kernel - 1;
   alignas(64) float sums[kTile][kTile];
   const Tiles owned;
   for (int64_t part = first; part < last; ++part) {
@@ -369,7 +357,7 @@ inline void weight_gradient(const Shape& shape, int64_t images, const void* plac
     const bool two_rows = shape.inputs - i > kTile, two_columns = shape.outputs - o > kTile;
     const char* rows = static_cast<const char*>(places) + 2 * i * channel_halves(shape);
     const char* of_outputs = static_cast<const char*>(pairs) + 4 * o;
-    const int64_t from = tap / shape.kernel * columns + tap % shape.kernel;
+    const int64_t from = Taps::place_of(shape, false, tap);
     if (two_rows && two_columns) {
       sum_places<2, 2>(shape, images, rows, of_outputs, from);
     } else if (two_rows) {
@@ -395,7 +383,7 @@ inline void weight_gradient(const Shape& shape, int64_t images, const void* plac
 }
 
 constexpr Kernels kKernels = {.packed_bytes = packed_bytes,
-                              .workspace = workspace,
+                              .workspace = Workspace::bytes,
                               .pack = pack,
                               .convolve = convolve,
                               .places_bytes = places_bytes,

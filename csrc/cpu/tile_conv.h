@@ -20,14 +20,17 @@ struct Shape {
                             // the taps of its last row that count
   int64_t inputs, outputs;  // channels
 
+  int64_t num_taps() const { return kernel * (kernel - 1) + live; }
+  int64_t pitch() const { return width + kernel - 1; }  // places of a padded row
   // The adjoint takes maps of the outputs to maps of the inputs.
   int64_t from(bool adjoint) const { return adjoint ? outputs : inputs; }
   int64_t to(bool adjoint) const { return adjoint ? inputs : outputs; }
 };
 
 struct Kernels {
-  // Sizes in bytes: the packed weight, and a thread's memory for `rows` rows of a map, which must
-  // be zero before its first use.
+  // Sizes in bytes: the packed weight, and a thread's memory for `rows` rows of a map. It must be
+  // zero before its first use, and serve one function in one direction, because each relies on the
+  // zeros around its own image.
   int64_t (*packed_bytes)(const Shape& shape, bool adjoint) = nullptr;
   int64_t (*workspace)(const Shape& shape, bool adjoint, int64_t rows) = nullptr;
   // Rounds the normalised weight [outputs, inputs kernel^2] of outputs first..last. The packed one

@@ -237,7 +237,7 @@ std::vector<double> sums_of(const tile_conv::Shape& shape, const Floats& x, cons
   double* const dw = dx + 2 * area * inputs;
   for (int64_t position = 0; position < 2 * area; ++position) {
     const int64_t row = position % area / shape.width, column = position % shape.width;
-    for (int64_t tap = 0; tap < kernel * (kernel - 1) + shape.live; ++tap) {
+    for (int64_t tap = 0; tap < shape.num_taps(); ++tap) {
       const int64_t r = row - shape.top + tap / kernel, c = column - shape.left + tap % kernel;
       if (r < 0 || r >= shape.height || c < 0 || c >= shape.width) continue;
       const int64_t from = position / area * area + r * shape.width + c;

@@ -91,6 +91,14 @@ class ReferenceStep(Step):
             super().run()
 
 
+class RoundedStep(Step):
+    """In the precision that `auto` gives a prior on a processor."""
+
+    def run(self) -> None:
+        with rounded_convolutions():
+            super().run()
+
+
 def prior_step(name: str, contender: str) -> Step:
     batch, arguments, keywords, level = PRIORS[name]
     torch.manual_seed(0)
@@ -119,21 +127,10 @@ def prior_step(name: str, contender: str) -> Step:
     return our_step(contender, model, loss)
 
 
-def in_rounded(loss):
-    """The loss in the precision that `auto` gives a prior on a processor."""
-
-    def rounded(model: nn.Module) -> Tensor:
-        with rounded_convolutions():
-            return loss(model)
-
-    return rounded
-
-
 def our_step(contender: str, model: nn.Module, loss, after=lambda: None) -> Step:
-    if contender == "rounded":
-        return Step(model, in_rounded(loss), after, fused=True)
-    if contender == "ours":
-        return Step(model, loss, after, fused=True)
+    if contender in ("ours", "rounded"):
+        kind = RoundedStep if contender == "rounded" else Step
+        return kind(model, loss, after, fused=True)
     step = ReferenceStep(model, loss, after, fused=True)
     if contender == "compiled":
         step.loss = torch.compile(loss)

@@ -47,10 +47,10 @@ if not ops.build_info()["native"]:
 def keep_freed_memory() -> None:
     """Lets the C library's malloc keep what is freed, as it does in a training.
 
-    There other tensors lie above a freed one, so that it is seldom returned to the system: a step of
-    the demo's VQ-VAE has about 30 page faults. Our step of the quantiser alone had 2,000 and 8,000
-    on average in two runs without this, and 0 to 70 with it. Allocations of more than 32 MiB are
-    returned, as they are in every program.
+    There other tensors lie above a freed one, so that it is seldom returned to the system: a step
+    of the demo's VQ-VAE has about 30 page faults. Our step of the quantiser alone had 2,000 and
+    8,000 on average in two runs without this, and 0 to 70 with it. Allocations of more than 32 MiB
+    are returned, as they are in every program.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it

@@ -208,8 +208,8 @@ def page() -> str:
         "## Measured, from files of results",
         "Medians of rounds in turns within one process. The rows are in "
         + " and ".join(f"[{file}](../benchmarks/results/{file})" for file in (EPYC, XEON))
-        + ". Steps of the quantiser that were measured before 2026-11-30 may include page faults of "
-        "freed memory, which the script avoids since then.",
+        + ". Steps of the quantiser that were measured before 2026-11-30 may include page faults "
+        "of freed memory, which the script avoids since then.",
         "",
         *_measured_lines(),
         "",

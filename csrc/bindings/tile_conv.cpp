@@ -21,7 +21,6 @@ namespace tile_conv = cpu::tile_conv;
 
 // Outputs whose weight a thread packs at a time, and rows of a band.
 constexpr int64_t kOutputGrain = 16, kLeastBand = 4;
-constexpr int64_t kRowGrain = 64;  // positions
 
 cpu::Aligned<char> zeros(int64_t bytes) {
   auto memory = cpu::aligned<char>(bytes);

@@ -128,6 +128,29 @@ inline void pack(const Shape& shape, bool adjoint, const PointwiseLayer& weight,
   }
 }
 
+// Two tiles of factors: bytes from one of their rows to the next, and from the first to the second.
+struct TwoTiles {
+  int64_t stride, to_second;
+};
+
+// sums (tiles 0 to 3) += the products of ROWS tiles of rows and COLUMNS of columns.
+template <int ROWS, int COLUMNS>
+inline void add_products(const void* rows, const TwoTiles& of_rows, const void* columns,
+                         const TwoTiles& of_columns) {
+  Tiles::load<4>(rows, of_rows.stride);
+  Tiles::load<6>(columns, of_columns.stride);
+  Tiles::add_bfloat16_products<0, 4, 6>();
+  if constexpr (COLUMNS > 1) {
+    Tiles::load<7>(static_cast<const char*>(columns) + of_columns.to_second, of_columns.stride);
+    Tiles::add_bfloat16_products<1, 4, 7>();
+  }
+  if constexpr (ROWS > 1) {
+    Tiles::load<5>(static_cast<const char*>(rows) + of_rows.to_second, of_rows.stride);
+    Tiles::add_bfloat16_products<2, 5, 6>();
+    if constexpr (COLUMNS > 1) Tiles::add_bfloat16_products<3, 5, 7>();
+  }
+}
+
 struct Factors {
   const uint16_t* rows;  // of the first tile of places; the second one is `to_second` halves on
   int64_t to_second, depth;
@@ -142,22 +165,13 @@ inline void multiply(const Taps& taps, const Factors& factors, const float* bias
   if constexpr (COLUMNS > 1) Tiles::load<1>(bias + kTile, 0);
   if constexpr (ROWS > 1) Tiles::load<2>(bias, 0);
   if constexpr (ROWS > 1 && COLUMNS > 1) Tiles::load<3>(bias + kTile, 0);
+  const TwoTiles of_rows = {2 * factors.depth, 2 * factors.to_second};
+  const TwoTiles of_columns = {kTileBytes, 2 * factors.to_next};
   const uint16_t* columns = factors.columns;
   for (int64_t tap = 0; tap < taps.count; ++tap) {
     const uint16_t* rows = factors.rows + taps.places[tap] * factors.depth;
     for (int64_t d = 0; d < factors.depth; d += kDepth, columns += kTileHalves) {
-      Tiles::load<4>(rows + d, 2 * factors.depth);
-      Tiles::load<6>(columns, kTileBytes);
-      Tiles::add_bfloat16_products<0, 4, 6>();
-      if constexpr (COLUMNS > 1) {
-        Tiles::load<7>(columns + factors.to_next, kTileBytes);
-        Tiles::add_bfloat16_products<1, 4, 7>();
-      }
-      if constexpr (ROWS > 1) {
-        Tiles::load<5>(rows + factors.to_second + d, 2 * factors.depth);
-        Tiles::add_bfloat16_products<2, 5, 6>();
-        if constexpr (COLUMNS > 1) Tiles::add_bfloat16_products<3, 5, 7>();
-      }
+      add_products<ROWS, COLUMNS>(rows + d, of_rows, columns, of_columns);
     }
   }
 }
@@ -320,6 +334,7 @@ inline void sum_places(const Shape& shape, int64_t images, const char* places, c
                        int64_t from_place) {
   const int64_t stride = 2 * channel_halves(shape), width = round_up(shape.outputs, kTile);
   const int64_t summed = summed_places(shape);
+  const TwoTiles of_rows = {stride, kTile * stride}, of_columns = {4 * width, kTileBytes};
   Tiles::zero<0>();
   Tiles::zero<1>();
   Tiles::zero<2>();
@@ -328,18 +343,8 @@ inline void sum_places(const Shape& shape, int64_t images, const char* places, c
     const char* rows = places + image * places_bytes(shape) + 2 * from_place;
     const char* columns = pairs + image * pairs_bytes(shape);
     for (int64_t place = 0; place < summed; place += kDepth) {
-      Tiles::load<4>(rows + 2 * place, stride);
-      Tiles::load<6>(columns + 2 * place * width, 4 * width);
-      Tiles::add_bfloat16_products<0, 4, 6>();
-      if constexpr (COLUMNS > 1) {
-        Tiles::load<7>(columns + 2 * place * width + kTileBytes, 4 * width);
-        Tiles::add_bfloat16_products<1, 4, 7>();
-      }
-      if constexpr (ROWS > 1) {
-        Tiles::load<5>(rows + 2 * place + kTile * stride, stride);
-        Tiles::add_bfloat16_products<2, 5, 6>();
-        if constexpr (COLUMNS > 1) Tiles::add_bfloat16_products<3, 5, 7>();
-      }
+      add_products<ROWS, COLUMNS>(rows + 2 * place, of_rows, columns + 2 * place * width,
+                                  of_columns);
     }
   }
 }

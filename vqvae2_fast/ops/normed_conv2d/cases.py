@@ -8,6 +8,7 @@ import torch
 
 from vqvae2_fast.ops._cases import Case, randn
 from vqvae2_fast.ops.causal_conv2d.reference import placement
+from vqvae2_fast.ops.normed_conv2d.reference import factor
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES", "WINOGRAD_LOSS"]
 
@@ -31,19 +32,14 @@ def arguments(
     dropout_p: float = 0.0,
     rounded: bool = False,
 ) -> tuple[Any, ...]:
-    factor = _in_bfloat16 if rounded else torch.Tensor.clone
-    x = factor(randn(g, batch, inputs, *size, dtype=dtype))
-    v = factor(randn(g, outputs, inputs, kernel, kernel, dtype=dtype))
+    # Rounding leaves these as they are: others, rounded after the last bit of ELU or of the norm
+    # differed, would differ by much more than the sums.
+    x = factor(randn(g, batch, inputs, *size, dtype=dtype), rounded)
+    v = factor(randn(g, outputs, inputs, kernel, kernel, dtype=dtype), rounded)
     scale = 0.5 + randn(g, outputs, 1, 1, 1, dtype=dtype).abs() if normed else None
     added = randn(g, outputs, dtype=dtype) if bias else None
     seed = torch.tensor(-7) if dropout_p else None
     return (x, v, scale, added, *placement(mask, kernel, kernel), elu, dropout_p, seed, rounded)
-
-
-def _in_bfloat16(values: torch.Tensor) -> torch.Tensor:
-    """Values that rounding leaves as they are: others, rounded after the last bit of ELU or of the
-    norm differed, would differ by much more than the sums."""
-    return values.bfloat16().to(values.dtype)
 
 
 def _rounded_case(name: str, *sizes: Any, **options: Any) -> Case:
@@ -107,7 +103,7 @@ def _backward_case(
     def make(g: torch.Generator) -> tuple[Any, ...]:
         x, v, scale, _, *place = arguments(g, mask, kernel, size, **options)
         dy = randn(g, len(x), len(v), *size, dtype=options.get("dtype", torch.float32))
-        return _in_bfloat16(dy) if rounded else dy, x, v, scale, *place
+        return factor(dy, rounded), x, v, scale, *place
 
     rounded = options.get("rounded", False)
     return Case(name, make, loosening=1 if kernel == 1 or rounded else WINOGRAD_LOSS)

@@ -14,7 +14,13 @@ from vqvae2_fast.ops.dropout_mask.reference import dropout_mask_reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["kept", "normed_conv2d_backward_reference", "normed_conv2d_reference", "normed_weight"]
+__all__ = [
+    "factor",
+    "kept",
+    "normed_conv2d_backward_reference",
+    "normed_conv2d_reference",
+    "normed_weight",
+]
 
 
 def normed_weight(weight_v: Tensor, weight_g: Tensor | None) -> Tensor:
@@ -46,12 +52,9 @@ def _live_weight(weight_v: Tensor, live: int) -> Tensor:
     return weight_v.where(is_live, 0.0)
 
 
-def _rounded(values: Tensor) -> Tensor:
-    return values.bfloat16().to(values.dtype)
-
-
-def _as_it_is(values: Tensor) -> Tensor:
-    return values
+def factor(values: Tensor, rounded: bool) -> Tensor:
+    """What a product multiplies: the values, rounded to bfloat16 or as they are."""
+    return values.bfloat16().to(values.dtype) if rounded else values
 
 
 def normed_conv2d_reference(
@@ -68,10 +71,9 @@ def normed_conv2d_reference(
     rounded: bool = False,
 ) -> Tensor:
     height, width = weight_v.shape[2:]
-    factor = _rounded if rounded else _as_it_is
-    x = factor((F.elu(x) if elu else x) * _kept(x, dropout_p, seed))
+    x = factor((F.elu(x) if elu else x) * _kept(x, dropout_p, seed), rounded)
     padded = F.pad(x, (left, width - 1 - left, top, height - 1 - top))
-    weight = factor(normed_weight(_live_weight(weight_v, live), weight_g))
+    weight = factor(normed_weight(_live_weight(weight_v, live), weight_g), rounded)
     return F.conv2d(padded, weight, bias)
 
 
@@ -89,13 +91,12 @@ def normed_conv2d_backward_reference(
     rounded: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     height, width = weight_v.shape[2:]
-    factor = _rounded if rounded else _as_it_is
     v = _live_weight(weight_v, live)
     padding = (left, width - 1 - left, top, height - 1 - top)
     kept = _kept(x, dropout_p, seed)
-    weight = factor(normed_weight(v, weight_g))
-    padded = F.pad(factor((F.elu(x) if elu else x) * kept), padding)
-    above = factor(dy)
+    weight = factor(normed_weight(v, weight_g), rounded)
+    padded = F.pad(factor((F.elu(x) if elu else x) * kept, rounded), padding)
+    above = factor(dy, rounded)
     dx = F.pad(conv2d_input(padded.shape, weight, above), [-size for size in padding]) * kept
     if elu:
         dx = dx * x.clamp(max=0).exp()  # ELU'(x) is exp(x) below 0 and 1 above

@@ -16,7 +16,7 @@ from __future__ import annotations
 import lzma
 import math
 import statistics
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
 
 import measure
@@ -81,7 +81,11 @@ def flops_per_image(prior: torch.nn.Module) -> float:
     def weights(value: object) -> int:
         if isinstance(value, Tensor):
             return value.numel()
-        return sum(map(weights, vars(value).values())) if is_dataclass(value) else 0
+        if isinstance(value, tuple):
+            return sum(map(weights, value))
+        if not is_dataclass(value):
+            return 0
+        return sum(weights(getattr(value, field.name)) for field in fields(value))
 
     convolutions = (plan.layers.conv1, plan.layers.conv2)
     parts = (plan.attention, plan.merge, plan.output_layers, plan.head)
@@ -93,8 +97,9 @@ def flops_per_image(prior: torch.nn.Module) -> float:
         total += 2 * positions**2 * plan.attention.query_bias.numel()
     if plan.condition is not None:
         coarse = positions // math.prod(plan.condition.scale)
-        layers = sum(w.numel() for layer in plan.condition.layers for w in layer)
-        total += 2 * coarse * (layers + plan.layers.condition.numel())
+        kernels = plan.condition.conv1.kernels + plan.condition.conv2.kernels
+        kernels += plan.layers.condition.kernels
+        total += 2 * coarse * sum(kernel.numel() for kernel in kernels)
     return total
 
 

@@ -16,6 +16,7 @@
 
 #include "../cpu/content_hash.h"
 #include "../cpu/sampler/pack.h"
+#include "../cpu/weight_norms.h"
 
 namespace py = pybind11;
 namespace sampler = vqvae2_fast::cpu::sampler;
@@ -73,14 +74,41 @@ void pack(const sampler::Plan& plan, int64_t format, const std::vector<Address>&
   sampler::pack(packing, threads);
 }
 
-std::vector<uint64_t> content_hashes(const std::vector<std::pair<Address, int64_t>>& blocks,
-                                     int threads) {
+std::vector<vqvae2_fast::cpu::Block> described(
+    const std::vector<std::pair<Address, int64_t>>& blocks) {
   std::vector<vqvae2_fast::cpu::Block> described;
   for (const auto& [address, bytes] : blocks) {
     described.push_back({pointer<const unsigned char>(address), bytes});
   }
+  return described;
+}
+
+std::vector<uint64_t> content_hashes(const std::vector<std::pair<Address, int64_t>>& blocks,
+                                     int threads) {
   const py::gil_scoped_release no_gil;
-  return vqvae2_fast::cpu::content_hashes(described, threads);
+  return vqvae2_fast::cpu::content_hashes(described(blocks), threads);
+}
+
+bool within(const std::vector<std::pair<Address, int64_t>>& blocks, float bound, int threads) {
+  const py::gil_scoped_release no_gil;
+  return vqvae2_fast::cpu::within(described(blocks), bound, threads);
+}
+
+// Values, outputs, inputs, taps, how many of these count, and where the norms go.
+using NormedWeight = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, Address>;
+
+void weight_norms(const std::vector<NormedWeight>& weights, int threads) {
+  std::vector<vqvae2_fast::cpu::NormedWeight> normed;
+  for (const auto& [values, outputs, inputs, taps, live, norms] : weights) {
+    normed.push_back({.values = pointer<const float>(values),
+                      .outputs = outputs,
+                      .inputs = inputs,
+                      .taps = taps,
+                      .live = live,
+                      .norms = pointer<float>(norms)});
+  }
+  const py::gil_scoped_release no_gil;
+  vqvae2_fast::cpu::weight_norms(normed, threads);
 }
 
 py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
@@ -174,6 +202,8 @@ void define_sampler(py::module_& m) {
   m.attr("SAMPLER_STAGES") =
       std::vector<std::string>(std::begin(sampler::kStageNames), std::end(sampler::kStageNames));
   m.def("content_hashes", &content_hashes, py::arg("blocks"), py::arg("threads"));
+  m.def("within", &within, py::arg("blocks"), py::arg("bound"), py::arg("threads"));
+  m.def("weight_norms", &weight_norms, py::arg("weights"), py::arg("threads"));
   py::class_<sampler::Plan>(m, "SamplerPlan")
       .def(py::init(&make_plan), py::arg("integers"), py::arg("sizes"), py::arg("threads") = 1)
       .def("memory", &memory_of, py::arg("name"), py::arg("size"), py::keep_alive<0, 1>())

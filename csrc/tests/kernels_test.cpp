@@ -12,6 +12,7 @@
 #include "../cpu/code_statistics.h"
 #include "../cpu/residual_statistics.h"
 #include "../cpu/search.h"
+#include "../cpu/weight_norms.h"
 #include "search_data.h"
 
 namespace {
@@ -270,9 +271,60 @@ void test_ema(int64_t num_codes, int64_t dim) {
   check(largest < 1e-5, "averages", "all codes alike");
 }
 
+// The norms of the definition, of a weight whose dead taps are NaN.
+void test_norms(int64_t outputs, int64_t inputs, int64_t taps, int64_t live, int threads) {
+  std::mt19937 random(6);
+  const int64_t count = inputs * taps;
+  Floats values = search_data::gaussian(random, outputs * count), norms(outputs);
+  bool same = true;
+  std::vector<float> expected;
+  for (int64_t o = 0; o < outputs; ++o) {
+    double sums[16] = {};
+    for (int64_t e = 0; e < count; ++e) {
+      float& value = values[o * count + e];
+      if (e % taps < live) {
+        sums[e % 16] += static_cast<double>(value) * value;
+      } else {
+        value = NAN;
+      }
+    }
+    for (int64_t half = 8; half > 0; half /= 2) {
+      for (int64_t s = 0; s < half; ++s) sums[s] += sums[s + half];
+    }
+    expected.push_back(static_cast<float>(sqrt(sums[0])));
+  }
+  weight_norms({{.values = values.data(),
+                 .outputs = outputs,
+                 .inputs = inputs,
+                 .taps = taps,
+                 .live = live,
+                 .norms = norms.data()}},
+               threads);
+  for (int64_t o = 0; o < outputs; ++o) same &= norms[o] == expected[o];
+  check(same, "norms", "of a weight");
+}
+
+void test_within(int64_t count, int threads) {
+  Floats values(count, -2.0f);
+  const std::vector<Block> blocks = {{values.data(), count * 4}, {values.data(), 4}};
+  check(within(blocks, 2.0f, threads), "within", "at the bound");
+  for (const float beyond : {2.0000002f, -2.0000002f, INFINITY, NAN, -NAN}) {
+    values[count - 1] = beyond;
+    check(!within(blocks, 2.0f, threads), "within", "beyond the bound");
+  }
+}
+
 }  // namespace
 
 int main() {
+  for (const int threads : {1, 3}) {
+    test_norms(1, 1, 1, 1, threads);
+    test_norms(3, 5, 9, 4, threads);
+    test_norms(70, 33, 25, 25, threads);
+    test_norms(5000, 129, 9, 5, threads);
+    test_within(1, threads);
+    test_within((1 << 22) + 3, threads);
+  }
   for (const char* const* level = simd_levels(); *level; ++level) {
     set_simd_level(*level);
     std::mt19937 random(1);

@@ -6,6 +6,9 @@ tools/codec_golden.py made the files. .ci/aarch64 decodes them on an emulated Ar
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -41,3 +44,26 @@ def test_its_first_images_decode_at_the_lowest_level_as_at_the_highest() -> None
     lowest, highest = (decoded(level, 50, batches=1) for level in (LOWEST, simd_levels()[-1]))
     assert [len(found) for found in lowest] == [50, 50]
     assert all(torch.equal(one, other) for one, other in zip(lowest, highest, strict=True))
+
+
+ENCODE = """
+import sys, torch, vqvae2_fast as vq2
+from vqvae2_fast import codec
+
+pipeline = vq2.from_preset("emoji64")
+generator = torch.Generator().manual_seed(0)
+sizes = [prior.config.size for prior in pipeline.priors]
+codes = [torch.randint(500, (4, *size), generator=generator) for size in sizes]
+sys.stdout.buffer.write(codec.encode_codes(pipeline, codes))
+"""
+
+
+def test_the_kernels_that_torch_has_for_old_processors_give_the_same_file() -> None:
+    def encoded(**environment: str) -> bytes:
+        command = [sys.executable, "-W", "ignore", "-c", ENCODE]
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, check=True, stdout=subprocess.PIPE
+        )
+        return done.stdout
+
+    assert encoded(ATEN_CPU_CAPABILITY="default") == encoded()

@@ -182,10 +182,12 @@ def test_a_weight_beyond_the_bound_is_refused_wherever_it_is(name, value, engine
 
 
 @pytest.mark.parametrize("engine", ["reference", *EXACT])
-def test_a_norm_that_underflows_is_refused(engine):
+@pytest.mark.parametrize("small", [1.0, 1e-15])
+def test_a_norm_that_underflows_is_refused(engine, small):
     prior = tiny_prior(size=(3, 4))
     with torch.no_grad():
         prior.blocks[0].layers[0].conv1.kernel.weight_v[0] *= 1e-25
+        prior.blocks[0].layers[0].conv1.kernel.weight_g[0] *= small
     with pytest.raises(ValueError, match=WEIGHTS):
         sample_codes(prior, 2, engine=engine)
 

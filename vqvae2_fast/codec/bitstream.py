@@ -34,7 +34,8 @@ __all__ = [
     "write_segment",
 ]
 
-MAGIC, VERSION = b"VQ2C", 1
+# Version 1 had probabilities that depended on the processor in their last bit.
+MAGIC, VERSION = b"VQ2C", 2
 # The engine that computed the probabilities. 2 is reserved for `cpu_w8a8`.
 CODERS = {1: "cpu"}
 NO_LABEL = -1
@@ -43,8 +44,7 @@ MAX_LEVELS = 16
 _HEADER = struct.Struct("<4sBBBB8sHHhIIH")
 _LEVEL = struct.Struct("<II")  # bytes of the payload, its CRC-32
 _CHECK = struct.Struct("<H")  # the end of a header
-# Older files have no check of header and table, and 0 in its place.
-_LABELS_PER_IMAGE, _MARGINS, _CHECKED = 1, 2, 4
+_LABELS_PER_IMAGE, _MARGINS = 1, 2
 _CHUNK = 2**20  # bytes read at a time
 
 
@@ -130,9 +130,7 @@ def write_segment(segment: Segment) -> bytes:
         MAGIC,
         VERSION,
         header.coder,
-        _CHECKED
-        | (_LABELS_PER_IMAGE if segment.labels else 0)
-        | (_MARGINS if header.margins else 0),
+        (_LABELS_PER_IMAGE if segment.labels else 0) | (_MARGINS if header.margins else 0),
         header.num_levels,
         header.pipeline,
         header.height,
@@ -253,7 +251,7 @@ def _read_segment(
     if len(table) < header.num_levels * _LEVEL.size:
         raise ValueError(f"{where}: the file is truncated in a header.")
     unchecked, check = packed[: -_CHECK.size], packed[-_CHECK.size :]
-    if flags & _CHECKED and check != _check_of(unchecked, table):
+    if check != _check_of(unchecked, table):
         raise ValueError(f"{where}: a header is damaged: its check differs.")
     labels: tuple[int, ...] = ()
     levels: list[list[bytes]] = []
@@ -296,18 +294,18 @@ def _read_header(packed: bytes, is_first: bool, where: str) -> tuple[Header, int
         )
     if len(packed) < _HEADER.size:
         raise ValueError(f"{where}: the file is truncated in a header.")
-    _, version, coder, flags, levels, pipeline, height, width, label, images, seed, check = (
+    _, version, coder, flags, levels, pipeline, height, width, label, images, seed, _ = (
         _HEADER.unpack(packed)
     )
-    unchecked = not flags & _CHECKED
-    if (
-        version != VERSION
-        or flags & ~(_LABELS_PER_IMAGE | _MARGINS | _CHECKED)
-        or (unchecked and check)
-    ):
+    if version == 1:
+        raise ValueError(
+            f"{where}: expected version {VERSION} of the format, got version 1, whose "
+            "probabilities depended on the processor. Encode the images again."
+        )
+    if version != VERSION or flags & ~(_LABELS_PER_IMAGE | _MARGINS):
         raise ValueError(
             f"{where}: expected version {VERSION} of the format, got version {version} with flags "
-            f"{flags} and check {check}. The header is damaged, or a newer release wrote it."
+            f"{flags}. The header is damaged, or a newer release wrote it."
         )
     if coder not in CODERS:
         raise ValueError(

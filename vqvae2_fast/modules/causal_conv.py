@@ -41,55 +41,35 @@ class ConvWeight(nn.Module):
     ) -> None:
         super().__init__()
         num_taps = shape[2] * shape[3]
-        self._num_live = num_taps if num_live is None else num_live
-        if self._num_live == 0:
+        self.num_live = num_taps if num_live is None else num_live
+        if self.num_live == 0:
             raise ValueError(f"ConvWeight: expected at least one live tap in a kernel {shape[2:]}.")
-        self._dead_taps = range(self._num_live, num_taps)
         # The bound of torch's convolutions, 1/sqrt(inputs), with only live inputs counted.
-        bound = 1 / math.sqrt(self._num_live * (1 if one_hot else shape[1]))
+        bound = 1 / math.sqrt(self.num_live * (1 if one_hot else shape[1]))
         self.weight_v = nn.Parameter(torch.empty(shape))
         norm = torch.empty(shape[0], 1, 1, 1)
         if not is_unfilled():
             nn.init.uniform_(self.weight_v, -bound, bound)
-            norm = self._norm(self._masked_v()).detach()
+            norm = torch.linalg.vector_norm(self.masked_v(), dim=(1, 2, 3), keepdim=True).detach()
         self.weight_g = nn.Parameter(norm) if weight_norm else None
 
     @property
     def live(self) -> Tensor | None:
         """Bool `[kh, kw]` on the weight's device, the taps that count; None if all do."""
-        if not self._dead_taps:
+        v = self.weight_v
+        num_taps = v.shape[2:].numel()
+        if self.num_live == num_taps:
             return None
         # Not a buffer: `to_empty()` would lose it, and averages of buffers take no bool.
-        v = self.weight_v
-        taps = torch.arange(v.shape[2:].numel(), device=v.device)
-        return (taps < self._num_live).view(v.shape[2:])
+        return (torch.arange(num_taps, device=v.device) < self.num_live).view(v.shape[2:])
 
-    def _masked_v(self) -> Tensor:
+    def masked_v(self) -> Tensor:
+        """v `[C_out, C_in, kh, kw]` with zeros for its dead taps."""
         live = self.live
         return self.weight_v if live is None else self.weight_v.where(live, 0.0)
 
-    @staticmethod
-    def _norm(v: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True)  # [C_out, 1, 1, 1]
-
-    def unfolded(self, scratch: Tensor) -> tuple[Tensor, Tensor | None]:
-        """v, whose dead taps hold anything, and what `forward` multiplies it with, if anything.
-
-        Args:
-            scratch: A tensor like v, which is written to. Not for training.
-        """
-        if self.weight_g is None:
-            return self.weight_v, None
-        v: Tensor = self.weight_v
-        if self._dead_taps:
-            # A copy and a fill of each dead tap take a third of the time of `where`.
-            v = scratch.copy_(v)
-            for tap in self._dead_taps:
-                v.flatten(2)[:, :, tap] = 0.0  # of [C_out, C_in, taps]
-        return self.weight_v, self.weight_g / self._norm(v)
-
     def forward(self) -> Tensor:
-        return normed_weight(self._masked_v(), self.weight_g)
+        return normed_weight(self.masked_v(), self.weight_g)
 
     def convolve(
         self,

@@ -91,9 +91,10 @@ class CodeConv2d(nn.Module):
         height, width = self.kernel_size
         return [(row - top, column - left) for row in range(height) for column in range(width)]
 
-    def table(self) -> Tensor:
-        """`[taps, K, C]`."""
-        return self.kernel().flatten(2).permute(2, 1, 0)  # [C, K, taps] -> [taps, K, C]
+    def table(self, weight: Tensor | None = None) -> Tensor:
+        """`[taps, K, C]` of the kernel's weight, or of the one given."""
+        weight = self.kernel() if weight is None else weight
+        return weight.flatten(2).permute(2, 1, 0)  # [C, K, taps] -> [taps, K, C]
 
     def forward(self, codes: Tensor) -> Tensor:
         return gather_sum(codes, [self])

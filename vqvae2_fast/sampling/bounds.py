@@ -5,8 +5,8 @@ and finite in another, and what follows may hide it: ELU, sigmoid and softmax ma
 Engines add in different orders, so they would differ without a word. Hence nothing is drawn from a
 prior unless, with L = 2^20,
 
-- its weights are at most L in absolute value, also after weight normalisation (whose norms must not
-  underflow: no factor g / ‖v‖ above 2^70);
+- its weights are at most L in absolute value, also after weight normalisation (whose norms are at
+  least 2^-50, so that their squares do not underflow, and factors g / ‖v‖ at most 2^70);
 - at every position, so are the activations that are multiplied: the outputs of ELUs, the inputs of
   `merge`, the features of the condition, and the keys of the attention.
 
@@ -31,7 +31,9 @@ from torch import Tensor, nn
 
 from vqvae2_fast.modules.attention import CausalAttention
 from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
-from vqvae2_fast.sampling.plan import ConvPlan
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling.folding import LEAST_NORM
+from vqvae2_fast.sampling.plan import CentredPlan, ConvPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -49,8 +51,7 @@ __all__ = [
 ]
 
 SAMPLING_BOUND = 2.0**20
-# Of g / ‖v‖: the squares of a smaller v would lose bits, or vanish.
-_LARGEST_SCALE = 2.0**70
+_LARGEST_SCALE = SAMPLING_BOUND / LEAST_NORM
 _NOT_FINITE = (
     "The prior's weights are not finite, or too large for float32: load another checkpoint of it."
 )
@@ -88,8 +89,28 @@ def check_logits(too_large: bool | Tensor, settings: DrawSettings) -> None:
         )
 
 
+def _all_within(tensors: Iterable[Tensor], bound: float) -> bool:
+    """Whether no value is NaN or beyond the bound, those of the compiled library in one call."""
+    native = []
+    for tensor in tensors:
+        if (
+            _native.module is not None
+            and tensor.device.type == "cpu"
+            and tensor.dtype == torch.float32
+            and tensor.is_contiguous()
+        ):
+            native.append(tensor)
+        elif outside(tensor, bound):
+            return False
+    if not native:
+        return True
+    blocks = [(tensor.data_ptr(), 4 * tensor.numel()) for tensor in native]
+    assert _native.module is not None
+    return bool(_native.module.within(blocks, bound, torch.get_num_threads()))
+
+
 def _check(tensors: Iterable[Tensor], bound: float = SAMPLING_BOUND) -> None:
-    if any(bool(outside(tensor, bound)) for tensor in tensors):
+    if not _all_within(tensors, bound):
         raise ValueError(
             "sample_codes: expected finite weights of absolute values up to "
             f"{SAMPLING_BOUND:.0f}. {_NOT_FINITE}"
@@ -102,6 +123,8 @@ def _folded(value: Any) -> tuple[list[Tensor], list[Tensor]]:
         return [value], []
     if isinstance(value, ConvPlan):
         return [value.bias], list(value.scales or ())
+    if isinstance(value, CentredPlan):
+        return list(value.biases), list(value.scales or ())
     parts: Iterable[Any] = ()
     if isinstance(value, tuple):
         parts = value

@@ -40,9 +40,10 @@ def condition_features(plan: ConditionPlan, maps: Sequence[Tensor]) -> Tensor:
             own = upsample_nearest(features, scale, height) + own
         features = own
     assert features is not None
-    for weight1, bias1, weight2, bias2 in plan.layers:
-        h = F.conv2d(_bounded_elu(features), weight1, bias1, padding=half)
-        h = F.conv2d(_bounded_elu(h), weight2, bias2, padding=half)
+    for n in range(plan.num_layers):
+        h = features
+        for conv in (plan.conv1, plan.conv2):
+            h = F.conv2d(_bounded_elu(h), conv.weight(n), conv.biases[n], padding=half)
         features = F.glu(h, dim=1) + features
     features = torch.where(features.abs() <= SAMPLING_BOUND, features, torch.nan)
     return features.permute(0, 2, 3, 1).contiguous()  # [B, h, w, C]

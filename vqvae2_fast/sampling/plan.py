@@ -25,7 +25,8 @@ Position p = (i, j) of an H×W map, raster order. All activations are channel ve
 
     gated(g, n, x, a) = x + first half × sigmoid(second half) of
         g.conv2[n](ELU(g.conv1[n](ELU(x)) + ELU(a) @ g.auxiliary[n]))
-        + condition features at (i, j) // condition.scale @ g.condition[n] + g.classes[n, label]
+        + condition features at (i, j) // condition.scale @ g.condition.current[n]
+        + g.classes[n, label]
 
 Layers of one kind have one shape in every prior, so their weights are stacked: the leading size n
 of a tensor counts layers (or blocks) in the order of the network. Matrices are `[inputs, outputs]`.
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionPlan",
+    "CentredPlan",
     "ConditionPlan",
     "ConvPlan",
     "GatedPlan",
@@ -154,14 +156,14 @@ class GatedPlan:
     Args:
         conv1, conv2: C → R and R → 2C; both causal with the same taps, or both pointwise.
         auxiliary: `[n, C_aux, R]` or None; its bias is in `conv1.bias`.
-        condition: `[n, C_condition, 2C]` or None; it has no bias.
+        condition: Pointwise, C_condition → 2C, its biases zero; or None.
         classes: `[n, num_labels, 2C]` or None.
     """
 
     conv1: ConvPlan
     conv2: ConvPlan
     auxiliary: Tensor | None = None
-    condition: Tensor | None = None
+    condition: ConvPlan | None = None
     classes: Tensor | None = None
 
     @property
@@ -199,6 +201,24 @@ class AttentionPlan:
     out: GatedPlan
 
 
+@dataclass(frozen=True, eq=False)
+class CentredPlan:
+    """n convolutions of one shape that are not causal.
+
+    Args:
+        kernels: n weights `[C_out, C_in, q, q]`, the prior's own memory.
+        scales: What to multiply each with, `[C_out, 1, 1, 1]`; None for nothing.
+        biases: n `[C_out]`.
+    """
+
+    kernels: tuple[Tensor, ...]
+    scales: tuple[Tensor, ...] | None
+    biases: tuple[Tensor, ...]
+
+    def weight(self, n: int) -> Tensor:
+        return self.kernels[n] if self.scales is None else self.kernels[n] * self.scales[n]
+
+
 @dataclass(frozen=True)
 class ConditionPlan:
     """The conditioning stack. It is not causal and runs once per draw: see `condition_features`.
@@ -209,8 +229,7 @@ class ConditionPlan:
         stems: One table `[q·q, K, C]` per map: the taps of a centred kernel in raster order.
         stem_biases: One `[C]` per map.
         kernel_size: q.
-        layers: Per residual layer (conv1 weight, conv1 bias, conv2 weight, conv2 bias), weights
-            `[C_out, C_in, q, q]`.
+        conv1, conv2: Of its gated residual layers, C → R and R → 2C.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -218,7 +237,12 @@ class ConditionPlan:
     kernel_size: int
     stems: tuple[Tensor, ...]
     stem_biases: tuple[Tensor, ...]
-    layers: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...]
+    conv1: CentredPlan
+    conv2: CentredPlan
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.conv1.kernels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +301,7 @@ class SamplingPlan:
 
 def conv_plan(
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
     mask: str | None = None,
     scales: Sequence[Tensor] | None = None,
 ) -> ConvPlan:
@@ -285,7 +309,7 @@ def conv_plan(
 
     Args:
         weights: Each `[C_out, C_in, kh, kw]`; dead taps are ignored. They are kept, not copied.
-        biases: Each `[C_out]`.
+        biases: Each `[C_out]`; None for zeros.
         mask: As in `ops.causal_conv2d`; None for pointwise layers, kh = kw = 1.
         scales: Factors of the weights, each `[C_out, 1, 1, 1]`, for weights that are not folded.
     """
@@ -293,12 +317,13 @@ def conv_plan(
     if mask is None and (height, width) != (1, 1):
         raise ValueError(f"conv_plan: without a mask expected 1×1 weights, got {height}×{width}.")
     taps = [(0, 0, 0, 0)] if mask is None else live_taps(mask, height, width)
+    zeros = weights[0].new_zeros(1, weights[0].shape[0])
     above = [tap for tap in taps if tap[0] < 0]
     current = [tap for tap in taps if tap[0] == 0]
     return ConvPlan(
         kernels=tuple(weight.detach() for weight in weights),
         scales=None if scales is None else tuple(scales),
-        bias=torch.stack(list(biases)),
+        bias=zeros.expand(len(weights), -1) if biases is None else torch.stack(list(biases)),
         above_offsets=tuple((row, column) for row, column, _, _ in above),
         current_offsets=tuple(column for _, column, _, _ in current),
         taps=tuple((row, column) for _, _, row, column in above + current),

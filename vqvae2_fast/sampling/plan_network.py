@@ -220,10 +220,10 @@ def _features(plan: SamplingPlan, maps: Sequence[Tensor], exact: bool) -> Tensor
             out = out + features.repeat_interleave(down, 1).repeat_interleave(right, 2)
         features = out
     assert features is not None
-    for weight1, bias1, weight2, bias2 in condition.layers:
+    for n in range(condition.num_layers):
         inner = features
-        for weight, bias in ((weight1, bias1), (weight2, bias2)):
-            inputs, out = _padded(_elu(inner), -1), bias
+        for conv in (condition.conv1, condition.conv2):
+            inputs, out, weight = _padded(_elu(inner), -1), conv.biases[n], conv.weight(n)
             for row in range(size):
                 # A row of taps is one product; its channels are padded.
                 taps = [_shifted(inputs, *offset) for offset in offsets[row * size :][:size]]
@@ -267,7 +267,7 @@ def plan_logits(
                 assert labels is not None
                 bias = (bias + layers.classes[n][labels])[:, None, None]  # [B, 1, 1, 2C]
             if plan.condition is not None and layers.condition is not None:
-                weight = _padded(layers.condition[n], -2)
+                weight = _padded(layers.condition.current[n], -2)
                 added = _product(features, weight, torch.zeros(()), exact)
                 down, right = plan.condition.scale
                 added = added.repeat_interleave(down, 1).repeat_interleave(right, 2)

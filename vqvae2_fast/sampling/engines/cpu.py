@@ -21,7 +21,7 @@ from vqvae2_fast.sampling.request import Drawn, EngineError
 if TYPE_CHECKING:
     from torch import nn
 
-    from vqvae2_fast.sampling.engines.cpu_pack import Weights
+    from vqvae2_fast.sampling.engines.cpu_describer import Weights
     from vqvae2_fast.sampling.plan import SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
 

@@ -104,7 +104,7 @@ def sizes_of(plan: SamplingPlan) -> dict[str, int]:
         sizes["output.inner_channels"] = plan.output_layers.inner_channels
     if plan.condition is not None:
         assert layers.condition is not None
-        sizes["condition.channels"] = layers.condition.shape[1]
+        sizes["condition.channels"] = layers.condition.in_channels
         sizes["condition.height"], sizes["condition.width"] = plan.condition.sizes[-1]
     return sizes
 
@@ -175,7 +175,7 @@ def pack(plan: SamplingPlan, form: Form, row: torch.dtype) -> dict[str, Tensor]:
     if layers.classes is not None:
         tensors["classes"] = pair_gates(layers.classes)
     if layers.condition is not None:
-        tensors["condition.weight"] = row_weights(pair_gates(layers.condition), 1, row)
+        tensors["condition.weight"] = row_weights(pair_gates(layers.condition.current), 1, row)
     if plan.attention is None:
         assert plan.merge is not None and plan.merge_bias is not None
         matrices("merge", plan.merge, plan.merge_bias)

@@ -243,13 +243,13 @@ class _Network:
 
     def _start_condition(self, i: int) -> None:
         """Compute what the condition adds to each layer's gate in row i."""
-        condition, weight = self.plan.condition, self.plan.layers.condition
-        if self._features is None or condition is None or weight is None:
+        condition, convolutions = self.plan.condition, self.plan.layers.condition
+        if self._features is None or condition is None or convolutions is None:
             return
         down = condition.scale[0]
         if i % down == 0:
             row = self._features[:, i // down].flatten(0, 1)  # [B·w, C_cond]
-            added = row @ weight  # [n, B·w, 2C]
+            added = row @ convolutions.current  # [n, B·w, 2C]
             self._condition = added.unflatten(1, (self._features.shape[0], -1))
 
     def outside(self, i: int) -> Tensor:

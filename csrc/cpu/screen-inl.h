@@ -224,12 +224,16 @@ template <class Screen>
     const uint32_t high_tag = static_cast<uint32_t>((2 * panel + 1) >> tags.shift);
 #pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) {
+      // Copies: a compiler must assume that a store to `best` changes what is read after it.
+      Vec least = best[r], next = second[r];
       const Vec low_score =
           Screen::score(low[r], row_units[r], Vec::load(units), Vec::load(half_norms));
-      keep_two_least(low_score, ~tags.mask, low_tag, best[r], second[r]);
+      keep_two_least(low_score, ~tags.mask, low_tag, least, next);
       const Vec high_score = Screen::score(high[r], row_units[r], Vec::load(units + Vec::kLanes),
                                            Vec::load(half_norms + Vec::kLanes));
-      keep_two_least(high_score, ~tags.mask, high_tag, best[r], second[r]);
+      keep_two_least(high_score, ~tags.mask, high_tag, least, next);
+      best[r] = least;
+      second[r] = next;
     }
   }
 }

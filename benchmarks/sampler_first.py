@@ -8,8 +8,9 @@ memory. Printed are medians over the rounds, and ratios of them without their sp
 thread the times are of the processor, which other load disturbs little, else of the wall clock.
 
 The library takes its memory in pages of 2 MiB, all threads at once. The host of a virtual machine
-that has taken back the free memory needs about 5 ms for each, which can be half of what a first
-draw takes more. So the comparison is made again without the system's time in the first draw.
+that has taken back the free memory needs about 4 ms for each, which can be most of what a first
+draw takes more. So the comparison is made again without the time in which the packed weights get
+their memory and nothing else happens.
 """
 
 from __future__ import annotations
@@ -28,35 +29,41 @@ from sampler import PRIORS, clock
 
 import vqvae2_fast
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-
-
-def system_seconds() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_stime
+from vqvae2_fast.ops import _native
 
 
 def draw_from(folder: str, engine: str) -> None:
-    """Prints the peak of memory in MB, and the seconds of loading, of the system in the first draw,
-    and of three draws.
+    """Prints the peak of memory in MB, and the seconds of loading, of the memory of the packed
+    weights, and of three draws.
     """
+    library, waited = _native.module, []
+    take_memory = library.SamplerPlan
+
+    def timed(**arguments):
+        start = clock()
+        plan = take_memory(**arguments)
+        waited.append(clock() - start)
+        return plan
+
+    library.SamplerPlan = timed
     start = clock()
     prior = vqvae2_fast.load(folder, expect=PixelSNAIL)
     load = clock() - start
     maps = [torch.zeros(1, *size, dtype=torch.int64) for size in prior.config.condition_sizes]
-    draws, before = [], system_seconds()
-    for n in range(3):
+    draws = []
+    for _ in range(3):
         start = clock()
         vqvae2_fast.sample_codes(prior, 1, condition=maps, engine=engine)
         draws.append(clock() - start)
-        if n == 0:
-            system = system_seconds() - before
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, load, system, *draws)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(peak, load, sum(waited), *draws)
 
 
-def compared(first: float, system: float, warm: float) -> str:
-    """Seconds of the first draw, of the system in it, and of a warm draw."""
+def compared(first: float, memory: float, warm: float) -> str:
+    """Seconds of the first draw, of taking memory in it, and of a warm draw."""
     return (
         f"first draw {first:.2f} s, warm {warm:.2f} s: {first / warm:.2f} times, or "
-        f"{(first - system) / warm:.2f} without {system:.2f} s of the system"
+        f"{(first - memory) / warm:.2f} without {memory:.2f} s for memory"
     )
 
 
@@ -85,12 +92,11 @@ def main() -> None:
                     [*script, *options], check=True, capture_output=True, text=True
                 )
                 rounds.append([float(number) for number in done.stdout.split()])
-        memory, load, system, first, *later = (list(of_all) for of_all in zip(*rounds, strict=True))
-        # The threads share the system's time, so each adds its part of it to the first draw.
-        times = median(first), median(system) / arguments.threads, median(sum(later, []))
+        peak, load, memory, first, *later = (list(of_all) for of_all in zip(*rounds, strict=True))
+        times = median(first), median(memory), median(sum(later, []))
         image = [total + time for total, time in zip(image, times, strict=True)]
         loaded = f"load {median(load):.2f} s, {compared(*times)}"
-        print(f"{name}: {loaded}; {max(memory):.0f} MB at most", flush=True)
+        print(f"{name}: {loaded}; {max(peak):.0f} MB at most", flush=True)
     print(f"one image: {compared(*image)}")
 
 

@@ -70,28 +70,31 @@ void pack(const sampler::Plan& plan, int64_t format, const std::vector<Address>&
     packing.blocks.push_back(
         {plan.memory(name) + start, first_tap, num_taps, matrix_stride, panel_stride});
   }
+  if (!factors.empty() && factors.size() != weights.size()) {
+    throw py::value_error("sampler: the factors do not fit the weights.");
+  }
   const py::gil_scoped_release no_gil;
   sampler::pack(packing, threads);
 }
 
-std::vector<vqvae2_fast::cpu::Block> described(
-    const std::vector<std::pair<Address, int64_t>>& blocks) {
-  std::vector<vqvae2_fast::cpu::Block> described;
-  for (const auto& [address, bytes] : blocks) {
-    described.push_back({pointer<const unsigned char>(address), bytes});
+std::vector<vqvae2_fast::cpu::Block> blocks_of(
+    const std::vector<std::pair<Address, int64_t>>& addresses) {
+  std::vector<vqvae2_fast::cpu::Block> blocks;
+  for (const auto& [address, bytes] : addresses) {
+    blocks.push_back({pointer<const unsigned char>(address), bytes});
   }
-  return described;
+  return blocks;
 }
 
 std::vector<uint64_t> content_hashes(const std::vector<std::pair<Address, int64_t>>& blocks,
                                      int threads) {
   const py::gil_scoped_release no_gil;
-  return vqvae2_fast::cpu::content_hashes(described(blocks), threads);
+  return vqvae2_fast::cpu::content_hashes(blocks_of(blocks), threads);
 }
 
 bool within(const std::vector<std::pair<Address, int64_t>>& blocks, float bound, int threads) {
   const py::gil_scoped_release no_gil;
-  return vqvae2_fast::cpu::within(described(blocks), bound, threads);
+  return vqvae2_fast::cpu::within(blocks_of(blocks), bound, threads);
 }
 
 // Values, outputs, inputs, taps, how many of these count, and where the norms go.

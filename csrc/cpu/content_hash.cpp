@@ -3,9 +3,8 @@
 #include <string.h>
 
 #include <algorithm>
-#include <atomic>
 
-#include "sampler/team.h"
+#include "pieces.h"
 
 namespace vqvae2_fast::cpu {
 namespace {
@@ -68,14 +67,8 @@ std::vector<uint64_t> content_hashes(const std::vector<Block>& blocks, int threa
   first.push_back(pieces.size());
 
   std::vector<uint64_t> of_piece(pieces.size());
-  std::atomic<size_t> next{0};
-  // Threads cost tens of microseconds, so they are not used for what is read in less time.
-  const auto useful = static_cast<int>(pieces.size() / 8 + 1);
-  sampler::Team(std::max(1, std::min(threads, useful))).run([&](int) {
-    for (size_t n = next++; n < pieces.size(); n = next++) {
-      of_piece[n] = piece_hash(pieces[n].data, pieces[n].bytes);
-    }
-  });
+  for_each_piece(pieces.size(), threads,
+                 [&](size_t n) { of_piece[n] = piece_hash(pieces[n].data, pieces[n].bytes); });
 
   std::vector<uint64_t> hashes;
   for (size_t n = 0; n < blocks.size(); ++n) {

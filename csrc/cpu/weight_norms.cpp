@@ -6,24 +6,13 @@
 #include <atomic>
 #include <cmath>
 
-#include "sampler/team.h"
+#include "pieces.h"
 
 namespace vqvae2_fast::cpu {
 namespace {
 
 constexpr int64_t kSums = 16;
-// Values that a thread reads at a time, and pieces for which another thread is worth starting.
-constexpr int64_t kPieceValues = 1 << 18, kPiecesPerThread = 8;
-
-// Runs visit(n) for every n < count on as many threads as are of use.
-template <class Visit>
-void for_each_piece(size_t count, int threads, const Visit& visit) {
-  const auto useful = static_cast<int>(std::min<size_t>(count / kPiecesPerThread + 1, 1 << 16));
-  std::atomic<size_t> next{0};
-  sampler::Team(std::max(1, std::min(threads, useful))).run([&](int) {
-    for (size_t n = next++; n < count; n = next++) visit(n);
-  });
-}
+constexpr int64_t kPieceValues = 1 << 18;  // that a thread reads at a time
 
 uint32_t bits_of(float value) {
   uint32_t bits;

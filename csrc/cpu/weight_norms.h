@@ -1,4 +1,4 @@
-// What a prior's weights are checked and scaled by before codes are drawn from it, at the speed of
+// Takes the norms of a prior's weights and checks their size before codes are drawn, as fast as
 // reading them.
 #pragma once
 

@@ -48,6 +48,11 @@ def prior_arguments(draw):
     }
 
 
+def factor_of(prior):
+    """The logits of a map of one position are so few that the reference may be nearer by luck."""
+    return 4 if prior.config.size == (1, 1) else 2
+
+
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 @settings(
     max_examples=30,
@@ -74,8 +79,7 @@ def test_random_priors_draw_as_the_reference_does(arguments, seed, batch_size, w
         eager = prior(codes, *context.values())
         exact = prior.double()(codes, *context.values())
     prior.float()
-    # A map of one position has so few logits that the reference may be nearer than usual by luck.
-    assert_close_to_float64(logits, eager, exact, factor=4, what="logits")
+    assert_close_to_float64(logits, eager, exact, factor=factor_of(prior), what="logits")
 
     for level in simd_levels()[:-1]:
         with simd_level(level):
@@ -107,5 +111,4 @@ def test_random_priors_draw_in_pytorch_calls_as_the_reference_does(arguments, se
     with torch.no_grad():
         full = prior(codes, *context.values())
         exact = prior.double()(codes, *context.values())
-    # A map of one position has so few logits that the reference may be nearer than usual by luck.
-    assert_close_to_float64(logits, full, exact, factor=4, what="logits")
+    assert_close_to_float64(logits, full, exact, factor=factor_of(prior), what="logits")

@@ -31,6 +31,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from mutate import damage, write_files
 from targets import TARGETS, Target
 
@@ -295,6 +296,8 @@ def main() -> int:
         parser.error(f"expected targets of {', '.join(TARGETS)}, got {', '.join(unknown)}")
     if options.case is not None and len(options.targets) != 1:
         parser.error("--case: expected one target")
+    # OpenMP's threads do not survive a fork: a child that waits for them would seem to hang.
+    torch.set_num_threads(1)
     names = options.targets or list(TARGETS)
     with tempfile.TemporaryDirectory(prefix="fuzz-sound-") as sound:
         files = {name: sound_files(TARGETS[name], Path(sound) / name) for name in names}

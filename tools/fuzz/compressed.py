@@ -23,6 +23,7 @@ __all__ = ["MAKE", "read_compressed", "seal_compressed"]
 # Two files, so that parts of one come into the other.
 _NAMES = ("a.vq2", "b.vq2")
 _HEADER, _ROW = 32, 8  # bytes of a segment's header, and of its row for each level
+_CHECK = 30  # where the check of both is
 
 
 @cache
@@ -72,8 +73,8 @@ def read_compressed(folder: Path, out: Path) -> None:
 
 
 def seal_compressed(folder: Path) -> None:
-    """Writes the pipeline's hash and the CRCs of what the payloads are now. If a segment's lengths
-    lead past the end, its last payload becomes as long as the file."""
+    """Writes the pipeline's hash, and the CRCs of what payloads and headers are now. If a segment's
+    lengths lead past the end, its last payload becomes as long as the file."""
     for name in _NAMES:
         data = bytearray((folder / name).read_bytes())
         start = 0
@@ -90,5 +91,8 @@ def seal_compressed(folder: Path) -> None:
                 crc = zlib.crc32(data[payload : payload + size])
                 struct.pack_into("<II", data, row, size, crc)
                 payload += size
+            table = data[start + _HEADER : start + _HEADER + levels * _ROW]
+            check = zlib.crc32(table, zlib.crc32(data[start : start + _CHECK])) & 0xFFFF
+            struct.pack_into("<H", data, start + _CHECK, check)
             start = payload
         (folder / name).write_bytes(data)

@@ -300,7 +300,8 @@ def _read_header(packed: bytes, is_first: bool, where: str) -> tuple[Header, int
     if version == 1:
         raise ValueError(
             f"{where}: expected version {VERSION} of the format, got version 1, whose "
-            "probabilities depended on the processor. Encode the images again."
+            "probabilities depended on the processor. Encode the images again, if the header is "
+            "not damaged."
         )
     if version != VERSION or flags & ~(_LABELS_PER_IMAGE | _MARGINS):
         raise ValueError(

@@ -25,6 +25,7 @@ __all__ = [
     "build_info",
     "has_tiles",
     "module",
+    "reads_floats",
     "simd_level",
     "why_not_cuda",
 ]
@@ -84,6 +85,11 @@ def simd_level() -> str | None:
     """The SIMD level of the CPU kernels: `scalar`, `avx2`, `avx2_vnni`, `avx512`, ...; None
     without the compiled module."""
     return None if module is None else str(module.simd_level())
+
+
+def reads_floats(tensor: torch.Tensor) -> bool:
+    """Whether the compiled module can read the memory of a tensor as float32."""
+    return module is not None and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def has_tiles() -> bool:

@@ -90,15 +90,10 @@ def check_logits(too_large: bool | Tensor, settings: DrawSettings) -> None:
 
 
 def _all_within(tensors: Iterable[Tensor], bound: float) -> bool:
-    """Whether no value is NaN or beyond the bound, those of the compiled library in one call."""
+    """Whether no value is NaN or beyond the bound. The compiled library sees all in one call."""
     native = []
     for tensor in tensors:
-        if (
-            _native.module is not None
-            and tensor.device.type == "cpu"
-            and tensor.dtype == torch.float32
-            and tensor.is_contiguous()
-        ):
+        if _native.reads_floats(tensor) and tensor.is_contiguous():
             native.append(tensor)
         elif outside(tensor, bound):
             return False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vqvae2_fast.modules.causal_conv import ConvWeight
+from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.ops import _native
 
 if TYPE_CHECKING:
@@ -39,16 +40,17 @@ class Folding:
 
     def scale(self, kernel: ConvWeight) -> Tensor | None:
         """g / ‖v‖ `[C_out, 1, 1, 1]`, NaN where ‖v‖ < `LEAST_NORM`; None if it is not normed."""
-        return self._scales.get(kernel)
+        kernel = without_compiler(kernel)
+        return None if kernel.weight_g is None else self._scales[kernel]
 
     def weight(self, kernel: ConvWeight) -> Tensor:
         """`[C_out, C_in, kh, kw]`, zero on the dead taps."""
-        scale = self.scale(kernel)
+        scale, kernel = self.scale(kernel), without_compiler(kernel)
         return kernel.masked_v() if scale is None else kernel.masked_v() * scale
 
 
 def _scales(kernels: Sequence[ConvWeight]) -> list[Tensor]:
-    native = [kernel for kernel in kernels if _is_native(kernel)]
+    native = [kernel for kernel in kernels if _native.reads_floats(kernel.weight_v)]
     norms = dict(zip(native, _native_norms(native), strict=True))
     scales = []
     for kernel in kernels:
@@ -58,14 +60,10 @@ def _scales(kernels: Sequence[ConvWeight]) -> list[Tensor]:
     return scales
 
 
-def _is_native(kernel: ConvWeight) -> bool:
-    v = kernel.weight_v
-    return _native.module is not None and v.device.type == "cpu" and v.dtype == torch.float32
-
-
 def _norm(kernel: ConvWeight) -> Tensor:
     norm = kernel.masked_v().detach().flatten(1).double().square().sum(1).sqrt()  # [C_out]
-    return norm.where(norm >= LEAST_NORM, torch.nan).to(kernel.weight_v.dtype)
+    norm = norm.to(kernel.weight_v.dtype)
+    return norm.where(norm >= LEAST_NORM, torch.nan)
 
 
 def _native_norms(kernels: Sequence[ConvWeight]) -> list[Tensor]:
@@ -74,7 +72,7 @@ def _native_norms(kernels: Sequence[ConvWeight]) -> list[Tensor]:
     assert _native.module is not None
     values = [kernel.weight_v.detach().contiguous() for kernel in kernels]
     counts = [len(v) for v in values]
-    norms = torch.empty(sum(counts))
+    norms = torch.empty(sum(counts), dtype=torch.float32, device="cpu")  # whatever the defaults are
     places = norms.split(counts)
     _native.module.weight_norms(
         [

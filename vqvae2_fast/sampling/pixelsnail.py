@@ -123,9 +123,13 @@ class _Folder:
         weights = [kernel.weight_v for kernel in kernels]
         return conv_plan(weights, biases, mask, self._scales(kernels))
 
-    def _scales(self, kernels: Iterable[ConvWeight]) -> tuple[Tensor, ...] | None:
+    def _scales(self, kernels: Sequence[ConvWeight]) -> tuple[Tensor, ...] | None:
+        """What to multiply each with; None if none of them is normed."""
         scales = [self._folding.scale(kernel) for kernel in kernels]
-        return tuple(scale for scale in scales if scale is not None) or None
+        if all(scale is None for scale in scales):
+            return None
+        ones = kernels[0].weight_v.new_ones(kernels[0].weight_v.shape[0], 1, 1, 1)
+        return tuple(ones if scale is None else scale for scale in scales)
 
     def _stem(self, stem: CausalStem, size: tuple[int, int]) -> StemPlan:
         streams = [stem.above, stem.left]

@@ -312,10 +312,17 @@ def conv_plan(
         biases: Each `[C_out]`; None for zeros.
         mask: As in `ops.causal_conv2d`; None for pointwise layers, kh = kw = 1.
         scales: Factors of the weights, each `[C_out, 1, 1, 1]`, for weights that are not folded.
+
+    Raises:
+        ValueError: Weights that are not 1×1 without a mask, or scales of other weights.
     """
     height, width = weights[0].shape[2:]
     if mask is None and (height, width) != (1, 1):
         raise ValueError(f"conv_plan: without a mask expected 1×1 weights, got {height}×{width}.")
+    if scales is not None and len(scales) != len(weights):
+        raise ValueError(
+            f"conv_plan: expected a scale for each of {len(weights)} weights, got {len(scales)}."
+        )
     taps = [(0, 0, 0, 0)] if mask is None else live_taps(mask, height, width)
     zeros = weights[0].new_zeros(1, weights[0].shape[0])
     above = [tap for tap in taps if tap[0] < 0]

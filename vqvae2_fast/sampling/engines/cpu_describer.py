@@ -39,25 +39,25 @@ def round_up(size: int) -> int:
     return -(-size // PANEL) * PANEL
 
 
-def pad(x: Tensor, parts: list[int], dim: int, *, last: bool = True, value: float = 0.0) -> Tensor:
-    """x with each part of its dimension `dim` filled up to whole panels.
+def pad(x: Tensor, parts: list[int], *, last: bool = True, value: float = 0.0) -> Tensor:
+    """x with each part of its last dimension filled up to whole panels; x itself if all are whole.
 
     Args:
         last: Whether the last part is filled up too.
     """
-    pieces = list(x.split(parts, dim))
+    pieces = list(x.split(parts, -1))
     fills = [round_up(size) - size for size in parts[: None if last else -1]]
     if not any(fills):
         return x
     for n, fill in enumerate(fills):
-        pieces[n] = F.pad(pieces[n], [0, 0] * (-dim - 1) + [0, fill], value=value)
-    return torch.cat(pieces, dim)
+        pieces[n] = F.pad(pieces[n], (0, fill), value=value)
+    return torch.cat(pieces, -1)
 
 
 def pad_gates(x: Tensor, parts: list[int], *, value: float = 0.0) -> Tensor:
     """`[..., 2C]`, values then gates -> `[..., 2·padded C]` in alternating half panels."""
     halves = [
-        pad(half, parts, -1, value=value).unflatten(-1, (-1, HALF_PANEL)) for half in x.chunk(2, -1)
+        pad(half, parts, value=value).unflatten(-1, (-1, HALF_PANEL)) for half in x.chunk(2, -1)
     ]
     return torch.stack(halves, dim=-2).flatten(-3)  # [..., C/16, 2, 16] -> [..., 2C]
 
@@ -93,7 +93,7 @@ class Describer:
         if self.form_of(name) is not Format.QUADS:
             return None
         assert self.ranges is not None
-        scales = pad(self.ranges.scales(name, sum(parts)), parts, -1, last=whole, value=1.0)
+        scales = pad(self.ranges.scales(name, sum(parts)), parts, last=whole, value=1.0)
         fill = -scales.shape[-1] % HALF_PANEL
         self.add(f"{name}.input_scale", F.pad(scales, (0, fill), value=1.0))
         return scales
@@ -113,7 +113,7 @@ class Describer:
             whole: Whether the last part is padded too.
         """
         n, num_inputs, num_outputs = weight.shape
-        inputs = pad(torch.arange(num_inputs) * num_outputs, parts, -1, last=whole, value=_ZEROS)
+        inputs = pad(torch.arange(num_inputs) * num_outputs, parts, last=whole, value=_ZEROS)
         form = self.form_of(name)
         words, panels = form.words(len(inputs)), num_outputs // PANEL
         self.description.sizes[f"{name}.weight"] = n * panels * words
@@ -143,8 +143,8 @@ class Describer:
         else:
             self.matrices(
                 f"{name}.first",
-                pad(torch.cat([plan.conv1.current, plan.auxiliary], dim=-2), inner, -1),
-                pad(plan.conv1.bias, inner, -1),
+                pad(torch.cat([plan.conv1.current, plan.auxiliary], dim=-2), inner),
+                pad(plan.conv1.bias, inner),
                 [*parts, plan.auxiliary.shape[-2]],
             )
         self.pointwise_kernels(f"{name}.second", plan.conv2, inner, parts, gates=True)
@@ -161,7 +161,7 @@ class Describer:
         with_bias: bool = True,
     ) -> None:
         """Add n pointwise convolutions; arguments as in `kernels`."""
-        last = inputs[-1] if not whole else round_up(inputs[-1])
+        last = round_up(inputs[-1]) if whole else inputs[-1]
         words = self.form_of(name).words(sum(map(round_up, inputs[:-1])) + last)
         panels = _num_panels(outputs, gates)
         self.description.sizes[f"{name}.weight"] = len(plan.kernels) * panels * words
@@ -204,7 +204,7 @@ class Describer:
         def padded(x: Tensor, value: float = 0.0) -> Tensor:
             if gates:
                 return pad_gates(x, outputs, value=value)
-            return pad(x, outputs, -1, value=value)
+            return pad(x, outputs, value=value)
 
         if bias is not None:
             self.add(f"{name}.bias", padded(bias))
@@ -215,7 +215,7 @@ class Describer:
             factors=[scale.flatten() for scale in plan.scales or ()],
             output_stride=num_inputs * area,
             outputs=padded(torch.arange(num_outputs), _ZEROS),
-            inputs=pad(torch.arange(num_inputs) * area, inputs, -1, last=whole, value=_ZEROS),
+            inputs=pad(torch.arange(num_inputs) * area, inputs, last=whole, value=_ZEROS),
             taps=taps,
             blocks=blocks,
             input_scales=self.input_scales(name, inputs, whole=whole),

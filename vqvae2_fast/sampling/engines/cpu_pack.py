@@ -59,8 +59,8 @@ def described_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Desc
         d.integers["output.inner_channels"] = round_up(plan.output_layers.inner_channels)
     d.matrices(
         "head",
-        pad(plan.head, [plan.num_embeddings], -1)[None],
-        pad(plan.head_bias, [plan.num_embeddings], -1),
+        pad(plan.head, [plan.num_embeddings])[None],
+        pad(plan.head_bias, [plan.num_embeddings]),
         [channels],
         whole=True,
     )
@@ -84,7 +84,7 @@ def _describe_stem(d: Describer, plan: SamplingPlan) -> None:
     d.integers["stem.above_offsets"] = [step for offset in stem.above_offsets for step in offset]
     d.integers["stem.num_left"] = len(stem.left_offsets)
     for name, table in (("above", stem.above), ("left", stem.left), ("bias", stem.bias)):
-        d.add(f"stem.{name}", pad(table, [channels], -1))
+        d.add(f"stem.{name}", pad(table, [channels]))
 
 
 def _describe_attention(d: Describer, plan: SamplingPlan) -> None:
@@ -94,8 +94,8 @@ def _describe_attention(d: Describer, plan: SamplingPlan) -> None:
         assert plan.merge is not None and plan.merge_bias is not None
         d.matrices(
             "merge",
-            pad(plan.merge, [channels], -1),
-            pad(plan.merge_bias, [channels], -1),
+            pad(plan.merge, [channels]),
+            pad(plan.merge_bias, [channels]),
             [channels, 2],
         )
         return
@@ -112,14 +112,14 @@ def _describe_attention(d: Describer, plan: SamplingPlan) -> None:
     scale = head_dim**-0.5
     d.matrices(
         "attention.query_weight",
-        pad(attention.query_weight * scale, [width], -1),
-        pad(attention.query_bias * scale, [width], -1),
+        pad(attention.query_weight * scale, [width]),
+        pad(attention.query_bias * scale, [width]),
         without_input,
     )
     d.matrices(
         "attention.key_value_weight",
-        pad(attention.key_value_weight, [2 * width], -1),
-        pad(attention.key_value_bias, [2 * width], -1),
+        pad(attention.key_value_weight, [2 * width]),
+        pad(attention.key_value_bias, [2 * width]),
         joined,
     )
 
@@ -138,8 +138,8 @@ def _describe_condition(d: Describer, plan: ConditionPlan) -> None:
         }
     )
     for n, (table, bias) in enumerate(zip(plan.stems, plan.stem_biases, strict=True)):
-        d.add(f"condition.stem{n}.table", pad(table, [channels], -1))
-        d.add(f"condition.stem{n}.bias", pad(bias, [channels], -1))
+        d.add(f"condition.stem{n}.table", pad(table, [channels]))
+        d.add(f"condition.stem{n}.bias", pad(bias, [channels]))
     if plan.num_layers:
         d.centred("condition.first", plan.conv1, gates=False)
         d.centred("condition.second", plan.conv2, gates=True)

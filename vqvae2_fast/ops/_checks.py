@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -15,9 +17,12 @@ __all__ = [
     "check_finite",
     "check_floating",
     "check_int64",
+    "check_number",
     "check_same_device",
     "check_seed",
+    "check_tensors",
     "checked_integer",
+    "checked_integers",
     "described",
     "dtype_name",
     "fits_codebook",
@@ -62,27 +67,80 @@ def beyond_int32(count: int, what: str) -> str | None:
     return f"{count} {what}, too many for int32" if count >= (1 << 31) - (1 << 16) else None
 
 
-def checked_integer(op: str, name: str, value: object, low: int, high: int) -> int:
-    """The value as an int, if it is an integer (of any type) in low..high."""
+def _as_integer(value: object) -> int | None:
+    """The value of an integer of any type; None for anything else, and for True and False."""
+    if isinstance(value, bool):
+        return None
+    # A size that a compiler leaves open must stay so: `operator.index` would fix it.
+    if isinstance(value, (int, torch.SymInt)):
+        return value  # type: ignore[return-value]
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or not low <= number <= high:
-        raise ValueError(
-            f"{op}: expected {name} to be an integer from {low} to {high}, got {value!r}."
-        )
+        return None
+
+
+def checked_integer(op: str, name: str, value: object, low: int, high: int | None = None) -> int:
+    """The value as an int, if it is an integer (of any type) in low..high, or at least low."""
+    number = _as_integer(value)
+    if number is None or number < low or (high is not None and number > high):
+        bounds = f">= {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{op}: expected {name} to be an integer {bounds}, got {value!r}.")
     return number
 
 
-def check_floating(op: str, **tensors: Tensor | None) -> None:
+def checked_integers(op: str, name: str, values: object) -> list[int]:
+    """The values as ints, if they are integers (of any type) in anything but a tensor."""
+    if isinstance(values, Tensor):  # reading it would wait for a GPU
+        raise ValueError(
+            f"{op}: expected {name} to be a list of integers, got a tensor: pass {name}.tolist()."
+        )
+    numbers: list[int] = []
+    for value in values if isinstance(values, Iterable) else [None]:
+        number = _as_integer(value)
+        if number is None:
+            raise ValueError(f"{op}: expected {name} to be a list of integers, got {values!r}.")
+        numbers.append(number)
+    return numbers
+
+
+def check_number(op: str, name: str, value: object) -> None:
+    """Raise ValueError unless the value is a real number or a 0-d tensor, which operators read."""
+    # The built-in types come first: a test for `Real` costs several times as much.
+    is_real = isinstance(value, (float, int, Real, torch.SymFloat)) and not isinstance(value, bool)
+    if not is_real and not (isinstance(value, Tensor) and value.dim() == 0):
+        raise ValueError(f"{op}: expected {name} to be a number, got {value!r}.")
+
+
+def check_tensors(op: str, **values: object) -> None:
+    """Raise TypeError for an argument that is not a tensor; keywords are the arguments' names."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise _not_a_tensor(op, name, value)
+
+
+def _not_a_tensor(op: str, name: str, value: object) -> TypeError:
+    got = "None" if value is None else type(value).__name__
+    remedy = ""
+    if isinstance(value, (list, tuple)) and any(isinstance(each, Tensor) for each in value):
+        remedy = f" of tensors: pass torch.stack({name})"
+    elif isinstance(value, (list, tuple, Real)) or hasattr(value, "__array__"):
+        remedy = f": pass torch.tensor({name})"
+    return TypeError(f"{op}: expected {name} to be a tensor, got {got}{remedy}.")
+
+
+def check_floating(op: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_floating_point():
+        if not isinstance(tensor, Tensor):
+            raise _not_a_tensor(op, name, tensor)
+        if not tensor.is_floating_point():
             raise TypeError(f"{op}: expected {name} of a floating dtype, got {described(tensor)}.")
 
 
 def check_int64(op: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise _not_a_tensor(op, name, tensor)
         if tensor.dtype != torch.int64:
             raise TypeError(f"{op}: expected {name} int64, got {described(tensor)}.")
 

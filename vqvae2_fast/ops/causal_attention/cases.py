@@ -149,4 +149,16 @@ ERRORS = [
         ValueError,
         "expected dropout_on 'logits' or 'probabilities', got 'values'",
     ),
+    ErrorCase(
+        "list_of_keys",
+        lambda: causal_attention(_Q, [1.0], _Q),  # type: ignore[arg-type]
+        TypeError,
+        "causal_attention: expected k to be a tensor, got list: pass torch.tensor(k).",
+    ),
+    ErrorCase(
+        "text_as_dropout",
+        lambda: causal_attention(_Q, _Q, _Q, "a"),  # type: ignore[arg-type]
+        ValueError,
+        "causal_attention: expected dropout_p to be a number, got 'a'.",
+    ),
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops._checks import (
     check_floating,
+    check_number,
     check_same_device,
     check_seed,
     dtype_name,
@@ -92,10 +93,10 @@ def causal_attention(
         `[B, heads, L, dv]`, differentiable in q, k and v.
 
     Raises:
-        ValueError: Shapes that do not fit, dropout_p outside [0, 1), an unknown dropout_on, or
-            dropout without a seed.
-        TypeError: A dtype that is not floating, q, k and v of several outside autocast, or seed not
-            int64.
+        ValueError: Shapes that do not fit, dropout_p not a number in [0, 1), an unknown dropout_on,
+            or dropout without a seed.
+        TypeError: Not a tensor, a dtype that is not floating, q, k and v of several outside
+            autocast, or seed not int64.
         RuntimeError: Tensors on different devices.
 
     Note:
@@ -115,6 +116,7 @@ def causal_attention(
             f"causal_attention: expected q, k and v of one dtype, got {dtype_name(q.dtype)}, "
             f"{dtype_name(k.dtype)} and {dtype_name(v.dtype)}."
         )
+    check_number("causal_attention", "dropout_p", dropout_p)
     if not 0 <= dropout_p < 1:
         raise ValueError(f"causal_attention: expected dropout_p in [0, 1), got {dropout_p}.")
     if dropout_on not in ("logits", "probabilities"):

@@ -124,4 +124,22 @@ ERRORS = [
         TypeError,
         "expected bias of a floating dtype, got [5] int64",
     ),
+    ErrorCase(
+        "no_map",
+        lambda: causal_conv2d(None, _W, None, "down"),  # type: ignore[arg-type]
+        TypeError,
+        "causal_conv2d: expected x to be a tensor, got None.",
+    ),
+    ErrorCase(
+        "list_as_bias",
+        lambda: causal_conv2d(_X, _W, [0.0] * 5, "down"),  # type: ignore[arg-type]
+        TypeError,
+        "causal_conv2d: expected bias to be a tensor, got list: pass torch.tensor(bias).",
+    ),
+    ErrorCase(
+        "text_as_height",
+        lambda: live_taps("down", "3", 3),  # type: ignore[arg-type]
+        ValueError,
+        "live_taps: expected kernel_height to be an integer >= 0, got '3'.",
+    ),
 ]

@@ -77,10 +77,12 @@ def causal_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> 
     Raises:
         ValueError: An unknown mask, shapes that do not fit, a map or a kernel without values, an
             even kw where columns are centred.
-        TypeError: A dtype that is not floating.
+        TypeError: Not a tensor, or a dtype that is not floating.
         RuntimeError: Tensors on different devices.
     """
-    check_floating("causal_conv2d", x=x, weight=weight, bias=bias)
+    check_floating("causal_conv2d", x=x, weight=weight)
+    if bias is not None:
+        check_floating("causal_conv2d", bias=bias)
     check_same_device("causal_conv2d", x=x, weight=weight, bias=bias)
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
         expected = "x [B, C_in, H, W] and weight [C_out, C_in, kh, kw]"

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from vqvae2_fast.ops._checks import checked_integer
+
 __all__ = [
     "MASKS",
     "causal_conv2d_input_gradient_reference",
@@ -38,8 +40,11 @@ def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[in
     Taps come in the order of the kernel's rows and columns.
 
     Raises:
-        ValueError: An unknown mask, or an even kernel_width where columns are centred.
+        ValueError: An unknown mask, sizes that are not integers, or an even kernel_width where
+            columns are centred.
     """
+    kernel_height = checked_integer("live_taps", "kernel_height", kernel_height, 0)
+    kernel_width = checked_integer("live_taps", "kernel_width", kernel_width, 0)
     check_mask("live_taps", mask, kernel_width)
     columns_left = kernel_width - 1 if mask == "downright" else kernel_width // 2
     shift = 1 if mask == "down" else 0
@@ -59,9 +64,10 @@ def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[in
 
 def tap_mask(mask: str, kernel_height: int, kernel_width: int) -> Tensor:
     """Bool `[kh, kw]` on the CPU: True where a tap is live. Raises as `live_taps`."""
+    taps = live_taps(mask, kernel_height, kernel_width)
     # On the CPU even while a model is built on another device, because its taps are counted here.
     live = torch.zeros(kernel_height, kernel_width, dtype=torch.bool, device="cpu")
-    for _, _, row, column in live_taps(mask, kernel_height, kernel_width):
+    for _, _, row, column in taps:
         live[row, column] = True
     return live
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.ops._checks import check_floating, check_int64, check_same_device, described
+from vqvae2_fast.ops._checks import (
+    check_floating,
+    check_int64,
+    check_same_device,
+    checked_integers,
+    described,
+)
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.code_conv2d.gradient import CODE_CONV2D_FUSED, why_not
 from vqvae2_fast.ops.code_conv2d.reference import code_conv2d_reference
@@ -40,8 +46,8 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
         `[B, C, H, W]`, channels last in memory, differentiable in table.
 
     Raises:
-        ValueError: Shapes that do not fit, no taps, or offsets that are not pairs.
-        TypeError: codes not int64, or a table that is not floating.
+        ValueError: Shapes that do not fit, no taps, or offsets that are not pairs of integers.
+        TypeError: Not a tensor, codes not int64, or a table that is not floating.
         RuntimeError: Tensors on different devices, or a code out of range where the reference runs.
 
     Note:
@@ -49,18 +55,26 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
         models check the codes that they are given.
     """
     check_floating("code_conv2d", table=table)
-    check_same_device("code_conv2d", codes=codes, table=table)
     check_int64("code_conv2d", codes=codes)
+    check_same_device("code_conv2d", codes=codes, table=table)
     if codes.dim() != 3:
         raise ValueError(f"code_conv2d: expected codes [B, H, W], got {described(codes)}.")
+    distances = _flat(offsets)
     if not offsets or table.dim() != 3 or table.shape[0] != len(offsets):
         raise ValueError(
             f"code_conv2d: expected table [T, K, C] with T={len(offsets)} as offsets, at least 1, "
             f"got {described(table)}."
         )
-    distances = [distance for offset in offsets for distance in offset]
-    if any(len(offset) != 2 for offset in offsets):
-        raise ValueError(
-            f"code_conv2d: expected offsets as (row, column) of each tap, got {list(offsets)}."
-        )
     return CODE_CONV2D(codes, table, distances)
+
+
+def _flat(offsets: Sequence[tuple[int, int]]) -> list[int]:
+    are_pairs = isinstance(offsets, (list, tuple)) and all(
+        isinstance(offset, (list, tuple)) and len(offset) == 2 for offset in offsets
+    )
+    if not are_pairs:
+        raise ValueError(
+            f"code_conv2d: expected offsets as (row, column) of each tap, got {offsets!r}."
+        )
+    distances = [distance for offset in offsets for distance in offset]
+    return checked_integers("code_conv2d", "offsets", distances)

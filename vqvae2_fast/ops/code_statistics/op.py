@@ -12,6 +12,7 @@ from vqvae2_fast.ops._checks import (
     check_floating,
     check_int64,
     check_same_device,
+    checked_integer,
     described,
     other_dtype,
 )
@@ -58,8 +59,8 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
         sums: float32, `[K, D]`, within 2 ulp of Σ|z|: accumulated in float64, rounded once.
 
     Raises:
-        ValueError: Shapes that do not fit, D < 1 or num_embeddings < 1.
-        TypeError: z not floating or indices not int64.
+        ValueError: Shapes that do not fit, D < 1, or num_embeddings not an integer >= 1.
+        TypeError: Not a tensor, z not floating, or indices not int64.
         RuntimeError: Tensors on different devices, or an index outside 0..K−1.
 
     Note:
@@ -74,8 +75,7 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
         )
     if z.shape[-1] < 1:
         raise ValueError(f"code_statistics: expected z [..., D] with D >= 1, got {described(z)}.")
-    if num_embeddings < 1:
-        raise ValueError(f"code_statistics: expected num_embeddings >= 1, got {num_embeddings}.")
+    num_embeddings = checked_integer("code_statistics", "num_embeddings", num_embeddings, 1)
     check_same_device("code_statistics", z=z, indices=indices)
     flat = z.detach().reshape(-1, z.shape[-1])  # [N, D]
     return CODE_STATISTICS(flat, indices.reshape(-1), num_embeddings)

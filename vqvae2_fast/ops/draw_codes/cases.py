@@ -166,4 +166,22 @@ ERRORS = [
         ValueError,
         "draw_codes: expected top_p to be None or from 1e-15 to 1, got 0.0",
     ),
+    ErrorCase(
+        "no_noise",
+        lambda: draw_codes(_L, None),  # type: ignore[arg-type]
+        TypeError,
+        "draw_codes: expected noise to be a tensor, got None.",
+    ),
+    ErrorCase(
+        "list_of_known",
+        lambda: draw_codes(_L, _L, known=[0, 1]),  # type: ignore[arg-type]
+        TypeError,
+        "draw_codes: expected known to be a tensor, got list: pass torch.tensor(known).",
+    ),
+    ErrorCase(
+        "text_as_temperature",
+        lambda: draw_codes(_L, _L, temperature="hot"),  # type: ignore[arg-type]
+        ValueError,
+        "draw_codes: expected temperature to be a number, got 'hot'.",
+    ),
 ]

@@ -135,7 +135,7 @@ def draw_codes(
     Raises:
         ValueError: Shapes that do not fit, no codes, a value out of range, or guidance without
             unconditional.
-        TypeError: A dtype that is not floating, or known not int64.
+        TypeError: Not a tensor, a dtype that is not floating, or known not int64.
         RuntimeError: Tensors on different devices, or a known code outside −1..K−1.
     """
     check_rule("draw_codes", temperature, top_k, top_p, guidance_scale)

@@ -55,12 +55,24 @@ ERRORS = [
         "fewer_than_no_samples",
         lambda: dropout_mask(torch.tensor(0), -1, 1, 1, 0.1),
         ValueError,
-        "expected num_samples >= 0, got -1",
+        "expected num_samples to be an integer >= 0, got -1",
     ),
     ErrorCase(
         "dropout_of_one",
         lambda: dropout_mask(torch.tensor(0), 1, 1, 1, 1.0),
         ValueError,
         "expected dropout_p in [0, 1), got 1.0",
+    ),
+    ErrorCase(
+        "text_as_dropout",
+        lambda: dropout_mask(torch.tensor(0), 1, 1, 1, "2"),  # type: ignore[arg-type]
+        ValueError,
+        "dropout_mask: expected dropout_p to be a number, got '2'.",
+    ),
+    ErrorCase(
+        "fraction_of_columns",
+        lambda: dropout_mask(torch.tensor(0), 1, 1, 2.0, 0.1),  # type: ignore[arg-type]
+        ValueError,
+        "dropout_mask: expected num_columns to be an integer >= 0, got 2.0.",
     ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_seed
+from vqvae2_fast.ops._checks import check_number, check_seed, checked_integer
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.dropout_mask.reference import dropout_mask_reference
 
@@ -44,14 +44,15 @@ def dropout_mask(
         dropout_p: In [0, 1).
 
     Raises:
-        ValueError: seed neither 0-d nor `[2]`, a negative size, or dropout_p outside [0, 1).
+        ValueError: seed neither 0-d nor `[2]`, a size that is not an integer >= 0, or dropout_p not
+            a number in [0, 1).
         TypeError: seed not int64.
     """
     check_seed("dropout_mask", seed)
-    sizes = {"num_samples": num_samples, "num_rows": num_rows, "num_columns": num_columns}
-    for name, size in sizes.items():
-        if size < 0:
-            raise ValueError(f"dropout_mask: expected {name} >= 0, got {size}.")
+    num_samples = checked_integer("dropout_mask", "num_samples", num_samples, 0)
+    num_rows = checked_integer("dropout_mask", "num_rows", num_rows, 0)
+    num_columns = checked_integer("dropout_mask", "num_columns", num_columns, 0)
+    check_number("dropout_mask", "dropout_p", dropout_p)
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_mask: expected dropout_p in [0, 1), got {dropout_p}.")
     return DROPOUT_MASK(seed, num_samples, num_rows, num_columns, dropout_p)

@@ -72,4 +72,28 @@ ERRORS = [
         TypeError,
         "expected embed_avg of a floating dtype",
     ),
+    ErrorCase(
+        "list_of_counts",
+        lambda: _call(counts=[1.0] * 4),
+        TypeError,
+        "ema_update_: expected counts to be a tensor, got list: pass torch.tensor(counts).",
+    ),
+    ErrorCase(
+        "no_codebook",
+        lambda: _call(codebook=None),
+        TypeError,
+        "ema_update_: expected codebook to be a tensor, got None.",
+    ),
+    ErrorCase(
+        "text_as_decay",
+        lambda: _call(decay="a"),
+        ValueError,
+        "ema_update_: expected decay to be a number, got 'a'.",
+    ),
+    ErrorCase(
+        "no_epsilon",
+        lambda: _call(epsilon=None),
+        ValueError,
+        "ema_update_: expected epsilon to be a number, got None.",
+    ),
 ]

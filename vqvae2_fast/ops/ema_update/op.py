@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, check_same_device, described, other_dtype
+from vqvae2_fast.ops._checks import (
+    check_floating,
+    check_number,
+    check_same_device,
+    check_tensors,
+    described,
+    other_dtype,
+)
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.ema_update.reference import ema_update_reference
 
@@ -65,13 +72,15 @@ def ema_update_(
         epsilon: ε, in counts.
 
     Raises:
-        ValueError: Shapes that do not fit, decay outside [0, 1], or epsilon negative or infinite.
-        TypeError: sums, cluster_size, embed_avg or codebook not floating.
+        ValueError: Shapes that do not fit, decay or epsilon not a number, decay outside [0, 1], or
+            epsilon negative or infinite.
+        TypeError: Not a tensor; sums, cluster_size, embed_avg or codebook not floating.
         RuntimeError: Tensors on different devices.
 
     Note:
         No gradient flows, and codebooks that are parameters are written too.
     """
+    check_tensors("ema_update_", counts=counts)
     check_floating(
         "ema_update_", sums=sums, cluster_size=cluster_size, embed_avg=embed_avg, codebook=codebook
     )
@@ -91,6 +100,8 @@ def ema_update_(
                 f"ema_update_: expected {name} {list(shape)} for codebook {list(codebook.shape)}, "
                 f"got {described(tensor)}."
             )
+    check_number("ema_update_", "decay", decay)
+    check_number("ema_update_", "epsilon", epsilon)
     if not 0 <= decay <= 1:
         raise ValueError(f"ema_update_: expected decay in [0, 1], got {decay}.")
     if not 0 <= epsilon < math.inf:

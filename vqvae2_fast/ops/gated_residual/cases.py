@@ -89,4 +89,16 @@ ERRORS = [
         RuntimeError,
         "expected all tensors on one device, got h on cpu, x on cpu, condition on meta",
     ),
+    ErrorCase(
+        "array",
+        lambda: gated_residual(_H.numpy(), _X),  # type: ignore[arg-type]
+        TypeError,
+        "gated_residual: expected h to be a tensor, got ndarray: pass torch.tensor(h).",
+    ),
+    ErrorCase(
+        "number_as_condition",
+        lambda: gated_residual(_H, _X, 1.0),  # type: ignore[arg-type]
+        TypeError,
+        "gated_residual: expected condition to be a tensor, got float: pass torch.tensor(",
+    ),
 ]

@@ -52,18 +52,36 @@ ERRORS = [
         "no_codes",
         lambda: gumbel_noise(_ONE, _ONE, 0),
         ValueError,
-        "expected num_embeddings >= 1, got 0",
+        "expected num_embeddings to be an integer >= 1, got 0",
     ),
     ErrorCase(
         "stream_too_large",
         lambda: gumbel_noise(_ONE, _ONE, 4, stream=1 << 16),
         ValueError,
-        "expected stream in 0..65535",
+        "expected stream to be an integer from 0 to 65535, got 65536",
     ),
     ErrorCase(
         "seed_too_large",
         lambda: gumbel_noise(_ONE, _ONE, 4, seed=1 << 64),
         ValueError,
-        "expected a seed of 64 bits",
+        "to 18446744073709551615, got 18446744073709551616",
+    ),
+    ErrorCase(
+        "list_of_samples",
+        lambda: gumbel_noise([0], _ONE, 4),  # type: ignore[arg-type]
+        TypeError,
+        "gumbel_noise: expected samples to be a tensor, got list: pass torch.tensor(samples).",
+    ),
+    ErrorCase(
+        "fraction_as_seed",
+        lambda: gumbel_noise(_ONE, _ONE, 4, seed=1.5),  # type: ignore[arg-type]
+        ValueError,
+        "gumbel_noise: expected seed to be an integer from -9223372036854775808 to 1",
+    ),
+    ErrorCase(
+        "text_as_seed",
+        lambda: gumbel_noise(_ONE, _ONE, 4, seed="a"),  # type: ignore[arg-type]
+        ValueError,
+        "got 'a'.",
     ),
 ]

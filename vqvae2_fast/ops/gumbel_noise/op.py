@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops import _native
-from vqvae2_fast.ops._checks import check_int64, check_same_device, described
+from vqvae2_fast.ops._checks import check_int64, check_same_device, checked_integer, described
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.gumbel_noise.reference import gumbel_noise_reference
 
@@ -51,8 +51,9 @@ def gumbel_noise(
         float32 `[B, P, K]`.
 
     Raises:
-        ValueError: Shapes that do not fit, or a stream or seed out of range.
-        TypeError: samples or positions not int64.
+        ValueError: Shapes that do not fit, or num_embeddings, a stream or a seed that is not an
+            integer or out of range.
+        TypeError: samples or positions not an int64 tensor.
         RuntimeError: Tensors on different devices.
     """
     check_int64("gumbel_noise", samples=samples, positions=positions)
@@ -60,11 +61,8 @@ def gumbel_noise(
         if tensor.dim() != 1:
             raise ValueError(f"gumbel_noise: expected {name} 1-d, got {described(tensor)}.")
     check_same_device("gumbel_noise", samples=samples, positions=positions)
-    if num_embeddings < 1:
-        raise ValueError(f"gumbel_noise: expected num_embeddings >= 1, got {num_embeddings}.")
-    if not 0 <= stream < 1 << 16:
-        raise ValueError(f"gumbel_noise: expected stream in 0..65535, got {stream}.")
-    if not -(1 << 63) <= seed < 1 << 64:
-        raise ValueError(f"gumbel_noise: expected a seed of 64 bits, got {seed}.")
+    num_embeddings = checked_integer("gumbel_noise", "num_embeddings", num_embeddings, 1)
+    stream = checked_integer("gumbel_noise", "stream", stream, 0, (1 << 16) - 1)
+    seed = checked_integer("gumbel_noise", "seed", seed, -(1 << 63), (1 << 64) - 1)
     signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed
     return GUMBEL_NOISE(samples, positions, num_embeddings, signed_seed, stream)

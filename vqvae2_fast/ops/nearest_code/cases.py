@@ -153,4 +153,28 @@ ERRORS = [
         ValueError,
         "expected finite values, got NaN or infinity in z",
     ),
+    ErrorCase(
+        "list_of_vectors",
+        lambda: nearest_code([[0.0, 1.0]], torch.zeros(4, 2)),  # type: ignore[arg-type]
+        TypeError,
+        "nearest_code: expected z to be a tensor, got list: pass torch.tensor(z).",
+    ),
+    ErrorCase(
+        "array_of_codes",
+        lambda: nearest_code(torch.zeros(2, 3), torch.zeros(4, 3).numpy()),  # type: ignore[arg-type]
+        TypeError,
+        "nearest_code: expected codebook to be a tensor, got ndarray: pass torch.tensor(codebook).",
+    ),
+    ErrorCase(
+        "no_codebook",
+        lambda: nearest_code(torch.zeros(2, 3), None),  # type: ignore[arg-type]
+        TypeError,
+        "nearest_code: expected codebook to be a tensor, got None.",
+    ),
+    ErrorCase(
+        "list_of_codebooks",
+        lambda: nearest_code(torch.zeros(2, 3), [torch.zeros(4, 3)] * 2),  # type: ignore[arg-type]
+        TypeError,
+        "expected codebook to be a tensor, got list of tensors: pass torch.stack(codebook).",
+    ),
 ]

@@ -13,6 +13,7 @@ from vqvae2_fast.ops._checks import (
     check_codebook,
     check_finite,
     check_floating,
+    check_tensors,
     fits_codebook,
     other_dtype,
 )
@@ -69,13 +70,16 @@ def nearest_code(
     Raises:
         ValueError: Shapes that do not fit, an empty codebook, or with `check_values` NaN or
             infinity.
-        TypeError: A dtype that is not floating.
+        TypeError: Not a tensor, or a dtype that is not floating.
         RuntimeError: Tensors on different devices.
 
     Note:
         Ties take the lowest index. NaN never wins; a vector without any finite distance gets
         index 0. No gradient flows to either result.
     """
+    # The condition repeats the check because a Python call costs more.
+    if not (isinstance(z, Tensor) and isinstance(codebook, Tensor)):
+        check_tensors("nearest_code", z=z, codebook=codebook)
     # A detach costs half a microsecond, so it is done only where it is needed.
     if z.requires_grad or codebook.requires_grad:
         z, codebook = z.detach(), codebook.detach()

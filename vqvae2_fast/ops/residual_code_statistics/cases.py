@@ -71,4 +71,10 @@ ERRORS = [
         TypeError,
         "residual_code_statistics: expected indices int64, got [2, 2] float32",
     ),
+    ErrorCase(
+        "list_of_indices",
+        lambda: _call([[0, 1], [1, 0]]),  # type: ignore[arg-type]
+        TypeError,
+        "residual_code_statistics: expected indices to be a tensor, got list: pass torch.tensor(",
+    ),
 ]

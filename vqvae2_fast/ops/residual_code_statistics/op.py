@@ -52,7 +52,7 @@ def residual_code_statistics(
 
     Raises:
         ValueError: Shapes that do not fit.
-        TypeError: z or codebooks not floating, or indices not int64.
+        TypeError: Not a tensor, z or codebooks not floating, or indices not int64.
         RuntimeError: Tensors on different devices, or an index outside −1..K−1.
 
     Note:

@@ -107,4 +107,16 @@ ERRORS = [
         ValueError,
         "residual_nearest_code: expected num_active to be an integer from 1 to 2, got 0",
     ),
+    ErrorCase(
+        "list_of_codebooks",
+        lambda: residual_nearest_code(torch.zeros(2, 3), [torch.zeros(4, 3)] * 2),  # type: ignore[arg-type]
+        TypeError,
+        "expected codebooks to be a tensor, got list of tensors: pass torch.stack(codebooks).",
+    ),
+    ErrorCase(
+        "array_of_vectors",
+        lambda: residual_nearest_code(torch.zeros(2, 3).numpy(), torch.zeros(2, 4, 3)),  # type: ignore[arg-type]
+        TypeError,
+        "residual_nearest_code: expected z to be a tensor, got ndarray: pass torch.tensor(z).",
+    ),
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from vqvae2_fast.ops._checks import (
     KERNEL_DTYPES,
     check_codebook,
+    check_tensors,
     checked_integer,
     described,
     other_dtype,
@@ -49,6 +50,7 @@ RESIDUAL_NEAREST_CODE = register(
 
 def check_codebooks(op: str, z: Tensor, codebooks: Tensor) -> None:
     """z `[..., D]` against codebooks `[Q, K, D]`, Q, K and D at least 1."""
+    check_tensors(op, z=z, codebooks=codebooks)
     if codebooks.dim() != 3 or 0 in codebooks.shape:
         raise ValueError(
             f"{op}: expected codebooks [Q, K, D] with Q, K, D >= 1, got {described(codebooks)}."
@@ -86,7 +88,7 @@ def residual_nearest_code(
 
     Raises:
         ValueError: Shapes that do not fit, an empty codebook, num_active outside 1..Q.
-        TypeError: A dtype that is not floating.
+        TypeError: Not a tensor, or a dtype that is not floating.
         RuntimeError: Tensors on different devices.
 
     Note:

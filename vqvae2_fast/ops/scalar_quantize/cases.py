@@ -95,4 +95,34 @@ ERRORS = [
         TypeError,
         "expected z of a floating dtype",
     ),
+    ErrorCase(
+        "list_of_vectors",
+        lambda: scalar_quantize([[0.0]], [8]),  # type: ignore[arg-type]
+        TypeError,
+        "scalar_quantize: expected z to be a tensor, got list: pass torch.tensor(z).",
+    ),
+    ErrorCase(
+        "a_fraction_of_levels",
+        lambda: scalar_quantize(_Z, [8, 8, 8.0]),  # type: ignore[list-item]
+        ValueError,
+        "scalar_quantize: expected levels to be a list of integers, got [8, 8, 8.0].",
+    ),
+    ErrorCase(
+        "tensor_of_levels",
+        lambda: scalar_quantize(_Z, torch.tensor([8, 8, 8])),  # type: ignore[arg-type]
+        ValueError,
+        "expected levels to be a list of integers, got a tensor: pass levels.tolist().",
+    ),
+    ErrorCase(
+        "one_number_of_levels",
+        lambda: scalar_quantize(_Z, 8),  # type: ignore[arg-type]
+        ValueError,
+        "scalar_quantize: expected levels to be a list of integers, got 8.",
+    ),
+    ErrorCase(
+        "text_as_levels",
+        lambda: scalar_quantize(_Z, "888"),  # type: ignore[arg-type]
+        ValueError,
+        "scalar_quantize: expected levels to be a list of integers, got '888'.",
+    ),
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, misfit
+from vqvae2_fast.ops._checks import check_floating, checked_integers, misfit
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.scalar_quantize.gradient import backward, setup_context, why_not
 from vqvae2_fast.ops.scalar_quantize.reference import scalar_quantize_reference
@@ -71,12 +71,13 @@ def scalar_quantize(
             the least value. A NaN has digit 0.
 
     Raises:
-        ValueError: levels are not d numbers of at least 2.
-        TypeError: z is not floating.
+        ValueError: levels are not d integers of at least 2.
+        TypeError: z is not a floating tensor.
     """
     check_floating("scalar_quantize", z=z)
+    levels = checked_integers("scalar_quantize", "levels", levels)
     if z.dim() == 0 or len(levels) != z.shape[-1] or min(levels, default=0) < 2:
-        raise misfit("scalar_quantize", f"z [..., d] for d levels >= 2, here {list(levels)}", z=z)
+        raise misfit("scalar_quantize", f"z [..., d] for d levels >= 2, here {levels}", z=z)
     flat = z if z.dim() == 2 else z.reshape(-1, len(levels))  # [N, d]
     values, indices = SCALAR_QUANTIZE(flat, levels, symmetric, hard, int32)
     return values.view(z.shape), indices.view(z.shape[:-1])

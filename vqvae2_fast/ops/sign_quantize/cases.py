@@ -46,4 +46,34 @@ ERRORS = [
         TypeError,
         "expected z of a floating dtype",
     ),
+    ErrorCase(
+        "list_of_vectors",
+        lambda: sign_quantize([[0.0]]),  # type: ignore[arg-type]
+        TypeError,
+        "sign_quantize: expected z to be a tensor, got list: pass torch.tensor(z).",
+    ),
+    ErrorCase(
+        "no_scale",
+        lambda: sign_quantize(torch.zeros(2, 4), 0),
+        ValueError,
+        "sign_quantize: expected scale > 0 and finite, got 0.",
+    ),
+    ErrorCase(
+        "negative_scale",
+        lambda: sign_quantize(torch.zeros(2, 4), -1.0),
+        ValueError,
+        "sign_quantize: expected scale > 0 and finite, got -1.0.",
+    ),
+    ErrorCase(
+        "scale_not_a_number",
+        lambda: sign_quantize(torch.zeros(2, 4), float("nan")),
+        ValueError,
+        "sign_quantize: expected scale > 0 and finite, got nan.",
+    ),
+    ErrorCase(
+        "text_as_scale",
+        lambda: sign_quantize(torch.zeros(2, 4), "a"),  # type: ignore[arg-type]
+        ValueError,
+        "sign_quantize: expected scale to be a number, got 'a'.",
+    ),
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, misfit, other_dtype
+from vqvae2_fast.ops._checks import check_floating, check_number, misfit, other_dtype
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.sign_quantize.reference import sign_quantize_reference
 
@@ -35,15 +37,15 @@ def sign_quantize(z: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
 
     Args:
         z: `[..., d]`, float32 or float64, d from 1 to 63.
-        scale: Absolute value of a number of a code.
+        scale: Absolute value of a number of a code, above 0.
 
     Returns:
         values: `[..., d]`; 0 and NaN count as negative.
         indices: int64 `[...]`, Σ_i [z_i > 0] · 2^(d−1−i): the first number is the highest bit.
 
     Raises:
-        ValueError: d is not in 1 to 63.
-        TypeError: z is not floating.
+        ValueError: d is not in 1 to 63, or scale is not a finite number above 0.
+        TypeError: z is not a floating tensor.
 
     Note:
         No gradient flows to z.
@@ -51,6 +53,9 @@ def sign_quantize(z: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     check_floating("sign_quantize", z=z)
     if z.dim() == 0 or not 1 <= z.shape[-1] <= _MOST_BITS:
         raise misfit("sign_quantize", f"z [..., d] with d from 1 to {_MOST_BITS}", z=z)
+    check_number("sign_quantize", "scale", scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"sign_quantize: expected scale > 0 and finite, got {scale}.")
     z = z.detach()
     values, indices = SIGN_QUANTIZE(z.reshape(-1, z.shape[-1]), scale)
     return values.view(z.shape), indices.view(z.shape[:-1])

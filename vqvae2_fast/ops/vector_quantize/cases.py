@@ -63,4 +63,16 @@ ERRORS = [
         ValueError,
         "vector_quantize: expected codebook [K, D] with K, D >= 1",
     ),
+    ErrorCase(
+        "list_of_vectors",
+        lambda: vector_quantize([[0.0, 1.0]], torch.zeros(4, 2)),  # type: ignore[arg-type]
+        TypeError,
+        "vector_quantize: expected z to be a tensor, got list: pass torch.tensor(z).",
+    ),
+    ErrorCase(
+        "no_codebook",
+        lambda: vector_quantize(torch.zeros(2, 3), None),  # type: ignore[arg-type]
+        TypeError,
+        "vector_quantize: expected codebook to be a tensor, got None.",
+    ),
 ]

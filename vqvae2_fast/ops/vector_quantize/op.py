@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from vqvae2_fast.ops._checks import check_codebook, check_floating, fits_codebook
+from vqvae2_fast.ops._checks import check_codebook, check_floating, check_tensors, fits_codebook
 from vqvae2_fast.ops._heads import for_each_head
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.nearest_code.op import why_not
@@ -84,6 +84,9 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
         Second and forward-mode derivatives go straight through z_q too. Backward needs z_q
         unchanged: after an operation in place on it, backward raises RuntimeError.
     """
+    # The condition repeats the check because a Python call costs more.
+    if not (isinstance(z, Tensor) and isinstance(codebook, Tensor)):
+        check_tensors("vector_quantize", z=z, codebook=codebook)
     if codebook.requires_grad:
         codebook = codebook.detach()
     if not fits_codebook(z, codebook):

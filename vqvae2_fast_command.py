@@ -111,8 +111,20 @@ def main() -> int:
     # Nothing of what torch's modules create is garbage. Looking for it would take 0.15 s here, and
     # more in each later collection.
     gc.disable()
-    from vqvae2_fast.cli import main as run
+    try:
+        from vqvae2_fast.cli import main as run
+    except RuntimeError as error:
+        # A variable with a value that cannot be used is a wrong request like any other.
+        gc.enable()
+        if not str(error).startswith("VQVAE2_FAST_"):
+            raise
+        if "--debug" in sys.argv:
+            import traceback
 
+            traceback.print_exc()
+        else:
+            print(f"vqvae2-fast: error: {error}\n(--debug shows where)", file=sys.stderr)
+        return 2
     gc.freeze()
     gc.enable()
     return run()

@@ -91,18 +91,32 @@ def test_errors_of_configurations_name_flags(arguments, message, error_of):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("train-vqvae --train.learning-rate abc", "--train.learning-rate FLOAT"),
-        ("train-vqvae --train.steps 1e3", "--train.steps INT"),
-        ("train-vqvae --model.image-size 16 x", "--model.image-size INT INT"),
-        ("sample --n x", "--n {None}|INT"),
-        ("sample --top-k a b", "--top-k [INT [INT ...]]"),
+        ("train-vqvae --train.learning-rate abc", "--train.learning-rate: expected a number, got"),
+        ("train-vqvae --train.steps 1e3", "--train.steps: expected a whole number, such as 1000,"),
+        ("train-vqvae --model.image-size 16 x", "--model.image-size: expected a whole number, got"),
+        ("sample --n x", "--n: expected a whole number, got 'x'."),
+        ("sample --seed=abc", "--seed: expected a whole number, got 'abc'."),
+        ("sample --top-k 3 b", "--top-k: expected a whole number, got 'b'."),
+        ("sample --top_p 90%", "--top-p: expected a number, such as 0.9, got '90%'."),
     ],
 )
-def test_a_value_of_another_type_is_told_with_its_option(line, told, capsys):
+def test_a_value_that_is_no_number_is_told_with_its_option(line, told, error_of):
+    assert f"error: {told}" in error_of(line.split())
+
+
+def test_a_value_of_another_type_is_told_with_its_option(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(line.split())
+        main(["info", "--sampler", "--card", "x"])
     assert stop.value.code == 2
-    assert told in capsys.readouterr().err
+    assert "--card" in capsys.readouterr().err
+
+
+def test_an_option_without_its_value_expects_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["train-vqvae", "--train.steps"])
+    error = capsys.readouterr().err
+    assert "Expected 1 value. " in error
+    assert len({len(line) for line in error.splitlines()}) == 1
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,19 @@ def test_the_program_waits_for_its_threads():
 def test_what_torch_consists_of_is_not_searched_for_garbage():
     said = "import gc; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
     assert _python(f"{_RUN}; {said}").splitlines()[-1] == "True True"
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_a_variable_that_cannot_be_used_is_a_wrong_request(debug):
+    code = _READ.format(then=f"sys.argv[1:] = {['info', *debug]}; sys.exit(c.main())")
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tempfile.gettempdir(),
+        env=os.environ | {"VQVAE2_FAST_SIMD": "foo"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ("Traceback" in ended.stderr) == bool(debug)
+    assert "VQVAE2_FAST_SIMD: expected a SIMD level" in ended.stderr
+    assert bool(debug) or ended.stderr.startswith("vqvae2-fast: error: VQVAE2_FAST_SIMD: ")

@@ -16,6 +16,7 @@ import tyro
 
 from vqvae2_fast import __version__
 from vqvae2_fast.commands.flags import as_flags
+from vqvae2_fast.console.numbers import number_error
 from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.runs.interrupt import InterruptedRun
@@ -148,7 +149,11 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
         refused = stop.__context__ and stop.__context__.__context__
         if isinstance(refused, ValueError) and _is_ours(refused):
             raise refused from None
-        sys.stderr.write(said.getvalue())
+        no_number = number_error(said.getvalue(), arguments)
+        if no_number is not None:
+            raise ValueError(no_number) from None
+        # The parser knows no singular. The box that it has drawn keeps its width.
+        sys.stderr.write(said.getvalue().replace("Expected 1 values.", "Expected 1 value. "))
         raise
     raise SystemExit(0)  # the reader of the help had enough
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -193,3 +194,52 @@ def test_priors_elsewhere_are_refused_with_the_remedy() -> None:
     prior = tiny_pipeline(num_classes=3).priors[0].to("meta")
     with pytest.raises(RuntimeError, match=r"the prior is on meta\. Move .* with device=cpu\.$"):
         check_engine("encode_codes", prior, "cpu")
+
+
+@pytest.mark.parametrize(
+    "labels", [[2, 1, 3], ["cow", "c", None], torch.tensor([2, 1, 3]).numpy()], ids=str
+)
+def test_labels_are_numbers_or_names_as_in_sample_images(labels) -> None:
+    pipeline = replace(tiny_pipeline(num_classes=3), class_names=("ant", "c", "cow"))
+    codes, _ = some_codes(pipeline, 3)
+    expected = codec.encode_codes(pipeline, codes, labels=torch.tensor([2, 1, 3]))
+    assert codec.encode_codes(pipeline, codes, labels=labels) == expected
+    assert list(codec.encode_stream(pipeline, [(codes, labels)])) == [expected]
+
+
+@pytest.mark.parametrize("labels", ["cow", 3])
+def test_a_label_that_is_no_list_is_refused(pipeline: Pipeline, labels) -> None:
+    told = f"encode_codes: expected labels to be a list, one per sample, got {labels!r}"
+    with pytest.raises(ValueError, match=told):
+        codec.encode_codes(pipeline, some_codes(pipeline, 3)[0], labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("codes", "got"),
+    [
+        (None, "a NoneType"),
+        ("top", "a str"),
+        ([None, [1]], "a list of NoneType, list"),
+        ((torch.zeros(1, 4, 4).numpy(),), "a tuple of ndarray"),
+    ],
+)
+def test_codes_that_are_no_tensors_are_refused(pipeline: Pipeline, codes, got: str) -> None:
+    with pytest.raises(TypeError, match=f"encode_codes: expected codes to be .*, got {got}\\."):
+        codec.encode_codes(pipeline, codes)
+
+
+@pytest.mark.parametrize("function", ["encode_codes", "encode_images", "encode_stream"])
+def test_a_model_in_the_place_of_the_pipeline_is_no_encoder(
+    pipeline: Pipeline, function: str
+) -> None:
+    with pytest.raises(TypeError, match=f"{function}: expected a Pipeline, got a VQVAE2: make one"):
+        list(getattr(codec, function)(pipeline.vqvae, []))
+
+
+@pytest.mark.parametrize("function", ["decode_codes", "decode_images"])
+def test_a_model_in_the_place_of_the_pipeline_is_no_decoder(
+    pipeline: Pipeline, function: str
+) -> None:
+    data = codec.encode_codes(pipeline, some_codes(pipeline, 1)[0])
+    with pytest.raises(TypeError, match=f"{function}: expected a Pipeline, got a VQVAE2: make one"):
+        getattr(codec, function)(pipeline.vqvae, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,21 @@ def test_a_path_in_the_place_of_bytes() -> None:
         codec.decode_codes(PIPELINE, "images.vq2")  # type: ignore[arg-type]
 
 
+def test_a_file_in_text_mode(tmp_path) -> None:
+    path = tmp_path / "x.vq2"
+    path.write_bytes(DATA)
+    told = 'decode_codes: expected data to be a file of bytes, got one opened in text mode.*, "rb"'
+    with path.open(encoding="utf-8") as file, pytest.raises(TypeError, match=told):
+        codec.decode_codes(PIPELINE, file)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", ["a", 0, -1, 2.5, True])
+def test_a_limit_that_is_no_number_of_images(limit) -> None:
+    told = f"decode_codes: expected max_images to be an integer of 1 or more, got {limit!r}"
+    with pytest.raises(ValueError, match=told):
+        codec.decode_codes(PIPELINE, DATA, max_images=limit)
+
+
 def test_bytes_after_the_last_segment() -> None:
     refused(DATA + b"xyz", "after the last segment it has b'xyz'")
 
@@ -112,6 +128,11 @@ def test_more_images_than_the_caller_takes() -> None:
         codec.decode_codes(PIPELINE, DATA, max_images=3)
 
 
+def test_a_single_image_is_named_as_one() -> None:
+    with pytest.raises(ValueError, match="at most 1 image or tile, the file has at least 4;"):
+        codec.describe(DATA, max_images=1)
+
+
 def test_too_many_images_are_refused_before_they_are_read(monkeypatch) -> None:
     monkeypatch.setattr(bitstream, "_read_segment", lambda *_: pytest.fail("was read"))
     with pytest.raises(ValueError, match="at most 3 images"):
@@ -134,7 +155,8 @@ def test_a_pipeline_whose_weights_changed_since() -> None:
 
 
 def test_a_pipeline_with_fewer_levels() -> None:
-    top = Pipeline(PIPELINE.vqvae, PIPELINE.priors[:1])
+    # A VQVAE2 takes only as many priors as it has levels.
+    top = Pipeline(SimpleNamespace(decode=PIPELINE.vqvae.decode), PIPELINE.priors[:1])
     (segment,) = read_segments(DATA)
     header = replace(segment.header, pipeline=codec.codes.pipeline_hash(top))
     refused(write_segment(replace(segment, header=header)), "has 2 levels, the pipeline 1", top)
@@ -150,6 +172,29 @@ def test_an_altered_payload(at: int) -> None:
 @pytest.mark.parametrize(("size", "message"), [(20, "header"), (45, "header"), (60, "level 0")])
 def test_a_truncated_file(size: int, message: str) -> None:
     refused(DATA[:size], f"truncated.*{message}|{message}.*truncated")
+
+
+def test_only_a_level_after_the_first_can_be_cut_off() -> None:
+    refused(
+        DATA[:50], r"level 0: expected \d+ bytes, got 2\. Copy the file again; without this level"
+    )
+    bottom = struct.unpack_from("<I", DATA, 40)[0]
+    cut = DATA[: 2 - bottom]
+    refused(
+        cut, r"level 1: expected \d+ bytes, got 2\. .* remove the last 2 bytes to decode the levels"
+    )
+    assert torch.equal(codec.decode_codes(PIPELINE, cut[:-2])[0], CODES[0])
+
+
+def test_an_error_about_a_file_names_it_and_not_the_function(tmp_path) -> None:
+    path = tmp_path / "x.vq2"
+    path.write_bytes(DATA[:50])
+    for read in (codec.describe, lambda file: codec.decode_codes(PIPELINE, file)):
+        with (
+            pytest.raises(ValueError, match="x.vq2: the file is"),
+            codec.open_compressed(path) as f,
+        ):
+            read(f)
 
 
 def test_streams_of_other_images() -> None:

@@ -111,6 +111,21 @@ def test_labels_of_images_are_those_of_their_tiles(pipeline: Pipeline) -> None:
     assert torch.cat(labels).tolist() == [2, 2, 1, 1]
 
 
+def test_labels_of_images_are_taken_as_numbers(pipeline: Pipeline) -> None:
+    given = images(2, 3, 16, 32)
+    expected = codec.encode_images(pipeline, given, labels=torch.tensor([2, 1]))
+    assert codec.encode_images(pipeline, given, labels=[2, 1]) == expected
+
+
+@pytest.mark.parametrize(
+    "given", [None, "0.png", [images(3, 16, 16)], images(1, 3, 16, 16).numpy()]
+)
+def test_images_that_are_no_tensor_are_refused(pipeline: Pipeline, given) -> None:
+    got = f"got a {type(given).__name__}"
+    with pytest.raises(TypeError, match=rf"encode_images: expected images to be a tensor, .*{got}"):
+        codec.encode_images(pipeline, given)
+
+
 @pytest.mark.parametrize("labels", [[1], [[2, 1]]])
 def test_labels_that_are_not_one_per_image_are_refused(pipeline: Pipeline, labels: list) -> None:
     given = images(2, 3, 16, 32)
@@ -120,7 +135,8 @@ def test_labels_that_are_not_one_per_image_are_refused(pipeline: Pipeline, label
 
 def test_a_file_of_codes_is_no_file_of_images(pipeline: Pipeline) -> None:
     codes = pipeline.vqvae.encode(images(1, 3, 16, 16))
-    with pytest.raises(ValueError, match="expected a file of images"):
+    told = "expected a file of images, got one of code maps, 1 of each level. Use decode_codes"
+    with pytest.raises(ValueError, match=told):
         codec.decode_images(pipeline, codec.encode_codes(pipeline, codes))
 
 

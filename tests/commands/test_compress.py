@@ -93,6 +93,35 @@ def test_info_tells_tiles_from_images_and_height_from_width(
     assert "image sizes (height x width): 40x23" in text
 
 
+def test_info_counts_the_levels_of_a_file_and_those_cut_off(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compress photos/0.png --pipeline pipeline --levels top --out x.vq2 --quiet") == 0
+    capsys.readouterr()
+    assert run("info x.vq2") == 0
+    text = capsys.readouterr().out
+    assert "levels in the file (decompress draws any others that the pipeline has): 1" in text
+    assert "levels cut off from the end of the file: 0" in text
+
+
+def test_info_shows_no_image_size_of_code_maps(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = [torch.zeros(1, side, side, dtype=torch.int64) for side in (4, 8)]
+    (workplace / "x.vq2").write_bytes(codec.encode_codes(tiny_pipeline(3), codes))
+    assert run("info x.vq2") == 0
+    text = capsys.readouterr().out
+    assert "kind: compressed code maps" in text
+    assert "0x0" not in text
+
+
+def test_one_image_is_named_as_one(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compress photos/0.png --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert capsys.readouterr().out.startswith("1 image or tile in ")
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
+    assert capsys.readouterr().out == "1 image in out\n"
+
+
 def test_info_describes_a_file(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("compress photos --pipeline pipeline --out x.vq2 --quiet")
     capsys.readouterr()
@@ -104,7 +133,17 @@ def test_info_describes_a_file(workplace: Path, capsys: pytest.CaptureFixture[st
     ("call", "message"),
     [
         ("compress photos --pipeline pipeline --levels middle", "expected one of top, bottom"),
-        ("decompress photos/0.png --pipeline pipeline", "photos/0.png: describe: expected a .vq2"),
+        ("decompress photos/0.png --pipeline pipeline", "error: photos/0.png: expected a .vq2"),
+        (
+            "compress nosuch.png --pipeline pipeline",
+            "error: compress: expected IMAGES to be an image, a folder of images, a code store or "
+            "one of `emoji[:subcategories]`, ",
+        ),
+        ("compress emoji:x --pipeline pipeline", "error: data=emoji:x: expected emoji or"),
+        (
+            "decompress x.vq2 --pipeline pipeline --max-images 0",
+            "error: --max-images: expected 1 or more, got 0.",
+        ),
         ("decompress x.vq2 --pipeline pipeline --out photos", "--out: photos holds images already"),
         (
             "compress photos --pipeline pipeline --priors pipeline",
@@ -253,6 +292,18 @@ def test_a_file_that_is_read_is_never_replaced(
         assert run(f"compress {images} --pipeline pipeline --out {out} --quiet") == 2
         assert "is one of the files to compress" in capsys.readouterr().err
         assert Path(out).read_bytes() == before
+
+
+def test_a_file_that_compress_has_not_written_is_never_replaced(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path("photos/1.png").read_bytes()
+    call = "compress photos/0.png --pipeline pipeline --quiet --out"
+    assert run(f"{call} photos/1.png") == 2
+    assert "--out: photos/1.png exists and is no .vq2 file" in capsys.readouterr().err
+    assert Path("photos/1.png").read_bytes() == before
+    Path("empty").touch()  # as mktemp leaves one
+    assert run(f"{call} empty") == 0
 
 
 def test_a_folder_in_the_place_of_the_file_is_refused_before_anything_is_encoded(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vqvae2_fast.console.words import described, number, perhaps
+from vqvae2_fast.console.words import counted, described, number, perhaps
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,8 @@ def test_records_are_described_without_pythons_marks():
 )
 def test_the_choice_most_like_a_word_is_named_if_there_is_one(word, sentence):
     assert perhaps(word, ("Food", "flags", "objects")) == sentence
+
+
+def test_one_of_a_kind_is_singular() -> None:
+    assert [counted(n, "image") for n in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
+    assert counted(2, "image or tile", "images or tiles") == "2 images or tiles"

@@ -222,7 +222,7 @@ def test_a_web_dataset_needs_a_cache_but_not_to_be_looked_at(shards, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("nowhere", "data: expected .* `FOLDER`, `emoji.*`, `fashion.*`, .*, got nowhere"),
+        ("nowhere", "data: expected the folder .* one of `emoji.*`, `fashion.*`, .*, got nowhere"),
         ("photoz/", "got photoz/, which does not exist"),
         pytest.param(__file__, "which is a file. Name the folder that it is in", id="a file"),
         ("s3:bucket", "data: expected the folder of a data set or one of .* got s3:bucket"),

@@ -323,6 +323,15 @@ def test_codes_of_another_dtype_are_named() -> None:
         small().decode([torch.zeros(1, 4, 4), *codes_of((1, 8, 8))])
 
 
+def test_codes_that_are_no_tensors_are_named() -> None:
+    codes = [level.numpy() for level in codes_of((1, 4, 4), (1, 8, 8))]
+    message = (
+        r"VQVAE2: expected codes\[0\] to be a tensor, got a numpy array: pass torch.from_numpy"
+    )
+    with pytest.raises(TypeError, match=message):
+        small().decode(codes)
+
+
 # The names of the port's modules and ours.
 PORT_NAMES = {
     "enc_b.blocks": "encoders.0.layers",

@@ -17,6 +17,7 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import (
     Pipeline,
     choose_engine,
+    interface_of,
     plan_of,
     sample_codes,
     score_codes,
@@ -249,7 +250,7 @@ def test_nothing_is_told_of_a_prior_on_the_cpu_nor_on_rocm(gpu, monkeypatch):
 
 
 def test_the_settings_of_a_series_name_the_engine_and_tell_why(gpu, card, monkeypatch):
-    pipeline = Pipeline(object(), [tiny_prior(size=(1, 32), num_blocks=1)])
+    pipeline = Pipeline(SimpleNamespace(decode=list), [tiny_prior(size=(1, 32), num_blocks=1)])
     card[0] = cuda.Card(blocks=4, shared_bytes=99 << 10, threads=64)
     (level,) = resolved_settings(pipeline, window=32)
     assert (level.engine, level.window) == ("cuda", 32)
@@ -305,7 +306,7 @@ def test_after_an_error_of_a_kernel_no_engine_is_tried(gpu, monkeypatch):
 def test_the_library_works_on_the_priors_device_and_its_stream(gpu):
     # The stand-in's plan is on the CPU; the device that is current elsewhere is a card.
     prior = tiny_prior(size=(2, 2))
-    device = str(plan_of(prior, sampler_module.interface_of(prior)).device)
+    device = str(plan_of(prior, interface_of(prior)).device)
     sample_codes(prior, 1, engine="cuda")
     of_draw = gpu.calls[-4:]
     assert of_draw == [(name, device) for name in ("sizes", "program", "row", "row")]

@@ -16,8 +16,13 @@ from safetensors.torch import load_file
 from vqvae2_fast import ops
 from vqvae2_fast.compat import rosinality
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import choose_engine, plan_of, sample_codes, teacher_forced_logits
-from vqvae2_fast.sampling import sampler as sampler_module
+from vqvae2_fast.sampling import (
+    choose_engine,
+    interface_of,
+    plan_of,
+    sample_codes,
+    teacher_forced_logits,
+)
 from vqvae2_fast.sampling.bounds import SAMPLING_BOUND
 from vqvae2_fast.sampling.engines import cuda, cuda_workspace
 from vqvae2_fast.sampling.settings import DrawSettings
@@ -239,7 +244,7 @@ def test_progress_is_told_row_by_row(engines):
 
 
 def test_out_of_memory_says_which_batch_would_fit(sampler_on_cpu, monkeypatch):
-    plan = plan_of(tiny_prior(), sampler_module.interface_of(tiny_prior()))
+    plan = plan_of(tiny_prior(), interface_of(tiny_prior()))
     values = cuda.plan_values(plan, CARD, cuda.PRECISIONS["cuda"], 40, guided=False)
     needed = [sampler_on_cpu.sizes({**values, "batch": b}).workspace_bytes for b in (16, 17)]
     assert cuda_workspace.largest_batch(sampler_on_cpu, values, needed[1] - 1) == 16
@@ -256,12 +261,12 @@ def test_out_of_memory_says_which_batch_would_fit(sampler_on_cpu, monkeypatch):
 
 def test_a_prior_too_large_for_the_card_is_refused_with_the_reason(sampler_on_cpu):
     prior = tiny_prior(channels=512, kernel_size=9)
-    plan = plan_of(prior, sampler_module.interface_of(prior))
+    plan = plan_of(prior, interface_of(prior))
     assert cuda.why_not_plan(sampler_on_cpu, CARD, plan) is None
     small = cuda.Card(blocks=4, shared_bytes=8 << 10, threads=64)
     assert "bytes of shared memory per block" in cuda.why_not_plan(sampler_on_cpu, small, plan)
     tall = tiny_prior(kernel_size=21)
-    plan = plan_of(tall, sampler_module.interface_of(tall))
+    plan = plan_of(tall, interface_of(tall))
     assert "20 rows above, more than 8" in cuda.why_not_plan(sampler_on_cpu, CARD, plan)
 
 
@@ -295,12 +300,20 @@ def test_features_are_in_float32_and_the_settings_return(precision, monkeypatch)
 
 
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
-def test_a_prior_elsewhere_is_refused_with_the_reason():
+def test_a_prior_elsewhere_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert cuda.why_not_cuda(torch.device("cpu"), torch.float32) == "the prior is on cpu"
     with pytest.raises(RuntimeError, match="engine cuda: the prior is on cpu") as refused:
         sample_codes(tiny_prior(), 1, engine="cuda")
     assert "Move it with device=cuda, or draw with engine='auto'" in str(refused.value)
     assert choose_engine("auto", tiny_prior())[0] == "cpu"
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+def test_no_move_is_proposed_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="PyTorch finds no GPU to move it to. Draw with engine="):
+        sample_codes(tiny_prior(), 1, engine="cuda")
 
 
 def test_packed_weights_are_written_before_and_kept_until_any_stream_has_read_them(monkeypatch):

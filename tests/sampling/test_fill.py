@@ -192,7 +192,30 @@ def test_progress_counts_the_rows_of_all_batches(monkeypatch):
             r"images .* \[B, 3, 16, 16\] .* got \[3, 1, 16, 16\]",
         ),
         ({"images": IMAGES.byte()}, TypeError, "images of a floating dtype, got torch.uint8"),
+        ({"images": IMAGES * 100}, ValueError, r"images in \[-1, 1\], got values from -99.* to 99"),
+        (
+            {"images": IMAGES / 0 * 0},
+            ValueError,
+            r"images in \[-1, 1\], got values from nan to nan",
+        ),
+        ({"images": None}, TypeError, "images to be a tensor, got None"),
+        ({"images": "a.png"}, TypeError, "images to be a tensor, got a str"),
+        (
+            {"images": IMAGES.numpy()},
+            TypeError,
+            r"images to be a tensor, got a numpy array: pass torch.from_numpy\(images\)",
+        ),
+        ({"mask": None}, TypeError, "mask to be bool .* or a list of 2 masks .* got None"),
+        ({"mask": "a.png"}, TypeError, "mask to be bool .* or a list of 2 masks .* got a str"),
+        (
+            {"mask": MASK.numpy()},
+            TypeError,
+            r"mask to be bool .* got a numpy array: pass torch.from_numpy\(mask\)",
+        ),
+        ({"mask": [None, None]}, TypeError, r"mask\[0\] to be a tensor, got None"),
         ({"labels": LABELS[:2]}, ValueError, r"labels \[3\], got \[2\]"),
+        ({"labels": {0, 1, 3}}, ValueError, "labels to be a list, .* a set has no order"),
+        ({"seed": [1, 2]}, ValueError, r"seed to be one integer for all levels, got \[1, 2\]"),
     ],
 )
 def test_bad_argument_is_named(arguments, error, message):
@@ -225,6 +248,17 @@ def test_a_decoder_alone_cannot_encode():
 
     with pytest.raises(TypeError, match="expected a pipeline with a VQVAE2, got a Decoder"):
         fill(Pipeline(Decoder(), pipeline.priors), IMAGES, MASK)
+
+
+def test_a_model_in_place_of_the_pipeline_is_named():
+    with pytest.raises(TypeError, match="^fill: expected a Pipeline, got a VQVAE2"):
+        fill(tiny_pipeline().vqvae, IMAGES, MASK)
+
+
+def test_images_a_little_beyond_their_range_are_filled():
+    # As scaling and decoders make them.
+    filled, _ = fill(tiny_pipeline(), IMAGES * 1.5, MASK, labels=LABELS)
+    assert filled.abs().max() <= 1
 
 
 def test_images_of_any_floating_type_are_filled():

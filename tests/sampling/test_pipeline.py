@@ -5,7 +5,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from vqvae2_fast.sampling import Pipeline, sample_codes, sample_images, sample_levels
+from vqvae2_fast.sampling import (
+    Pipeline,
+    sample_codes,
+    sample_images,
+    sample_levels,
+    stream_images,
+)
 from vqvae2_fast.sampling.labels import class_number, class_numbers
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.testing.priors import tiny_prior
@@ -107,6 +113,7 @@ def test_priors_that_do_not_chain_are_an_error():
     [
         ({"temperature": [1.0, 1.0]}, "temperature to be one value or 3, .* got 2"),
         ({"known": [None]}, "known to be a list of 3 maps or None, .* got 1"),
+        ({"seed": [1, 2, 3]}, r"seed to be one integer for all levels, got \[1, 2, 3\]"),
         ({"labels": torch.tensor([0])}, "no labels: no prior has classes"),
         ({"guidance_scale": 2.0}, "guidance_scale=1: no prior has classes, got 2.0"),
     ],
@@ -114,6 +121,22 @@ def test_priors_that_do_not_chain_are_an_error():
 def test_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=f"sample_images: expected {message}"):
         sample_images(Pipeline(Decoder(), levels()), 1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (torch.full((3, 2, 3), -1), "known to be a list of 3 maps or None, .* got a Tensor; None"),
+        (7, "known to be a list of 3 maps or None, .* got an int; None in the list"),
+        ([None, 7, None], r"known\[1\] to be a tensor, got an int"),
+    ],
+)
+def test_known_codes_that_are_no_list_of_maps_are_named(known, message):
+    pipeline = Pipeline(Decoder(), levels())
+    with pytest.raises(TypeError, match=f"^sample_images: expected {message}"):
+        sample_images(pipeline, 3, known=known)
+    with pytest.raises(TypeError, match=f"^stream_images: expected {message}"):
+        stream_images(pipeline, 3, known=known)
 
 
 def test_a_sample_number_beyond_those_of_the_noise_is_named():
@@ -186,6 +209,10 @@ def test_case_tells_names_apart_that_are_else_equal():
         (["c"], "labels: 'c' is the beginning of cat, cow"),
         ([4], "labels: expected a number from 0 to 3, .* got 4"),
         ([1.5], "labels: expected a number from 0 to 3, .* got 1.5"),
+        ([True], "labels: expected a number from 0 to 3, .* got True"),
+        ({0}, r"expected labels to be a list, one per sample, got \{0\}: a set has no order"),
+        ({0: 1}, r"expected labels to be a list, one per sample, got \{0: 1\}"),
+        ((n for n in [0]), "expected labels to be a list, one per sample, got <generator"),
         ("cat", "expected labels to be a list, one per sample, got 'cat'"),
         (1, "expected labels to be a list, one per sample, got 1"),
         ([0, 1], r"expected labels \[1\], got \[2\]"),
@@ -195,6 +222,29 @@ def test_bad_labels_are_named(labels, message):
     pipeline = replace(tiny_pipeline(3), class_names=("cat", "cow", "dog"))
     with pytest.raises(ValueError, match=message):
         sample_images(pipeline, 1, labels=labels)
+
+
+@pytest.mark.parametrize("labels", [5, {0}])
+def test_a_stream_names_labels_that_are_no_list(labels):
+    with pytest.raises(ValueError, match="^stream_images: expected labels to be a list"):
+        stream_images(tiny_pipeline(3), 1, labels=labels)
+
+
+@pytest.mark.parametrize("subclasses", [0, 2])
+def test_labels_of_another_dtype_are_named(subclasses):
+    classes = {"num_classes": 3, "num_subclasses": subclasses}
+    pipeline = Pipeline(Decoder(), [tiny_prior(size=(2, 3), **classes)])
+    message = "^sample_images: expected labels int64, got torch.bool"
+    with pytest.raises(TypeError, match=message):
+        sample_images(pipeline, 2, labels=torch.tensor([True, False]))
+
+
+def test_a_name_for_priors_without_names_is_answered_with_numbers():
+    message = (
+        "labels: expected a number below 3, or 'none' for no class, got 'food': no class names"
+    )
+    with pytest.raises(ValueError, match=f"^sample_images: {message}"):
+        sample_images(tiny_pipeline(3), 1, labels=["food"])
 
 
 def test_priors_of_other_classes_are_an_error():
@@ -207,6 +257,43 @@ def test_priors_of_other_classes_are_an_error():
         replace(three)
     unconditional = tiny_pipeline(0)
     assert replace(three, priors=[three.priors[0], unconditional.priors[1]]).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda p: {"vqvae": p.priors[0]},
+            TypeError,
+            r"vqvae to be a model with decode\(codes\), .* got a PixelSNAIL",
+        ),
+        (
+            lambda p: {"priors": p.priors[0]},
+            TypeError,
+            r"priors to be a list, .* got a PixelSNAIL; pass a single prior as \[prior\]",
+        ),
+        (lambda p: {"priors": None}, TypeError, "priors to be a list, .* got None"),
+        (
+            lambda p: {"priors": p.priors[:1]},
+            ValueError,
+            r"priors to be 2, one for each level of the VQ-VAE \(top, bottom\), .* got 1",
+        ),
+        (lambda p: {"priors": [*p.priors, p.priors[1]]}, ValueError, "priors to be 2, .* got 3"),
+        (lambda p: {"class_names": "cat"}, TypeError, "class_names to be a list .* got 'cat'"),
+    ],
+)
+def test_parts_of_a_pipeline_that_are_none_are_named(change, error, message):
+    pipeline = tiny_pipeline(3)
+    with pytest.raises(error, match=f"^Pipeline: expected {message}"):
+        replace(pipeline, **change(pipeline))
+
+
+def test_a_model_that_is_no_prior_is_named():
+    pipeline = tiny_pipeline()
+    with pytest.raises(
+        TypeError, match=r"^Pipeline: priors\[1\]: do not know how to draw from a VQ"
+    ):
+        replace(pipeline, priors=[pipeline.priors[0], pipeline.vqvae])
 
 
 def test_another_number_of_names_than_classes_is_an_error():

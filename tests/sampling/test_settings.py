@@ -138,6 +138,12 @@ def test_settings_are_given_once_or_per_level():
     assert levels == (DrawSettings(0.9, 5, seed=3), DrawSettings(0.7, 5, seed=3))
 
 
+@pytest.mark.parametrize("seed", [[1, 2], (1, 2)])
+def test_a_seed_per_level_is_refused(seed):
+    with pytest.raises(ValueError, match="^fill: expected seed to be one integer for all levels"):
+        level_settings(2, where="fill", seed=seed)
+
+
 def test_a_list_of_another_length_and_an_unknown_setting_are_named():
     with pytest.raises(ValueError, match="temperature to be one value or 2, .* got 3"):
         level_settings(2, temperature=[1.0, 1.0, 1.0])

@@ -9,12 +9,15 @@ payload begins with them, int16 each. A file is any number of segments.
 from __future__ import annotations
 
 import io
+import operator
+import re
 import struct
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
+from vqvae2_fast.console.words import counted
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted
 
@@ -28,6 +31,7 @@ __all__ = [
     "Segment",
     "TooManyImagesError",
     "UnfitFileError",
+    "begins_as_compressed",
     "describe",
     "open_compressed",
     "read_segments",
@@ -46,6 +50,8 @@ _LEVEL = struct.Struct("<II")  # bytes of the payload, its CRC-32
 _CHECK = struct.Struct("<H")  # the end of a header
 _LABELS_PER_IMAGE, _MARGINS = 1, 2
 _CHUNK = 2**20  # bytes read at a time
+# The function in an error about a file, whose name takes its place.
+_SPEAKER = re.compile(r"^(describe|decode_codes|decode_images): ")
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,13 @@ class Description:
 
     Args:
         images: Images, where each tile of a large image counts.
-        maps_of_size: How many of them there are by (height, width) of the whole images.
-        payload_bits: Per level, coarse to fine, the bits of all images.
+        maps_of_size: How many of them there are by (height, width) of the whole images; (0, 0)
+            stands for code maps that were encoded without images.
+        payload_bits: Per level in the file, coarse to fine, the bits of all images.
         overhead_bytes: Headers, labels and lengths.
-        missing_levels: Levels in the header that the file lacks because it was cut off.
+        missing_levels: Levels that were written and then cut off from the end of the file. Levels
+            that `encode_codes` was told to leave out do not count: the file does not say how many
+            the pipeline has.
     """
 
     pipeline: str = ""
@@ -110,7 +119,7 @@ class Description:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of the images, each once."""
+        """(height, width) of the images, each once; (0, 0) for code maps."""
         return list(self.maps_of_size)
 
     @property
@@ -182,15 +191,22 @@ def read_segments(
         where: The function that errors name.
 
     Raises:
-        TypeError: Data that is neither bytes nor a file.
-        ValueError: No such file, a newer version, an altered or truncated payload, or too many
-            images (`TooManyImagesError`). Nothing is allocated by what a header merely claims.
+        TypeError: Data that is neither bytes nor a file of bytes.
+        ValueError: No such file, a newer version, an altered or truncated payload, too many images
+            (`TooManyImagesError`), or max_images below 1. Nothing is allocated by what a header
+            merely claims.
     """
+    limit = _checked_limit(where, max_images)
     file = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
     if not hasattr(file, "read"):
         raise TypeError(
             f"{where}: expected data to be bytes, or a file opened for reading, got a "
             f"{type(data).__name__}. Open the file of a path with open_compressed."
+        )
+    if hasattr(file, "encoding"):
+        raise TypeError(
+            f"{where}: expected data to be a file of bytes, got one opened in text mode. Open it "
+            'with open(path, "rb") or open_compressed(path).'
         )
     images = 0
     start = _read(file, _HEADER.size)
@@ -199,23 +215,44 @@ def read_segments(
     while start:
         header, flags = _read_header(start, images == 0, where)
         images += header.num_images
-        if max_images is not None and images > max_images:
+        if limit is not None and images > limit:
+            most = counted(limit, "image or tile", "images or tiles")
             raise TooManyImagesError(
-                f"{where}: expected at most {max_images} images or tiles, the file has at least "
-                f"{images}; raise max_images to decode it."
+                f"{where}: expected at most {most}, the file has at least {images:,}; raise "
+                "max_images to decode it."
             )
         segment, start = _read_segment(file, start, header, flags, where)
         yield segment
 
 
+def _checked_limit(where: str, max_images: int | None) -> int | None:
+    if max_images is None:
+        return None
+    try:
+        limit = operator.index(max_images)
+    except TypeError:
+        limit = 0
+    if isinstance(max_images, bool) or limit < 1:
+        raise ValueError(
+            f"{where}: expected max_images to be an integer of 1 or more, got {max_images!r}."
+        )
+    return limit
+
+
+def begins_as_compressed(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as every `.vq2` file does."""
+    with open_untrusted(path) as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 @contextmanager
 def open_compressed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A `.vq2` file opened for reading; errors about it name the file."""
+    """A `.vq2` file opened for reading; errors about it name the file, not the function."""
     with open_untrusted(path) as file:
         try:
             yield file
         except ValueError as error:
-            raise ValueError(f"{printable(path)}: {error}") from error
+            raise ValueError(f"{printable(path)}: {_SPEAKER.sub('', str(error))}") from error
 
 
 def describe(data: bytes | IO[bytes], *, max_images: int | None = None) -> Description:
@@ -260,16 +297,20 @@ def _read_segment(
         if level and size and not payload:
             break  # cut off between two payloads: the rest can be decoded
         if len(payload) < size:
+            remedy = "without this level the images cannot be decoded"
+            if level:
+                rest = counted(len(payload), "byte")
+                remedy = f"or remove the last {rest} to decode the levels before this one"
             raise ValueError(
-                f"{where}: the payload of level {level} is truncated: expected {size} bytes, got "
-                f"{len(payload)}. Without any byte of it the levels before it could be decoded."
+                f"{where}: the file is truncated in the payload of level {level}: expected "
+                f"{counted(size, 'byte')}, got {len(payload):,}. Copy the file again; {remedy}."
             )
         if zlib.crc32(payload) != crc:
             raise ValueError(f"{where}: the payload of level {level} is damaged: its CRC differs.")
         if level == 0 and flags & _LABELS_PER_IMAGE:
             head = 2 * header.num_images
             if head > len(payload):
-                raise ValueError(f"{where}: expected {header.num_images} labels, got fewer.")
+                raise ValueError(f"{where}: expected a label for each image, got fewer.")
             labels = struct.unpack_from(f"<{header.num_images}h", payload)
             payload = payload[head:]
         levels.append(_split(payload, header.num_images, level, where))
@@ -333,7 +374,7 @@ def _with_length(stream: bytes) -> bytes:
 
 def _split(payload: memoryview, num_images: int, level: int, where: str) -> list[bytes]:
     """The streams that a payload consists of."""
-    damaged = f"{where}: the payload of level {level} does not hold {num_images} streams."
+    damaged = f"{where}: the payload of level {level} does not hold a stream for each image."
     if num_images > len(payload):  # each takes at least one byte
         raise ValueError(damaged)
     streams, position = [], 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import IO, TYPE_CHECKING
 
@@ -23,13 +24,14 @@ from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.pipeline import sample_levels
+from vqvae2_fast.sampling.labels import label_tensor
+from vqvae2_fast.sampling.pipeline import Pipeline, sample_levels
 from vqvae2_fast.sampling.prior import interface_of, plan_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from vqvae2_fast.sampling.pipeline import Pipeline
+    from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.plan import SamplingPlan
 
 __all__ = ["decode_codes", "decode_stream", "encode_codes", "encode_stream", "pipeline_hash"]
@@ -100,7 +102,7 @@ def encode_codes(
     pipeline: Pipeline,
     codes: Sequence[Tensor],
     *,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     engine: str = "cpu",
     levels: int | None = None,
     seed: int = 0,
@@ -109,8 +111,8 @@ def encode_codes(
 
     Args:
         codes: Per level int64 `[B, h, w]`, coarse to fine.
-        labels: int64 `[B]`, the classes for the priors, kept in the file; without them "no class"
-            if the priors have classes.
+        labels: The classes for the priors, kept in the file: int64 `[B]`, or a list of numbers and
+            names as in `sample_images`; without them "no class" if the priors have classes.
         engine: `cpu`, the only one whose probabilities are the same on every machine.
         levels: Write only this many levels, the coarsest first; the others are drawn when the file
             is decoded, with noise of `seed`.
@@ -118,14 +120,17 @@ def encode_codes(
 
     Raises:
         ValueError: Maps, labels or an engine that do not fit; the message names the argument.
+        TypeError: A model in place of the pipeline, or codes that are no tensors.
         RuntimeError: No compiled module, or priors that are not float32 on the CPU.
     """
     where = "encode_codes"
+    check_is_pipeline(where, pipeline)
     num_levels = checked_levels(where, pipeline, levels, seed)
     _check_codes(where, pipeline, codes, num_levels)
+    numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
     coder = Coder.of(pipeline)
     header = Header(coder.hash, len(codes[0]), num_levels, seed=seed)
-    return write_segment(encoded(where, coder, header, codes, labels, engine))
+    return write_segment(encoded(where, coder, header, codes, numbers, engine))
 
 
 def decode_codes(
@@ -142,6 +147,8 @@ def decode_codes(
     Raises:
         ValueError: Another pipeline, a newer version, a damaged or truncated file, or one of more
             images.
+        TypeError: A model in place of the pipeline, or data that is neither bytes nor a file of
+            bytes.
         RuntimeError: As `encode_codes`.
     """
     parts = [maps for maps, _ in decode_stream(pipeline, data, max_images=max_images)]
@@ -150,7 +157,7 @@ def decode_codes(
 
 def encode_stream(
     pipeline: Pipeline,
-    batches: Iterable[tuple[Sequence[Tensor], Tensor | None]],
+    batches: Iterable[tuple[Sequence[Tensor], Labels]],
     *,
     engine: str = "cpu",
     levels: int | None = None,
@@ -161,12 +168,14 @@ def encode_stream(
     Write them one after the other. Only one batch is held in memory.
     """
     where = "encode_stream"
+    check_is_pipeline(where, pipeline)
     num_levels = checked_levels(where, pipeline, levels, seed)
     coder = Coder.of(pipeline)
     for codes, labels in batches:
         _check_codes(where, pipeline, codes, num_levels)
+        numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
         header = Header(coder.hash, len(codes[0]), num_levels, seed=seed)
-        yield write_segment(encoded(where, coder, header, codes, labels, engine))
+        yield write_segment(encoded(where, coder, header, codes, numbers, engine))
 
 
 def decode_stream(
@@ -179,6 +188,7 @@ def decode_stream(
     """The maps and labels of a `.vq2` file, at most `batch_size` images at a time; see
     `decode_codes`."""
     where = "decode_codes"
+    check_is_pipeline(where, pipeline)
     batch_size = checked_integer("decode_stream", "batch_size", batch_size, 1, 2**32 - 1)
     coder, first = Coder.of(pipeline), 0
     for segment in read_segments(data, max_images=max_images, where=where):
@@ -268,6 +278,15 @@ def decoded_codes(
     return maps, labels
 
 
+def check_is_pipeline(where: str, pipeline: object) -> None:
+    """Raises TypeError for anything but a pipeline, such as one of its models."""
+    if not isinstance(pipeline, Pipeline):
+        raise TypeError(
+            f"{where}: expected a Pipeline, got a {type(pipeline).__name__}: make one by "
+            "Pipeline(vqvae, priors)."
+        )
+
+
 def check_pipeline(where: str, header: Header, expected: bytes) -> None:
     """Raises UnfitFileError unless the file was written with this pipeline."""
     if header.pipeline != expected:
@@ -310,6 +329,15 @@ def checked_levels(where: str, pipeline: Pipeline, levels: int | None, seed: int
 
 
 def _check_codes(where: str, pipeline: Pipeline, codes: Sequence[Tensor], levels: int) -> None:
+    is_list = isinstance(codes, (Sequence, Tensor)) and not isinstance(codes, str)
+    if not is_list or not all(isinstance(maps, Tensor) for maps in codes):
+        got = f"a {type(codes).__name__}"
+        if is_list:
+            got += f" of {', '.join(sorted({type(maps).__name__ for maps in codes}))}"
+        raise TypeError(
+            f"{where}: expected codes to be a list of tensors, int64 [B, h, w], one per level, "
+            f"coarse to fine, got {got}. The encode of a VQVAE2 gives such a list."
+        )
     if len(codes) > len(pipeline.priors):
         raise ValueError(
             f"{where}: expected codes to be at most {len(pipeline.priors)} maps, one per level of "

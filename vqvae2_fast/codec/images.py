@@ -10,6 +10,7 @@ from torch import Tensor
 from vqvae2_fast.codec.bitstream import Header, UnfitFileError, read_segments, write_segment
 from vqvae2_fast.codec.codes import (
     Coder,
+    check_is_pipeline,
     check_pipeline,
     checked_levels,
     decoded_codes,
@@ -17,27 +18,28 @@ from vqvae2_fast.codec.codes import (
     parts_of,
 )
 from vqvae2_fast.codec.tiles import Tiling
-from vqvae2_fast.models.code_checks import check_labels
+from vqvae2_fast.console.words import counted
+from vqvae2_fast.models.code_checks import check_labels, check_pixels
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling.labels import label_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = ["decode_image_stream", "decode_images", "encode_images"]
 
 MAX_SIDE = 2**16 - 1
 _BATCH = 64  # tiles whose codes are decoded at a time
-# What scaling and decoders add to [-1, 1] stays far below this; bytes as floats exceed it.
-_LARGEST = 2.0
 
 
 def encode_images(
     pipeline: Pipeline,
     images: Tensor,
     *,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     engine: str = "cpu",
     levels: int | None = None,
     seed: int = 0,
@@ -55,11 +57,18 @@ def encode_images(
     Raises:
         ValueError: Images of other channels, that are not finite, or that have values outside
             [-2, 2]; or as `encode_codes`.
+        TypeError: Images that are no tensor; or as `encode_codes`.
         RuntimeError: As `encode_codes`.
     """
     where = "encode_images"
     vqvae = _vqvae(where, pipeline)
     channels = vqvae.config.image_channels
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"{where}: expected images to be a tensor, float [B, {channels}, H, W], got a "
+            f"{type(images).__name__}. Use `to_float` for a tensor of bytes, and "
+            "`vqvae2-fast compress` for files."
+        )
     if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
         raise ValueError(
             f"{where}: expected images float [B, {channels}, H, W], got {list(images.shape)} "
@@ -71,22 +80,18 @@ def encode_images(
             f"{where}: expected images with B >= 1 and sides of 1 to {MAX_SIDE}, got "
             f"{list(images.shape)}."
         )
-    low, high = (float(value) for value in images.aminmax())
-    if not (low >= -_LARGEST and high <= _LARGEST):  # true of NaN too
-        raise ValueError(
-            f"{where}: expected images in [-1, 1], got values from {low:g} to {high:g}. "
-            "`to_float` makes such images of bytes."
-        )
+    check_pixels(where, images)
     num_levels = checked_levels(where, pipeline, levels, seed)
-    if labels is not None:  # one per image; below there is one per tile
-        check_labels(where, labels, pipeline.num_classes, batch)
+    numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
+    if numbers is not None:  # one per image; below there is one per tile
+        check_labels(where, numbers, pipeline.num_classes, batch)
     rows, columns = Tiling(vqvae, height, width, margins=False).grid
     tiles = rows * columns
     # One tile is what the model was trained on.
     tiling = Tiling(vqvae, height, width, margins=tiles > 1)
     codes = tiling.encode(images.to(next(vqvae.parameters())))
-    if labels is not None:
-        labels = labels.repeat_interleave(tiles)
+    if numbers is not None:
+        numbers = numbers.repeat_interleave(tiles)
     coder = Coder.of(pipeline)
     header = Header(
         coder.hash,
@@ -97,7 +102,7 @@ def encode_images(
         seed=seed,
         margins=tiling.margins,
     )
-    return write_segment(encoded(where, coder, header, codes, labels, engine))
+    return write_segment(encoded(where, coder, header, codes, numbers, engine))
 
 
 def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: int = 4096) -> Tensor:
@@ -108,6 +113,7 @@ def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: in
 
     Raises:
         ValueError: As `decode_codes`; a file of code maps; or images of several sizes.
+        TypeError: As `decode_codes`; or a pipeline with another VQ-VAE than a `VQVAE2`.
         RuntimeError: As `decode_codes`.
     """
     images = list(decode_image_stream(pipeline, data, max_images=max_images))
@@ -136,10 +142,14 @@ def decode_image_stream(
         tiling = Tiling(vqvae, header.height, header.width, header.margins)
         rows, columns = tiling.grid
         if not rows * columns or header.num_images % (rows * columns):
+            found = f"one of code maps, {header.num_images:,} of each level"
+            if header.height and header.width:
+                found = (
+                    f"{counted(header.num_images, 'code map')} of images of "
+                    f"{header.height}x{header.width}"
+                )
             raise UnfitFileError(
-                f"{where}: expected a file of images, got {header.num_images} code maps of images "
-                f"of {header.height}x{header.width}.",
-                "Use decode_codes.",
+                f"{where}: expected a file of images, got {found}.", "Use decode_codes."
             )
         # Whole images, few at a time: a small file may have very many.
         for images in parts_of(segment, max(1, _BATCH // (rows * columns)) * rows * columns):
@@ -151,6 +161,7 @@ def decode_image_stream(
 
 
 def _vqvae(where: str, pipeline: Pipeline) -> VQVAE2:
+    check_is_pipeline(where, pipeline)
     if not isinstance(pipeline.vqvae, VQVAE2):
         raise TypeError(
             f"{where}: expected a pipeline with a VQVAE2, got a {type(pipeline.vqvae).__name__}; "

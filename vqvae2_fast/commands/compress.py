@@ -13,7 +13,9 @@ import torch
 import tyro
 
 from vqvae2_fast.codec import describe, encode_codes, encode_images
+from vqvae2_fast.codec.bitstream import begins_as_compressed
 from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_one_store
+from vqvae2_fast.console.words import counted
 from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_store import check_matches
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compress"]
 
+_EXPECTED = "compress: expected IMAGES to be an image, a folder of images, a code store"
 _SEGMENT = 256  # images, or records of a store, that are encoded together
 _PIXELS = 2**24  # pixels of images of one size that are encoded together
 
@@ -46,7 +49,7 @@ class Compress(Command):
     has compressed.
     """
 
-    images: Annotated[str, tyro.conf.Positional]
+    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """An image or a folder of images, each kept at its own size (images larger than the model's are
     cut into tiles); a code store; or a named source such as emoji or fashion."""
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
@@ -111,7 +114,7 @@ class Compress(Command):
         drawn = names[len(bits) :]
         rate = f", {values['bits_per_pixel']:.3f} bits per pixel" if pixels else ""
         lines = [
-            f"{found.images:,} images or tiles in {total:,} bytes: "
+            f"{counted(found.images, 'image or tile', 'images or tiles')} in {total:,} bytes: "
             f"{found.bits_per_image:,.0f} bits each ({shown} bits of codes){rate}",
             f"file: {self.out}",
         ]
@@ -129,7 +132,8 @@ class Compress(Command):
         )
 
     def _check_out(self) -> None:
-        """Raises ValueError if --out is a folder, or one of the files that are read."""
+        """Raises ValueError if --out is a folder, one of the files that are read, or a file that no
+        compress has written."""
         if self.out.is_dir():
             raise ValueError(
                 f"--out: {self.out} is a folder; expected the name of a file, such as "
@@ -139,6 +143,11 @@ class Compress(Command):
             raise ValueError(
                 f"--out: {self.out} is one of the files to compress, which would be replaced. Name "
                 "another file."
+            )
+        if self.out.is_file() and self.out.stat().st_size and not begins_as_compressed(self.out):
+            raise ValueError(
+                f"--out: {self.out} exists and is no .vq2 file; only such a file, or an empty one, "
+                "is replaced. Name another file, or remove this one."
             )
 
     def _inputs(self) -> Iterator[Path]:
@@ -195,7 +204,9 @@ class Compress(Command):
         config = pipeline.vqvae.config
         if not path.exists():
             source = DataOptions(data=self.images)
-            images = open_images(source, "all", config.image_channels, config.image_size)
+            images = open_images(
+                source, "all", config.image_channels, config.image_size, expected=_EXPECTED
+            )
             yield from (batch for batch, _ in in_order(images, _SEGMENT))
             return
         batch: list[torch.Tensor] = []

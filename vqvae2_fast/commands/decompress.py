@@ -15,6 +15,7 @@ import tyro
 from vqvae2_fast.codec import decode_image_stream, decode_stream, describe, open_compressed
 from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out, out_is_taken
+from vqvae2_fast.console.words import counted
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.data.pixels import pictures
@@ -54,6 +55,8 @@ class Decompress(Command):
         self.check_one_process()
         device = self.prepare_on_cpu()
         check_out(self.out)
+        if self.max_images < 1:
+            raise ValueError(f"--max-images: expected 1 or more, got {self.max_images}.")
         if self.out.is_dir():  # before the models are loaded
             with self._alone():
                 self._check_free()
@@ -68,7 +71,7 @@ class Decompress(Command):
         names = level_names(len(pipeline.priors))
         drawn = names[len(found.payload_bits) :]
         values: dict[str, Any] = {"out": str(self.out), kind: count, "drawn_levels": list(drawn)}
-        lines = [f"{count:,} {kind} in {self.out}"]
+        lines = [f"{counted(count, kind.removesuffix('s'))} in {self.out}"]
         if drawn or found.missing_levels:
             what = ", ".join(drawn) or "some levels"
             lines.append(f"not in the file, so drawn from the priors: {what}")

@@ -18,14 +18,13 @@ from vqvae2_fast.checkpoints.hub import read_card
 from vqvae2_fast.checkpoints.pretrained import pretrained_names
 from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
-from vqvae2_fast.codec.bitstream import MAGIC
+from vqvae2_fast.codec.bitstream import begins_as_compressed
 from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.commands.common import Command, Result, named
 from vqvae2_fast.console.words import described, number
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_store import missing_or_cut
-from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.presets import preset, preset_names
@@ -95,7 +94,7 @@ class Info(Command):
             return self._sampler()
         if self.path is None:
             return _installation()
-        if self.path.suffix == ".vq2" or _begins_as_compressed(self.path):
+        if self.path.suffix == ".vq2" or (self.path.is_file() and begins_as_compressed(self.path)):
             return _compressed(self.path)
         if (self.path / MANIFEST).is_file():
             return self._store(self.path)
@@ -185,13 +184,6 @@ class Info(Command):
         return Result(values, lines, exit_code=1 if damaged else 0)
 
 
-def _begins_as_compressed(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with open_untrusted(path) as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
 def _compressed(path: Path) -> Result:
     """What a file of `compress` holds; its checksums are always compared."""
     with open_compressed(path) as file:
@@ -207,20 +199,28 @@ def _compressed(path: Path) -> Result:
         "bits_per_level": found.payload_bits,
         "overhead_bytes": found.overhead_bytes,
         "bits_per_image": round(found.bits_per_image, 1),
+        "levels": len(found.payload_bits),
         "missing_levels": found.missing_levels,
     }
     titles = {
+        "levels": "levels in the file (decompress draws any others that the pipeline has)",
+        "missing_levels": "levels cut off from the end of the file",
+    }
+    of_images = {
         "images": "images or tiles (an image larger than the model's is stored as several tiles)",
         "image_sizes": "image sizes (height x width)",
         "bits_per_image": "bits per image or tile",
     }
+    shown = dict(values)
     if found.sizes == [(0, 0)]:  # code maps, each of them whole
-        titles = {}
-    shown = {titles.get(name, name): value for name, value in values.items()}
-    sizes = ", ".join(f"{height}x{width}" for height, width in found.sizes)
-    if titles:
-        shown[titles["image_sizes"]] = sizes
-    return Result(values, described(shown))
+        del shown["image_sizes"]
+    else:
+        titles |= of_images
+        shown["image_sizes"] = ", ".join(
+            f"{height}x{width}" if height and width else "none (code maps)"
+            for height, width in found.sizes
+        )
+    return Result(values, described({titles.get(name, name): shown[name] for name in shown}))
 
 
 def _installation() -> Result:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["described", "number", "perhaps"]
+__all__ = ["counted", "described", "number", "perhaps"]
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -21,6 +21,15 @@ def number(value: float, digits: int = 4) -> str:
     places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
     text = f"{round(value, places):,.{max(0, places)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A number with its noun: 1 image, 1,000 images.
+
+    Args:
+        several: The plural, by default with an s.
+    """
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def perhaps(word: str, choices: Iterable[str]) -> str:

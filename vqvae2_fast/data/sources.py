@@ -42,6 +42,7 @@ __all__ = ["DataOptions", "open_images", "open_splits"]
 _FASHION = "/usr/share/datasets/fashion-mnist"
 _HELD_OUT_SPLITS = ("held_out", "validation", "valid", "test")  # tried in this order
 _REPORT = 10_048  # images: a multiple of the batch that tar files are decoded in
+_EXPECTED = "data: expected the folder of a data set"
 
 
 class _Source(NamedTuple):
@@ -77,6 +78,7 @@ class _Wanted:
     size: tuple[int, int]
     progress: Progress
     write: bool
+    expected: str
 
     def error(self, what: str) -> ValueError:
         return ValueError(f"data={short(self.options.data)}: {what}")
@@ -107,11 +109,10 @@ class _Wanted:
 def _folder(name: str, wanted: _Wanted) -> ImageSource:
     no_folder = why_no_folder(Path(name))
     if no_folder is not None:
-        choice = ", ".join(f"`{source.usage}`" for source in _SOURCES.values())
+        choice = ", ".join(f"`{source.usage}`" for key, source in _SOURCES.items() if key)
         remedy = " Name the folder that it is in." if Path(name).exists() else ""
         raise ValueError(
-            f"data: expected the folder of a data set or one of {choice}, got {short(name)}, "
-            f"which {no_folder}.{remedy}"
+            f"{wanted.expected} or one of {choice}, got {short(name)}, which {no_folder}.{remedy}"
         )
     options = wanted.options
     images = ImageFolder(
@@ -264,9 +265,13 @@ def open_images(
     progress: Progress | None = None,
     *,
     write: bool = True,
+    expected: str = _EXPECTED,
 ) -> ImageSource:
     """The images of a split; arguments and errors are those of `open_splits`."""
-    return open_splits(options, (split,), channels, size, progress, write=write)[split]
+    opened = open_splits(
+        options, (split,), channels, size, progress, write=write, expected=expected
+    )
+    return opened[split]
 
 
 def open_splits(
@@ -277,6 +282,7 @@ def open_splits(
     progress: Progress | None = None,
     *,
     write: bool = True,
+    expected: str = _EXPECTED,
 ) -> dict[Split, ImageSource]:
     """The images of splits, in the channels and size (height, width) that a model takes.
 
@@ -286,6 +292,7 @@ def open_splits(
     Args:
         progress: Shows the decoding into the cache.
         write: Whether a cache may be made; without it images are decoded when they are asked for.
+        expected: How the error begins if there is no such source.
 
     Raises:
         ValueError: No such source, images that the model does not take, or as the source does.
@@ -297,7 +304,7 @@ def open_splits(
     progress = progress or Progress(quiet=True)
 
     def opened(split: Split) -> ImageSource:
-        wanted = _Wanted(options, split, channels, size, progress, write)
+        wanted = _Wanted(options, split, channels, size, progress, write, expected)
         return _SOURCES[prefix].open(name, wanted)
 
     found = {split: opened(split) for split in splits}

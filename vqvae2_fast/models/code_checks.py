@@ -1,4 +1,4 @@
-"""Checks of codes, coarser maps, labels and priors.
+"""Checks of codes, coarser maps, labels, priors and images.
 
 Every message starts with `where`, the function or model that was called, and then names the
 argument, what was expected and what was given.
@@ -6,7 +6,8 @@ argument, what was expected and what was given.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,23 +16,29 @@ from vqvae2_fast.modules.outside_graphs import has_values
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 __all__ = [
     "as_maps",
     "check_int64",
+    "check_known",
     "check_labels",
     "check_levels",
     "check_maps",
+    "check_pixels",
     "check_prior_fits",
     "check_range",
+    "check_tensor",
     "describe_maps",
+    "given",
+    "is_list",
+    "kind_of",
     "label_count",
+    "listed_maps",
     "may_read",
 ]
 
 Size = tuple[int, int]
+# What scaling and decoders add to [-1, 1] stays far below this; bytes as floats exceed it.
+_LARGEST_PIXEL = 2.0
 
 
 class _ModelsAMap(Protocol):
@@ -52,7 +59,61 @@ def as_maps(condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
     return [condition] if isinstance(condition, Tensor) else list(condition)
 
 
+def listed_maps(where: str, condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
+    """`as_maps`, after a check that `condition` is a tensor or a list."""
+    if not (condition is None or isinstance(condition, Tensor) or is_list(condition)):
+        raise TypeError(
+            f"{where}: expected condition to be a tensor or a list of them, coarse to fine, got "
+            f"{given('condition', condition)}."
+        )
+    return as_maps(condition)
+
+
+def is_list(value: object) -> bool:
+    """Whether a value can be a list of maps; a tensor, an array or a string cannot."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def kind_of(value: object) -> str:
+    """`a Tensor`, `an int`: what a value is, for a message that expected something else."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    if name == "ndarray":
+        return "a numpy array"
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def given(name: str, value: object) -> str:
+    """What the argument `name` is where a tensor was expected, and how to make it one."""
+    kind = kind_of(value)
+    if kind == "a numpy array":
+        return f"{kind}: pass torch.from_numpy({name})"
+    return f"{kind}: pass torch.tensor({name})" if isinstance(value, list | tuple) else kind
+
+
+def check_tensor(where: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{where}: expected {name} to be a tensor, got {given(name, value)}.")
+
+
+def check_pixels(where: str, images: Tensor) -> None:
+    """Raise ValueError for images whose values are NaN or far outside [-1, 1].
+
+    On a GPU this is a synchronisation point.
+    """
+    if images.numel() == 0:
+        return
+    low, high = torch.stack(images.aminmax()).tolist()
+    if not (low >= -_LARGEST_PIXEL and high <= _LARGEST_PIXEL):  # true of NaN too
+        raise ValueError(
+            f"{where}: expected images in [-1, 1], got values from {low:g} to {high:g}. "
+            "`to_float` makes such images of bytes."
+        )
+
+
 def check_int64(where: str, name: str, values: Tensor) -> None:
+    check_tensor(where, name, values)
     if values.dtype != torch.int64:
         raise TypeError(f"{where}: expected {name} int64, got {values.dtype}.")
 
@@ -111,6 +172,24 @@ def check_maps(
         check_range(where, item, codes, 0, num_embeddings)
 
 
+def check_known(where: str, known: Sequence[Tensor | None] | None, num_levels: int) -> None:
+    """The `known` maps of a draw of all levels: a list of a map or None for each level, or None."""
+    if known is None:
+        return
+    expected = (
+        f"{where}: expected known to be a list of {num_levels} maps or None, coarse to fine, got"
+    )
+    if not is_list(known):
+        raise TypeError(
+            f"{expected} {kind_of(known)}; None in the list stands for a level without known codes."
+        )
+    if len(known) != num_levels:
+        raise ValueError(f"{expected} {len(known)}.")
+    for level, codes in enumerate(known):
+        if codes is not None:
+            check_tensor(where, f"known[{level}]", codes)
+
+
 def check_levels(
     where: str,
     codes: Sequence[Tensor],
@@ -129,7 +208,8 @@ def check_levels(
         raise ValueError(
             f"{where}: expected {len(names)} code maps ({', '.join(names)}), got {len(codes)}."
         )
-    for name, level_codes in zip(names, codes, strict=True):
+    for level, (name, level_codes) in enumerate(zip(names, codes, strict=True)):
+        check_tensor(where, f"codes[{level}]", level_codes)
         if level_codes.dtype != torch.int64:
             raise TypeError(
                 f"{where}: expected int64 codes, got {dtype_name(level_codes.dtype)} at level "

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.models.code_checks import check_known
 from vqvae2_fast.sampling.labels import label_tensor
-from vqvae2_fast.sampling.pipeline import decoded_singly, draw_levels
+from vqvae2_fast.sampling.pipeline import decoded_singly, draw_levels, num_levels_of
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.settings import level_settings
 
@@ -126,7 +127,8 @@ def stream_images(
             names as in `sample_images`.
         known: Per level int64 `[count, h, w]` with -1 where a code is to be drawn, or None.
         progress: Called with (level, rows done, rows of its map), from the start in each batch.
-        settings: Fields of `DrawSettings`, each one value or one per level, coarse to fine.
+        settings: Fields of `DrawSettings`, each one value or one per level, coarse to fine; the
+            seed is one for all.
 
     Yields:
         Samples first_sample, ..., first_sample + count - 1 in order.
@@ -138,13 +140,16 @@ def stream_images(
         raise ValueError(
             f"stream_images: expected count >= 0 and batch_size >= 1, got {count} and {batch_size}."
         )
-    for name, rows in (("labels", labels), *(("known", maps) for maps in known or ())):
+    where = "stream_images"
+    num_levels = num_levels_of(where, pipeline)
+    check_known(where, known, num_levels)
+    numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
+    for name, rows in (("labels", numbers), *(("known", maps) for maps in known or ())):
         if rows is not None and len(rows) != count:
             raise ValueError(
-                f"stream_images: expected {name} of {count} rows, one per sample, got {len(rows)}."
+                f"{where}: expected {name} of {count} rows, one per sample, got {len(rows)}."
             )
-    numbers = label_tensor("stream_images", labels, pipeline.num_classes, pipeline.class_names)
-    of_levels = level_settings(len(pipeline.priors), **settings)
+    of_levels = level_settings(num_levels, where=where, **settings)
 
     def batches() -> Iterator[SampleBatch]:
         for start in range(0, count, batch_size):

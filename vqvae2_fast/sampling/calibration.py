@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vqvae2_fast.models.code_checks import check_tensor, kind_of
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.plan_network import plan_logits
-from vqvae2_fast.sampling.prior import interface_of, plan_of
+from vqvae2_fast.sampling.prior import checked_interface, plan_of
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs
 from vqvae2_fast.sampling.sampler import check_codes, checked_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from vqvae2_fast.models.prior import Prior
     from vqvae2_fast.sampling.plan import SamplingPlan
+
+    _Given = tuple[Tensor, Sequence[Tensor] | Tensor | None, Tensor | None]
 
 __all__ = ["calibrate"]
 
@@ -34,7 +39,7 @@ _Batch = tuple[Tensor, list[Tensor], Tensor | None]
 
 def calibrate(
     prior: Prior,
-    batches: Iterable[tuple[Tensor, Sequence[Tensor] | Tensor | None, Tensor | None]],
+    batches: Iterable[_Given],
     *,
     margin: float | None = None,
 ) -> None:
@@ -50,16 +55,26 @@ def calibrate(
             values are then clamped, and all others are rounded to finer steps.
 
     Raises:
-        ValueError: No batch, a margin below 1 or infinite, or codes that do not fit the prior.
-        TypeError: Codes or labels not int64.
+        ValueError: No batch, a margin that is no number, below 1 or infinite, or codes that do not
+            fit the prior.
+        TypeError: Batches that are not (codes, condition, labels), or codes or labels not int64.
     """
-    if margin is not None and not 1 <= margin < math.inf:
-        raise ValueError(f"calibrate: expected margin >= 1 and finite, got {margin}.")
-    interface, digest = interface_of(prior), hashlib.sha256()
+    if margin is not None and not (isinstance(margin, Real) and 1 <= margin < math.inf):
+        raise ValueError(
+            f"calibrate: expected margin to be None or a finite number >= 1, got {margin!r}."
+        )
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            "calibrate: expected batches to be a list of (codes, condition, labels), got "
+            f"{kind_of(batches)}."
+        )
+    interface, digest = checked_interface("calibrate", prior), hashlib.sha256()
     with evaluating(prior), torch.inference_mode():
         plan = plan_of(prior, interface)
         checked: list[_Batch] = []
-        for codes, condition, labels in batches:
+        for number, batch in enumerate(batches):
+            codes, condition, labels = _parts(f"batches[{number}]", batch)
+            check_tensor("calibrate", "codes", codes)
             size = codes.shape[0] if codes.ndim == 3 else 1
             check_codes("calibrate", "codes", codes, interface, size, lowest=0)
             maps, numbers = checked_context(
@@ -85,6 +100,18 @@ def calibrate(
         InputRanges(stacked, 1.0 if margin is None else float(margin)),
         weights_hash(prior),
         digest.hexdigest(),
+    )
+
+
+def _parts(name: str, batch: _Given) -> _Given:
+    """The codes, condition and labels of a batch, if it has these parts."""
+    if isinstance(batch, tuple | list) and len(batch) == 3:
+        return batch
+    number = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+    raise TypeError(
+        f"calibrate: expected {name} to be (codes, condition, labels), got "
+        f"{kind_of(batch)}{number}. What the prior does not take is None: "
+        "(codes, None, None)."
     )
 
 

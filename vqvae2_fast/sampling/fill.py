@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2_fast.models.code_checks import check_pixels, check_tensor, given, is_list
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.labels import label_tensor
+from vqvae2_fast.sampling.pipeline import num_levels_of
 from vqvae2_fast.sampling.settings import level_settings
 
 if TYPE_CHECKING:
@@ -67,10 +69,12 @@ def fill(
         nearly all the weight and more of them would help.
 
     Raises:
-        ValueError: A size, range or value that does not fit; the message names the argument.
-        TypeError: A mask that is not bool, images that are not floating point, or a pipeline whose
-            first model is not a `VQVAE2`.
+        ValueError: A size, range or value that does not fit, such as images that are not finite or
+            have values outside [-2, 2]; the message names the argument.
+        TypeError: Images or a mask that are no tensors, a mask that is not bool, images that are
+            not floating point, or a pipeline whose first model is not a `VQVAE2`.
     """
+    num_levels = num_levels_of("fill", pipeline)
     if not isinstance(pipeline.vqvae, VQVAE2):
         raise TypeError(
             f"fill: expected a pipeline with a VQVAE2, got a {type(pipeline.vqvae).__name__}; "
@@ -78,6 +82,7 @@ def fill(
         )
     config = pipeline.vqvae.config
     shape = (config.image_channels, *config.image_size)
+    check_tensor("fill", "images", images)
     if images.ndim != 4 or not len(images) or images.shape[1:] != shape:
         raise ValueError(
             f"fill: expected images [B, C, H, W] = [B, {', '.join(map(str, shape))}] with B >= 1, "
@@ -85,6 +90,7 @@ def fill(
         )
     if not images.is_floating_point():
         raise TypeError(f"fill: expected images of a floating dtype, got {images.dtype}.")
+    check_pixels("fill", images)
     first_sample = checked_integer("fill", "first_sample", first_sample, 0, 2**32 - len(images))
     masks = masks_of_levels(config, mask, len(images))
     numbers = label_tensor("fill", labels, pipeline.num_classes, pipeline.class_names)
@@ -95,7 +101,7 @@ def fill(
     filled = draw_batch(
         pipeline,
         range(first_sample, first_sample + len(images)),
-        level_settings(len(pipeline.priors), seed=seed, **settings),
+        level_settings(num_levels, where="fill", seed=seed, **settings),
         labels=numbers,
         known=known,
         candidates=candidates,
@@ -126,17 +132,20 @@ def masks_of_levels(
 
     Raises:
         ValueError: A mask that does not fit the maps or the images, or another number of them.
-        TypeError: A mask that is not bool.
+        TypeError: A mask that is not bool, or neither a tensor nor a list.
     """
     sizes = config.level_sizes
     if isinstance(mask, Tensor):
         pixels = _checked("mask", mask, batch_size, config.image_size)[:, None].float()
         return [F.adaptive_max_pool2d(pixels, size)[:, 0] > 0 for size in sizes]
+    expected = (
+        f"fill: expected mask to be bool [B, H, W] of pixels or a list of {len(sizes)} masks of "
+        "codes, one per level coarse to fine, got"
+    )
+    if not is_list(mask):
+        raise TypeError(f"{expected} {given('mask', mask)}.")
     if len(mask) != len(sizes):
-        raise ValueError(
-            f"fill: expected mask to be bool [B, H, W] of pixels or a list of {len(sizes)} masks "
-            f"of codes, one per level coarse to fine, got a list of {len(mask)}."
-        )
+        raise ValueError(f"{expected} a list of {len(mask)}.")
     return [
         _checked(f"mask[{level}]", codes, batch_size, size)
         for level, (codes, size) in enumerate(zip(mask, sizes, strict=True))
@@ -145,6 +154,7 @@ def masks_of_levels(
 
 def _checked(name: str, mask: Tensor, batch_size: int, size: tuple[int, int]) -> Tensor:
     """A mask `[B, h, w]`; one `[h, w]` stands for all images."""
+    check_tensor("fill", name, mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"fill: expected {name} bool, True where to draw, got {mask.dtype}.")
     shape = (batch_size, *size)

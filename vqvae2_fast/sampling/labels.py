@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Set
 from itertools import cycle
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.data.groups import group_names, group_of
+from vqvae2_fast.files.printable import short
+from vqvae2_fast.models.code_checks import check_int64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,21 +34,30 @@ def label_tensor(
     num_classes: int,
     class_names: Sequence[str] = (),
 ) -> Tensor | None:
-    """Labels as int64 `[B]`; a tensor is returned as it is, None stands for no labels.
+    """Labels as int64 `[B]`; such a tensor is returned as it is, None stands for no labels.
 
     Args:
         labels: One per sample, as for `class_number`, or groups as for `class_numbers`: samples of
             a group get its classes in turn.
 
     Raises:
-        ValueError: As `class_number`.
+        ValueError: As `class_number`, or labels that are no list.
+        TypeError: A tensor that is not int64.
     """
-    if labels is None or isinstance(labels, Tensor):
+    if labels is None:
+        return None
+    if isinstance(labels, Tensor):
+        check_int64(where, "labels", labels)
         return labels
     if not num_classes:
         raise ValueError(f"{where}: expected no labels: the prior has no classes.")
-    if isinstance(labels, str) or not hasattr(labels, "__iter__"):
-        raise ValueError(f"{where}: expected labels to be a list, one per sample, got {labels!r}.")
+    # Arrays of other libraries are lists too: they can be iterated again and have an order.
+    in_order = hasattr(labels, "__iter__") and hasattr(labels, "__getitem__")
+    if not in_order or isinstance(labels, str | Mapping | Set):
+        raise ValueError(
+            f"{where}: expected labels to be a list, one per sample, got {short(repr(labels))}"
+            + (": a set has no order." if isinstance(labels, Set) else ".")
+        )
     numbers = in_turn(
         labels, lambda label: class_numbers(f"{where}: labels", label, num_classes, class_names)
     )
@@ -77,7 +89,7 @@ def class_number(
         return num_classes
     if not isinstance(label, str):
         try:
-            number = operator.index(label)
+            number = -1 if isinstance(label, bool) else operator.index(label)
         except TypeError:
             number = -1
         if not 0 <= number <= num_classes:
@@ -103,9 +115,15 @@ def class_number(
             f"{where}: {label!r} is the beginning of {_listed([class_names[n] for n in found])}; "
             "write more of the one you mean."
         )
+    if not class_names:
+        raise ValueError(
+            f"{where}: expected a number below {num_classes}, or {NO_CLASS!r} for no class, got "
+            f"{label!r}: no class names are known here. Names can be used with a pipeline that has "
+            "class_names."
+        )
     raise ValueError(
         f"{where}: expected a number below {num_classes} or the beginning of a class name "
-        f"({_listed(class_names) or 'none named'}), got {label!r}.{perhaps(label, class_names)}"
+        f"({_listed(class_names)}), got {label!r}.{perhaps(label, class_names)}"
     )
 
 

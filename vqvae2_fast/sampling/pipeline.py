@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.files.printable import short
-from vqvae2_fast.models.code_checks import check_prior_fits
+from vqvae2_fast.models.code_checks import check_known, check_prior_fits, kind_of
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.compiled import without_compiler
@@ -20,7 +21,7 @@ from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
-from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.prior import checked_interface, interface_of
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import level_settings
 from vqvae2_fast.sampling.subclasses import subclass_labels
@@ -37,6 +38,7 @@ __all__ = [
     "decoded",
     "decoded_singly",
     "draw_levels",
+    "num_levels_of",
     "sample_images",
     "sample_levels",
 ]
@@ -66,9 +68,11 @@ class Pipeline:
             is given.
 
     Raises:
-        ValueError: A prior of another K than the VQ-VAE's, or whose condition sizes are not the
-            sizes of the levels before it, another number of names than classes, different numbers
-            of parts of a class, or an unknown recommended setting.
+        ValueError: Another number of priors than levels of the VQ-VAE, a prior of another K than
+            the VQ-VAE's, or whose condition sizes are not the sizes of the levels before it,
+            another number of names than classes, different numbers of parts of a class, or an
+            unknown recommended setting.
+        TypeError: A model in another's place, or a string as `class_names`.
     """
 
     vqvae: Decoder
@@ -77,15 +81,22 @@ class Pipeline:
     recommended: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         object.__setattr__(self, "vqvae", without_compiler(self.vqvae))
         object.__setattr__(self, "priors", tuple(map(without_compiler, self.priors)))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "recommended", dict(self.recommended))
         if not self.priors:
             raise ValueError("Pipeline: expected at least one prior, got none.")
+        if isinstance(self.vqvae, VQVAE2) and len(self.priors) != self.vqvae.config.num_levels:
+            names = self.vqvae.level_names
+            raise ValueError(
+                f"Pipeline: expected priors to be {len(names)}, one for each level of the VQ-VAE "
+                f"({', '.join(names)}), coarse to fine, got {len(self.priors)}."
+            )
         sizes: list[tuple[int, int]] = []
         for level, prior in enumerate(self.priors):
-            interface = interface_of(prior)
+            interface = checked_interface(f"Pipeline: priors[{level}]", prior)
             sizes.append(interface.size)
             config = getattr(self.vqvae, "config", interface)
             check_prior_fits(f"Pipeline: priors[{level}]", interface, config.num_embeddings, sizes)
@@ -123,6 +134,24 @@ class Pipeline:
                 f"{short(', '.join(sorted(unknown)))}."
             )
         level_settings(len(self.priors), **self.recommended)
+
+    def _check_kinds(self) -> None:
+        """Raise TypeError for arguments that are in the wrong place."""
+        if not callable(getattr(self.vqvae, "decode", None)):
+            raise TypeError(
+                "Pipeline: expected vqvae to be a model with decode(codes), such as a VQVAE2, got "
+                f"{kind_of(self.vqvae)}; the order is Pipeline(vqvae, priors)."
+            )
+        if not isinstance(self.priors, Iterable):
+            raise TypeError(
+                "Pipeline: expected priors to be a list, one per level coarse to fine, got "
+                f"{kind_of(self.priors)}; pass a single prior as [prior]."
+            )
+        if isinstance(self.class_names, str):
+            raise TypeError(
+                "Pipeline: expected class_names to be a list of names, one per class, got "
+                f"{self.class_names!r}."
+            )
 
     @property
     def num_classes(self) -> int:
@@ -203,11 +232,7 @@ def draw_levels(
     where, num_levels = "sample_images", len(pipeline.priors)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
     first_sample = checked_integer(where, "first_sample", first_sample, 0, 2**32 - batch_size)
-    if known is not None and len(known) != num_levels:
-        raise ValueError(
-            f"sample_images: expected known to be a list of {num_levels} maps or None, coarse to "
-            f"fine, got {len(known)}."
-        )
+    check_known(where, known, num_levels)
     numbers = None
     if pipeline.num_classes == 0:
         if labels is not None:
@@ -258,12 +283,13 @@ def sample_levels(
 
     Args:
         return_log_prob: Also return float32 `[B, h, w]` per level, as `sample_codes` does.
-        settings: Fields of `DrawSettings`, each one value or one per level, coarse to fine.
+        settings: Fields of `DrawSettings`, each one value or one per level, coarse to fine; the
+            seed is one for all.
     """
     drawn = draw_levels(
         pipeline,
         batch_size,
-        level_settings(_num_levels("sample_levels", pipeline), **settings),
+        level_settings(num_levels_of("sample_levels", pipeline), where="sample_levels", **settings),
         labels=labels,
         first_sample=first_sample,
         known=known,
@@ -276,10 +302,11 @@ def sample_levels(
     return maps, [level.log_prob for level in drawn if level.log_prob is not None]
 
 
-def _num_levels(where: str, pipeline: Pipeline) -> int:
+def num_levels_of(where: str, pipeline: Pipeline) -> int:
+    """The levels of a pipeline; TypeError for anything else."""
     if not isinstance(pipeline, Pipeline):
         raise TypeError(
-            f"{where}: expected a Pipeline, got a {type(pipeline).__name__}: make one by "
+            f"{where}: expected a Pipeline, got {kind_of(pipeline)}: make one by "
             "Pipeline(vqvae, priors)."
         )
     return len(pipeline.priors)
@@ -323,7 +350,7 @@ def sample_images(
         TypeError: A model in place of a pipeline.
     """
     settings = level_settings(
-        _num_levels("sample_images", pipeline),
+        num_levels_of("sample_images", pipeline),
         seed=seed,
         temperature=temperature,
         top_k=top_k,

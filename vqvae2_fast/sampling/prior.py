@@ -29,6 +29,7 @@ __all__ = [
     "NO_PLAN",
     "NoPlanError",
     "PriorInterface",
+    "checked_interface",
     "checked_prior",
     "interface_of",
     "interface_of_prior",
@@ -92,10 +93,24 @@ def interface_of(prior: object) -> PriorInterface:
     original = without_compiler(prior)
     if original is not prior:
         return interface_of(original)
-    raise TypeError(
-        f"sample_codes: do not know how to draw from a {type(prior).__name__}. Register its type: "
-        "vqvae2_fast.sampling.interface_of.register(type, function)."
+    raise _unknown("sample_codes", prior)
+
+
+def checked_interface(where: str, prior: object) -> PriorInterface:
+    """`interface_of`, with an error in the name of `where`."""
+    original = without_compiler(prior)
+    if interface_of.dispatch(type(original)) is interface_of.dispatch(object):
+        raise _unknown(where, original)
+    return interface_of(original)
+
+
+def _unknown(where: str, prior: object) -> TypeError:
+    remedy = (
+        "Pass one of pipeline.priors."
+        if hasattr(prior, "priors")
+        else "Register its type: vqvae2_fast.sampling.interface_of.register(type, function)."
     )
+    return TypeError(f"{where}: do not know how to draw from a {type(prior).__name__}. {remedy}")
 
 
 @interface_of.register(Prior)

@@ -27,8 +27,10 @@ class EngineError(RuntimeError, ValueError):
         and what does."""
         others = "with engine='auto', which takes an engine that can"
         remedy = f"Draw {others}."
-        if device.type != needed:
+        if device.type != needed and (needed != "cuda" or torch.cuda.is_available()):
             remedy = f"Move it with device={needed}, or draw {others}."
+        elif device.type != needed:
+            reason += ", and PyTorch finds no GPU to move it to"
         return cls(f"engine {engine}: {reason}. {remedy}")
 
 

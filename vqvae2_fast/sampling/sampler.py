@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.models.code_checks import (
-    as_maps,
     check_int64,
     check_labels,
     check_maps,
     check_range,
+    check_tensor,
+    listed_maps,
 )
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
@@ -30,7 +31,7 @@ from vqvae2_fast.sampling.choice import (
 from vqvae2_fast.sampling.engines.cuda import LaunchError
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.prior import PriorInterface, interface_of
+from vqvae2_fast.sampling.prior import PriorInterface, checked_interface
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -175,7 +176,8 @@ def draw(
 ) -> Drawn:
     """`sample_codes` with its settings as one object, `rows` of `DrawNoise`, and `on_row` of
     `DrawRequest`."""
-    where, interface, device = "sample_codes", interface_of(prior), device_of(prior)
+    where = "sample_codes"
+    interface, device = checked_interface(where, prior), device_of(prior)
     check_not_capturing(where, device)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
     if settings.guided and interface.num_classes == 0:
@@ -273,8 +275,9 @@ def _teacher_forced(
     logits: bool = False,
 ) -> Drawn:
     """Logits, or log-probabilities, of given codes."""
-    interface, device = interface_of(prior), device_of(prior)
+    interface, device = checked_interface(where, prior), device_of(prior)
     check_not_capturing(where, device)
+    check_tensor(where, "codes", codes)
     batch_size = codes.shape[0] if codes.ndim == 3 else 1
     check_codes(where, "codes", codes, interface, batch_size, lowest=0)
     context = checked_context(where, interface, batch_size, condition, labels, device)
@@ -348,7 +351,7 @@ def checked_context(
     labels: Labels,
     device: torch.device,
 ) -> tuple[list[Tensor], Tensor | None]:
-    maps = [_copied(codes) for codes in as_maps(condition)]
+    maps = [_copied(codes) for codes in listed_maps(where, condition)]
     check_maps(where, maps, interface.condition_sizes, interface.num_embeddings, batch_size)
     numbers = label_tensor(where, labels, interface.num_classes)
     if numbers is not None:
@@ -381,6 +384,7 @@ def check_codes(
 
 def _check_noise(noise: Tensor, interface: PriorInterface, batch_size: int) -> None:
     shape = (batch_size, *interface.size, interface.num_embeddings)
+    check_tensor("sample_codes", "noise", noise)
     if noise.dtype != torch.float32:
         raise TypeError(f"sample_codes: expected noise float32, got {noise.dtype}.")
     if noise.shape != shape:

@@ -132,25 +132,32 @@ class DrawSettings:
         return filtered(logits, self.top_k or 0, self.top_p or 1.0)
 
 
-def level_settings(num_levels: int, **settings: Any) -> tuple[DrawSettings, ...]:
+def level_settings(
+    num_levels: int, *, where: str = "sample_images", **settings: Any
+) -> tuple[DrawSettings, ...]:
     """The settings of each level, coarse to fine.
 
     Args:
-        settings: Fields of `DrawSettings`, each one value or a list of one value per level.
+        where: The function that was called, for messages.
+        settings: Fields of `DrawSettings`, each one value or a list of one value per level; the
+            seed is one for all levels, which draw different noise of it.
 
     Raises:
-        ValueError: A value out of range, or a list of another length.
+        ValueError: A value out of range, a list of another length, or a list of seeds.
         TypeError: A name that is not a setting.
     """
     names = [field.name for field in fields(DrawSettings)]
     for name, value in settings.items():
         if name not in names:
-            raise TypeError(
-                f"sample_images: {name!r} is no setting; expected one of {', '.join(names)}."
+            raise TypeError(f"{where}: {name!r} is no setting; expected one of {', '.join(names)}.")
+        if name == "seed" and _is_list(value):
+            raise ValueError(
+                f"{where}: expected seed to be one integer for all levels, got {value!r}: each "
+                "level draws noise of its own from it."
             )
         if _is_list(value) and len(value) != num_levels:
             raise ValueError(
-                f"sample_images: expected {name} to be one value or {num_levels}, one per level "
+                f"{where}: expected {name} to be one value or {num_levels}, one per level "
                 f"coarse to fine, got {len(value)}."
             )
     return tuple(

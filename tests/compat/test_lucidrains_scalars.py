@@ -77,6 +77,12 @@ def test_lfq_without_the_projections_that_it_needs_is_refused():
         lucidrains.LFQ(codebook_size=16, dim=8, has_projections=False)
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_gives_no_codes_is_refused(scale):
+    with pytest.raises(ValueError, match="expected codebook_scale > 0 and finite"):
+        lucidrains.LFQ(codebook_size=16, codebook_scale=scale)
+
+
 @pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8), (0, 8, 4, 4)], ids=str)
 def test_lfq_of_no_vectors_has_no_loss(shape):
     """The package's is NaN."""

@@ -119,6 +119,8 @@ class LFQ(nn.Module):
             raise ValueError(
                 f"LFQ: expected frac_per_sample_entropy in (0, 1], got {frac_per_sample_entropy}."
             )
+        if not 0 < codebook_scale < math.inf:
+            raise ValueError(f"LFQ: expected codebook_scale > 0 and finite, got {codebook_scale}.")
         if soft_clamp_input_value is not None and soft_clamp_input_value < codebook_scale:
             raise ValueError(
                 f"LFQ: expected soft_clamp_input_value >= codebook_scale={codebook_scale}, got "

@@ -58,11 +58,14 @@ sys.stdout.buffer.write(codec.encode_codes(pipeline, codes))
 """
 
 
-def test_the_kernels_that_torch_has_for_old_processors_give_the_same_file() -> None:
+def test_the_kernels_that_torch_has_for_old_processors_give_the_same_file(tmp_path: Path) -> None:
     def encoded(**environment: str) -> bytes:
-        command = [sys.executable, "-W", "ignore", "-c", ENCODE]
         done = subprocess.run(
-            command, env={**os.environ, **environment}, check=True, stdout=subprocess.PIPE
+            [sys.executable, "-W", "ignore", "-c", ENCODE],
+            env={**os.environ, **environment},
+            cwd=tmp_path,  # the installed package, not the folder's
+            check=True,
+            stdout=subprocess.PIPE,
         )
         return done.stdout
 

@@ -43,7 +43,7 @@ def condition_features(plan: ConditionPlan, maps: Sequence[Tensor]) -> Tensor:
     for n in range(plan.num_layers):
         h = features
         for conv in (plan.conv1, plan.conv2):
-            h = F.conv2d(_bounded_elu(h), conv.weight(n), conv.biases[n], padding=half)
+            h = F.conv2d(_bounded_elu(h), conv.weights[n], conv.biases[n], padding=half)
         features = F.glu(h, dim=1) + features
     features = torch.where(features.abs() <= SAMPLING_BOUND, features, torch.nan)
     return features.permute(0, 2, 3, 1).contiguous()  # [B, h, w, C]

@@ -215,8 +215,13 @@ class CentredPlan:
     scales: tuple[Tensor, ...] | None
     biases: tuple[Tensor, ...]
 
-    def weight(self, n: int) -> Tensor:
-        return self.kernels[n] if self.scales is None else self.kernels[n] * self.scales[n]
+    @cached_property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The kernels, scaled. Not for engine `cpu`, which scales them as it packs them."""
+        if self.scales is None:
+            return self.kernels
+        with torch.inference_mode():
+            return tuple(v * scale for v, scale in zip(self.kernels, self.scales, strict=True))
 
 
 @dataclass(frozen=True)
@@ -324,13 +329,16 @@ def conv_plan(
             f"conv_plan: expected a scale for each of {len(weights)} weights, got {len(scales)}."
         )
     taps = [(0, 0, 0, 0)] if mask is None else live_taps(mask, height, width)
-    zeros = weights[0].new_zeros(1, weights[0].shape[0])
+    if biases is None:
+        bias = weights[0].new_zeros(1, weights[0].shape[0]).expand(len(weights), -1)
+    else:
+        bias = torch.stack(list(biases))
     above = [tap for tap in taps if tap[0] < 0]
     current = [tap for tap in taps if tap[0] == 0]
     return ConvPlan(
         kernels=tuple(weight.detach() for weight in weights),
         scales=None if scales is None else tuple(scales),
-        bias=zeros.expand(len(weights), -1) if biases is None else torch.stack(list(biases)),
+        bias=bias,
         above_offsets=tuple((row, column) for row, column, _, _ in above),
         current_offsets=tuple(column for _, column, _, _ in current),
         taps=tuple((row, column) for _, _, row, column in above + current),

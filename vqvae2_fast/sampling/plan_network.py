@@ -223,7 +223,7 @@ def _features(plan: SamplingPlan, maps: Sequence[Tensor], exact: bool) -> Tensor
     for n in range(condition.num_layers):
         inner = features
         for conv in (condition.conv1, condition.conv2):
-            inputs, out, weight = _padded(_elu(inner), -1), conv.biases[n], conv.weight(n)
+            inputs, out, weight = _padded(_elu(inner), -1), conv.biases[n], conv.weights[n]
             for row in range(size):
                 # A row of taps is one product; its channels are padded.
                 taps = [_shifted(inputs, *offset) for offset in offsets[row * size :][:size]]

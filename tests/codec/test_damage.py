@@ -81,7 +81,7 @@ def test_a_file_in_text_mode(tmp_path) -> None:
 
 @pytest.mark.parametrize("limit", ["a", 0, -1, 2.5, True])
 def test_a_limit_that_is_no_number_of_images(limit) -> None:
-    told = f"decode_codes: expected max_images to be an integer of 1 or more, got {limit!r}"
+    told = f"decode_codes: expected max_images to be an integer >= 1, got {limit!r}"
     with pytest.raises(ValueError, match=told):
         codec.decode_codes(PIPELINE, DATA, max_images=limit)
 

@@ -9,7 +9,6 @@ payload begins with them, int16 each. A file is any number of segments.
 from __future__ import annotations
 
 import io
-import operator
 import re
 import struct
 import zlib
@@ -20,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 from vqvae2_fast.console.words import counted
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted
+from vqvae2_fast.ops._checks import checked_integer
 
 if TYPE_CHECKING:
     import os
@@ -196,7 +196,7 @@ def read_segments(
             (`TooManyImagesError`), or max_images below 1. Nothing is allocated by what a header
             merely claims.
     """
-    limit = _checked_limit(where, max_images)
+    limit = None if max_images is None else checked_integer(where, "max_images", max_images, 1)
     file = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
     if not hasattr(file, "read"):
         raise TypeError(
@@ -223,20 +223,6 @@ def read_segments(
             )
         segment, start = _read_segment(file, start, header, flags, where)
         yield segment
-
-
-def _checked_limit(where: str, max_images: int | None) -> int | None:
-    if max_images is None:
-        return None
-    try:
-        limit = operator.index(max_images)
-    except TypeError:
-        limit = 0
-    if isinstance(max_images, bool) or limit < 1:
-        raise ValueError(
-            f"{where}: expected max_images to be an integer of 1 or more, got {max_images!r}."
-        )
-    return limit
 
 
 def begins_as_compressed(path: str | os.PathLike[str]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import IO, TYPE_CHECKING
 
@@ -19,19 +18,20 @@ from vqvae2_fast.codec.bitstream import (
     write_segment,
 )
 from vqvae2_fast.codec.engine import check_engine, decode_maps, encode_maps
-from vqvae2_fast.models.code_checks import check_labels, check_maps
+from vqvae2_fast.models.code_checks import check_labels, check_maps, is_list
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.labels import label_tensor
-from vqvae2_fast.sampling.pipeline import Pipeline, sample_levels
+from vqvae2_fast.sampling.pipeline import check_is_pipeline, sample_levels
 from vqvae2_fast.sampling.prior import interface_of, plan_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from vqvae2_fast.sampling.labels import Labels
+    from vqvae2_fast.sampling.pipeline import Pipeline
     from vqvae2_fast.sampling.plan import SamplingPlan
 
 __all__ = ["decode_codes", "decode_stream", "encode_codes", "encode_stream", "pipeline_hash"]
@@ -278,15 +278,6 @@ def decoded_codes(
     return maps, labels
 
 
-def check_is_pipeline(where: str, pipeline: object) -> None:
-    """Raises TypeError for anything but a pipeline, such as one of its models."""
-    if not isinstance(pipeline, Pipeline):
-        raise TypeError(
-            f"{where}: expected a Pipeline, got a {type(pipeline).__name__}: make one by "
-            "Pipeline(vqvae, priors)."
-        )
-
-
 def check_pipeline(where: str, header: Header, expected: bytes) -> None:
     """Raises UnfitFileError unless the file was written with this pipeline."""
     if header.pipeline != expected:
@@ -329,10 +320,10 @@ def checked_levels(where: str, pipeline: Pipeline, levels: int | None, seed: int
 
 
 def _check_codes(where: str, pipeline: Pipeline, codes: Sequence[Tensor], levels: int) -> None:
-    is_list = isinstance(codes, (Sequence, Tensor)) and not isinstance(codes, str)
-    if not is_list or not all(isinstance(maps, Tensor) for maps in codes):
+    can_be_maps = is_list(codes) or isinstance(codes, Tensor)
+    if not can_be_maps or not all(isinstance(maps, Tensor) for maps in codes):
         got = f"a {type(codes).__name__}"
-        if is_list:
+        if can_be_maps:
             got += f" of {', '.join(sorted({type(maps).__name__ for maps in codes}))}"
         raise TypeError(
             f"{where}: expected codes to be a list of tensors, int64 [B, h, w], one per level, "

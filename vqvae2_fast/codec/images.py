@@ -10,7 +10,6 @@ from torch import Tensor
 from vqvae2_fast.codec.bitstream import Header, UnfitFileError, read_segments, write_segment
 from vqvae2_fast.codec.codes import (
     Coder,
-    check_is_pipeline,
     check_pipeline,
     checked_levels,
     decoded_codes,
@@ -22,6 +21,7 @@ from vqvae2_fast.console.words import counted
 from vqvae2_fast.models.code_checks import check_labels, check_pixels
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.labels import label_tensor
+from vqvae2_fast.sampling.pipeline import check_is_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pipeline",
+    "check_is_pipeline",
     "decoded",
     "decoded_singly",
     "draw_levels",
@@ -302,13 +303,18 @@ def sample_levels(
     return maps, [level.log_prob for level in drawn if level.log_prob is not None]
 
 
-def num_levels_of(where: str, pipeline: Pipeline) -> int:
-    """The levels of a pipeline; TypeError for anything else."""
+def check_is_pipeline(where: str, pipeline: object) -> None:
+    """Raise TypeError for anything but a pipeline, such as one of its models."""
     if not isinstance(pipeline, Pipeline):
         raise TypeError(
             f"{where}: expected a Pipeline, got {kind_of(pipeline)}: make one by "
             "Pipeline(vqvae, priors)."
         )
+
+
+def num_levels_of(where: str, pipeline: Pipeline) -> int:
+    """The levels of a pipeline; TypeError for anything else."""
+    check_is_pipeline(where, pipeline)
     return len(pipeline.priors)
 
 

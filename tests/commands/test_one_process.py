@@ -7,7 +7,15 @@ import pytest
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "tune", "compress photos", "decompress images.vq2", "calibrate", "export model"],
+    [
+        "demo",
+        "tune",
+        "compress photos",
+        "decompress images.vq2",
+        "calibrate",
+        "export model",
+        "pack model",
+    ],
 )
 def test_a_command_that_is_not_shared_refuses_several_processes(
     run, tmp_path, monkeypatch, command

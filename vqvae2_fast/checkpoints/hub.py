@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "read_card"]
 
-# What a checkpoint consists of. Nothing else of a repository is downloaded.
+# What a checkpoint consists of. Nothing else of a repository is downloaded, nor packed weights,
+# which could be those of another model than model.safetensors.
 _FILES = ("*.json", "*.safetensors")
+_NOT_FILES = ("*packed-*",)
 CARD = "README.md"
 
 
@@ -57,7 +59,11 @@ def from_pretrained(
     name = str(source)
     try:
         folder = hub.snapshot_download(
-            name, revision=revision, token=token, allow_patterns=list(_FILES)
+            name,
+            revision=revision,
+            token=token,
+            allow_patterns=list(_FILES),
+            ignore_patterns=list(_NOT_FILES),
         )
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
         raise ValueError(

@@ -11,7 +11,7 @@ from vqvae2_fast.files.untrusted import read_untrusted
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MAX_TEXT_BYTES", "read_object"]
+__all__ = ["MAX_TEXT_BYTES", "object_in", "read_object"]
 
 # The largest preset has a configuration of 2 KiB and 120 KiB of names and shapes.
 MAX_TEXT_BYTES = 8 * 2**20
@@ -31,7 +31,11 @@ def read_object(
         ValueError: It is not a regular file, is larger than `max_bytes`, or holds no object. The
             message names the path.
     """
-    content = read_untrusted(path, max_bytes, inside=inside)
+    return object_in(read_untrusted(path, max_bytes, inside=inside), path)
+
+
+def object_in(content: bytes, path: Path) -> dict[str, Any]:
+    """The object that JSON text holds. Raises ValueError, in the name of `path`, if it has none."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:

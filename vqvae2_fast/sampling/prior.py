@@ -5,7 +5,7 @@ Every `Prior` can be drawn from; registering one function adds a type that is no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
@@ -152,7 +152,7 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
         with torch.inference_mode():
             plan = interface.new_plan()
             check_plan(plan)
-        return plan
+        return replace(plan, loaded_from=getattr(prior, "loaded_from", None))
 
     return _plans.get(prior, fingerprint(tensors), fold)
 

@@ -9,12 +9,14 @@
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
-// Copies the description's tensors into one block, and checks each size, because the kernels trust
-// them.
+constexpr uintptr_t kLineBytes = 64;
+
+// Finds the description's tensors in one block, one after another, and checks each size, because
+// the kernels trust them.
 class Reader {
  public:
-  Reader(const Description& description, float* memory, std::map<std::string, float*>& places)
-      : description_(description), next_(memory), places_(places) {}
+  Reader(const Description& description, const float* words, std::map<std::string, int64_t>& places)
+      : description_(description), words_(words), places_(places) {}
 
   static int64_t size_of(const Description& description) {
     int64_t size = 0;
@@ -40,11 +42,10 @@ class Reader {
       fail("tensor '" + name + "': expected " + std::to_string(size) + " values, got " +
            std::to_string(found->second.size));
     }
-    float* copy = next_;
-    places_[name] = copy;
-    if (found->second.data) memcpy(copy, found->second.data, size * sizeof(float));
+    const int64_t place = next_;
+    places_[name] = place;
     next_ += padded(size);
-    return copy;
+    return words_ + place;
   }
 
   Matrices matrices(const std::string& name, int64_t count, int64_t inputs, int64_t outputs,
@@ -112,15 +113,45 @@ class Reader {
   static int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
 
   const Description& description_;
-  float* next_;
-  std::map<std::string, float*>& places_;
+  const float* words_;
+  int64_t next_ = 0;
+  std::map<std::string, int64_t>& places_;
 };
 
 }  // namespace
 
-Plan::Plan(const Description& description, int threads) : memory_(Reader::size_of(description)) {
+Plan::Plan(const Description& description, int threads)
+    : memory_(Reader::size_of(description)), words_(memory_.data()), size_(memory_.size()) {
   Team(threads).run([&](int thread) { memory_.populate(thread, threads); });
-  Reader read(description, memory_.data(), places_);
+  read(description);
+  for (const auto& [name, tensor] : description.tensors) {
+    if (tensor.data && places_.count(name)) {
+      memcpy(memory(name), tensor.data, tensor.size * sizeof(float));
+    }
+  }
+}
+
+Plan::Plan(const Description& description, const float* words, int64_t size)
+    : words_(words), size_(size) {
+  if (size != Reader::size_of(description)) {
+    throw std::invalid_argument("sampler: bad plan: expected " +
+                                std::to_string(Reader::size_of(description)) + " words, got " +
+                                std::to_string(size) + ".");
+  }
+  if (reinterpret_cast<uintptr_t>(words) % kLineBytes) {
+    throw std::invalid_argument("sampler: bad plan: the words do not begin on a cache line.");
+  }
+  read(description);
+}
+
+float* Plan::memory(const std::string& name) const {
+  const int64_t place = places_.at(name);
+  if (!memory_.data()) throw std::logic_error("sampler: the plan's memory is not its own.");
+  return memory_.data() + place;
+}
+
+void Plan::read(const Description& description) {
+  Reader read(description, words_, places_);
   height = read.integer("height");
   width = read.integer("width");
   num_embeddings = read.integer("num_embeddings");

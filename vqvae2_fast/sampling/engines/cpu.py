@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.bounds import check_logits
+from vqvae2_fast.sampling.engines.cpu_file import mapped_plan, packed_name
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, warn_of_clamped
@@ -26,12 +27,25 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.plan import SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
 
-__all__ = ["SCORED_ROWS", "draw_cpu", "draw_cpu_timed", "draw_w8a8", "why_not_cpu"]
+__all__ = [
+    "ENGINES",
+    "SCORED_ROWS",
+    "draw_cpu",
+    "draw_cpu_timed",
+    "draw_w8a8",
+    "packed_plan",
+    "weights_of",
+    "why_not_cpu",
+]
 
 # Network rows of a step that scores known codes: enough for the matrix products to be at full
 # speed, and few enough for what the layers hand on to stay in the second-level cache. 1,024 rows
 # took 1.2 times as long for the bottom of emoji32 (AMD EPYC, Zen 5).
 SCORED_ROWS = 128
+
+# What the engines of this file but `cpu_w8a8` round weights to.
+_WEIGHTS = {"cpu": torch.float32, "cpu_bfloat16": torch.bfloat16, "cpu_int8": torch.int8}
+ENGINES = (*_WEIGHTS, "cpu_w8a8")
 
 # Packed plans by what became of the weights.
 _packed: Kept[SamplingPlan, Any] = Kept(capacity=4)
@@ -151,12 +165,40 @@ def _window(request: DrawRequest, width: int) -> int:
 
 
 def packed_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Any:
-    """The plan's packed weights, a copy that the library holds for as long as the plan lives."""
+    """The plan's packed weights, which the library holds for as long as the plan lives.
+
+    They are a copy, or the pages of a file that `pack` wrote from the same weights.
+    """
 
     def packed() -> Any:
-        return described_plan(plan, weights).packed(_native.module, torch.get_num_threads())
+        description, threads = described_plan(plan, weights), torch.get_num_threads()
+        mapped = None
+        if plan.loaded_from is not None:
+            path = plan.loaded_from / packed_name(_engine_of(weights))
+            mapped = mapped_plan(path, description, _native.module, threads)
+        return mapped or description.packed(_native.module, threads)
 
     return _packed.get(plan, weights, packed)
+
+
+def weights_of(engine: str, prior: nn.Module, plan: SamplingPlan) -> Weights:
+    """What an engine of this file rounds a prior's weights to.
+
+    Raises:
+        ValueError: It is none of them.
+        EngineError: It needs a calibration that the prior lacks, as `checked_ranges`.
+    """
+    if engine == "cpu_w8a8":
+        return checked_ranges(prior, plan)
+    if engine not in _WEIGHTS:
+        raise ValueError(f"pack: expected engine to be one of {ENGINES}, got {engine!r}.")
+    return _WEIGHTS[engine]
+
+
+def _engine_of(weights: Weights) -> str:
+    if isinstance(weights, InputRanges):
+        return "cpu_w8a8"
+    return next(engine for engine, dtype in _WEIGHTS.items() if dtype == weights)
 
 
 def _address(tensor: Tensor | None) -> int:

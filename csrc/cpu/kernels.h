@@ -25,7 +25,6 @@ struct KernelTable {
   const char* name;
   int64_t panel_width;  // codes of a panel of the search
   bool has_pairs;       // the search also uses panels of int16 pairs
-  ByteLayout bytes;     // and, for many codes, panels of bytes
   bool has_tiles;       // and tiles of bfloat16
 
   SearchKernels<NearestCodeProblem> nearest_code;
@@ -34,9 +33,8 @@ struct KernelTable {
   // Fills panels first..last of a codebook whose codes and center are set.
   PanelNorms (*fill_panels)(const PackedCodebook& codebook, int64_t first, int64_t last,
                             const PanelBuffers& out);
-  // Fills blocks first..last of the bytes of a codebook whose panels and units of bytes are set.
-  ByteNorms (*fill_bytes)(const PackedCodebook& codebook, int64_t first, int64_t last,
-                          const ByteBuffers& out);
+  // How to pack a codebook for products of bytes; false if the next screen alone is faster.
+  bool (*byte_layout)(int64_t num_codes, int64_t dim, ByteLayout& layout);
   // dz = dz_q + scale (z - code) of rows begin..end; dz contiguous, in z's dtype.
   void (*quantize_backward)(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
                             int64_t dim, int64_t begin, int64_t end, void* dz);

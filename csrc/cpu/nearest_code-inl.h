@@ -175,7 +175,10 @@ inline void search_block(const PackedCodebook& codebook, const Workspace& work, 
 #if defined(VQ_HAS_BYTE_PRODUCTS)
   if (codebook.bytes.panels && trials->bytes.is_due()) {
     bool is_slow;
-    left = screen_bytes(codebook, work.rows, work.unsettled, left, work.least, indices, &is_slow);
+    left = with_byte_sums(codebook.dim, [&](auto sum) {
+      return screen_bytes<decltype(sum)>(codebook, work.rows, work.unsettled, left, work.least,
+                                         indices, &is_slow);
+    });
     trials->bytes.report(is_slow);
   }
 #endif

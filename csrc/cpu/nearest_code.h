@@ -21,23 +21,31 @@ constexpr float kEmptyScore = 3e38f;
 // Rows for which packing a codebook costs more than searching it as it is.
 constexpr int64_t kFewRows = 8;
 
-// How a level screens in products of bytes (byte_screen-inl.h), if it does.
+struct ByteBuffers;
+struct ByteNorms;
+struct PackedCodebook;
+
+// How a level packs a codebook for products of bytes (byte_screen-inl.h).
 struct ByteLayout {
-  // Whether that may be faster for a codebook than the next screen alone.
-  bool (*suits)(int64_t num_codes, int64_t dim) = nullptr;
-  int64_t block = 0;                        // codes in a block
-  int64_t dims = 0;                         // that share a word, and bytes of a score
-  float most_component = 0, most_half = 0;  // largest integers, of a code and of a half norm
+  int64_t block;                    // codes in a block
+  int64_t word_bytes, score_bytes;  // of a code
+  int64_t words;                    // of a code
+  float most_component, most_half;  // largest integers, of a code and of a half norm
+  float most_pair;                  // of the sum of two neighbours in a code, 0 for any
+  // Fills blocks first..last of a codebook whose panels and units of bytes are set.
+  ByteNorms (*fill)(const PackedCodebook& codebook, int64_t first, int64_t last,
+                    const ByteBuffers& out);
 };
 
 // Codes as bytes in one unit for all of them; no panels if there are none.
 struct ByteCodes {
-  const int8_t* panels = nullptr;    // [blocks, 2, ceil(D / dims), block / 2, dims]
-  const void* half_norms = nullptr;  // in units of `half_unit`, as ByteSum::Half
-  const void* offsets = nullptr;     // what kByteBias adds to the sums, as ByteSum::Offset
+  const int8_t* panels = nullptr;    // [blocks, 2, words, block / 2, bytes of a word]
+  const void* half_norms = nullptr;  // in units of `half_unit`, as Sum::Half
+  const void* offsets = nullptr;     // what kByteBias adds to the sums, as Sum::Offset
   float unit = 0, half_unit = 0;
-  float norm = 0;      // of a code in `unit`, at most
-  float residual = 0;  // |e' - its bytes|, at most
+  float norm = 0;          // of a code in `unit`, at most
+  float section_norm = 0;  // of what a score adds up in one int16 of a section
+  float residual = 0;      // |e' - its bytes|, at most
 };
 
 // The screen on tiles: bfloat16 in chunks of kTileDims dimensions, two tiles of codes to a panel,
@@ -117,10 +125,11 @@ struct PanelBuffers {
 };
 
 // For some panels: the largest |e'|, the smallest values that the residuals may have, and the
-// largest component of e', which is infinite if a code is not screened.
+// largest component of e' and sum of two neighbours, from an even one on. The component is infinite
+// if a code is not screened.
 struct PanelNorms {
   double max_norm, pair_residual, tile_residual;
-  float largest_component;
+  float largest_component, largest_pair;
 };
 
 // Where the bytes of a codebook are written.
@@ -131,7 +140,7 @@ struct ByteBuffers {
 
 // For some blocks of bytes: the smallest values that the fields of ByteCodes may have.
 struct ByteNorms {
-  float norm, residual;
+  float norm, section_norm, residual;
 };
 
 // Rows in one of the input dtypes against a codebook. Outputs that are null are not computed.

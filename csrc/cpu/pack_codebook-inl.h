@@ -2,6 +2,7 @@
 #pragma once
 
 #include <math.h>
+#include <string.h>
 
 #include "byte_screen-inl.h"
 #include "nearest_code.h"
@@ -87,7 +88,7 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
   const int64_t dim = codebook.dim, words = (dim + 1) / 2;
   // The part of a whole code below the smallest unit.
   const double underflow = sqrt(static_cast<double>(dim)) * 0x1p-120;
-  PanelNorms norms = {0, 0, 0, 0};
+  PanelNorms norms = {0, 0, 0, 0, 0};
   for (int64_t k = first * kPanelWidth; k < last * kPanelWidth; ++k) {
     float* const column = out.panels + k / kPanelWidth * dim * kPanelWidth + k % kPanelWidth;
     int16_t* const pair_column =
@@ -135,6 +136,10 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
         const float size = fabsf(centered[i]);
         if (size > norms.largest_component) norms.largest_component = size;
       }
+      for (int64_t i = 0; i + 1 < count; i += 2) {
+        const float size = fabsf(centered[i] + centered[i + 1]);
+        if (size > norms.largest_pair) norms.largest_pair = size;
+      }
       if (out.tile_panels) {
         store_in_tiles(codebook, k, start, count, centered, out.tile_panels, in_tiles);
       }
@@ -168,17 +173,50 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
 }
 
 #if defined(VQ_HAS_BYTE_PRODUCTS)
+// Writes the bytes of a code as words of its column, those of each section behind a word of two
+// int16: what kByteBias adds to the two sums, with the other sign. Returns the largest sum of
+// squares of the components that one sum of a section adds up.
+template <class Sum>
+inline int store_byte_words(const int8_t* bytes, int64_t words, int8_t* column) {
+  constexpr int64_t kDims = Sum::kDims, kStep = 2 * Sum::kLanes * kDims;
+  int most_square = 0;
+  for (int64_t word = 0; word < words; ++word, column += kStep) {
+    if constexpr (Sum::kSectionWords > 0) {
+      static_assert(kDims == 4);
+      if (word % Sum::kSectionWords == 0) {
+        const int64_t end = word + Sum::kSectionWords;
+        int sums[2] = {}, squares[2] = {};
+        for (int64_t i = 4 * word; i < 4 * (end < words ? end : words); ++i) {
+          sums[i / 2 % 2] += bytes[i];
+          squares[i / 2 % 2] += bytes[i] * bytes[i];
+        }
+        for (int half = 0; half < 2; ++half) {
+          const auto start = static_cast<uint16_t>(-kByteBias * sums[half]);
+          memcpy(column + 2 * half, &start, sizeof(start));
+          if (squares[half] > most_square) most_square = squares[half];
+        }
+        column += kStep;
+      }
+    }
+    memcpy(column, bytes + word * kDims, kDims);
+  }
+  return most_square;
+}
+
 // Fills blocks first..last of the bytes of a codebook whose panels and units of bytes are set.
+template <class Sum>
 inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64_t last,
                             const ByteBuffers& out) {
-  constexpr int64_t kWidth = 2 * ByteSum::kLanes, kDims = ByteSum::kDims;
-  const int64_t dim = codebook.dim, words = (dim + kDims - 1) / kDims;
+  constexpr int64_t kWidth = 2 * Sum::kLanes, kDims = Sum::kDims;
+  const int64_t dim = codebook.dim, words = byte_words<Sum>(dim);
+  const int64_t stored_words = stored_byte_words<Sum>(dim);
   const double unit = static_cast<double>(codebook.bytes.unit), inverse = 1 / unit;
-  auto* const halves = static_cast<ByteSum::Half*>(out.half_norms);
-  auto* const offsets = static_cast<ByteSum::Offset*>(out.offsets);
+  auto* const halves = static_cast<typename Sum::Half*>(out.half_norms);
+  auto* const offsets = static_cast<typename Sum::Offset*>(out.offsets);
   double most_square = 0, most_residual = 0;
-  for (int64_t k = first * kByteBlock; k < last * kByteBlock; ++k) {
-    int8_t bytes[ByteSum::kMostDims + kDims] = {};
+  int most_in_section = 0;
+  for (int64_t k = first * kByteBlock<Sum>; k < last * kByteBlock<Sum>; ++k) {
+    int8_t bytes[Sum::kMostDims + kDims] = {};
     // Padding repeats the last code, so that the least score is always that of a code.
     const int64_t source = k < codebook.num_codes ? k : codebook.num_codes - 1;
     const float* const code = codebook.codes + source * dim;
@@ -195,23 +233,46 @@ inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64
       bytes[d] = static_cast<int8_t>(static_cast<int>(integer));
       sum += bytes[d];
     }
-    offsets[k] = static_cast<ByteSum::Offset>(kByteBias * sum);
+    // Sections have starts of their own.
+    offsets[k] = static_cast<typename Sum::Offset>(Sum::kSectionWords > 0 ? 0 : kByteBias * sum);
     const double square = squares[0] + squares[1] + squares[2] + squares[3];
     const double residual = residuals[0] + residuals[1] + residuals[2] + residuals[3];
     const float stored_half = static_cast<float>(0.5 * square * unit * unit);
     const float half = codebook.halves_of_stored ? stored_half : codebook.half_norms[source];
-    halves[k] = ByteSum::half(half / codebook.bytes.half_unit);
+    halves[k] = Sum::half(half / codebook.bytes.half_unit);
     if (square > most_square) most_square = square;
     if (residual > most_residual) most_residual = residual;
-    int8_t* const column = out.panels + (k / kWidth * words * kWidth + k % kWidth) * kDims;
-    for (int64_t word = 0; word < words; ++word) {
-      for (int64_t i = 0; i < kDims; ++i)
-        column[word * kWidth * kDims + i] = bytes[word * kDims + i];
-    }
+    int8_t* const column = out.panels + (k / kWidth * stored_words * kWidth + k % kWidth) * kDims;
+    const int in_section = store_byte_words<Sum>(bytes, words, column);
+    if (in_section > most_in_section) most_in_section = in_section;
   }
   return {static_cast<float>(sqrt(most_square) * 1.0001),
+          static_cast<float>(sqrt(static_cast<double>(most_in_section)) * 1.0001),
           static_cast<float>(sqrt(most_residual) * 1.0001)};
 }
+
+template <class Sum>
+inline ByteLayout byte_layout_of(int64_t dim) {
+  return {.block = kByteBlock<Sum>,
+          .word_bytes = Sum::kDims,
+          .score_bytes = sizeof(typename Sum::Score),
+          .words = stored_byte_words<Sum>(dim),
+          .most_component = Sum::kMostCode,
+          .most_half = Sum::kMostHalf,
+          .most_pair = Sum::kMostPair,
+          .fill = fill_bytes<Sum>};
+}
+
+inline bool byte_layout(int64_t num_codes, int64_t dim, ByteLayout& layout) {
+  return with_byte_sums(dim, [&](auto sum) {
+    using Sum = decltype(sum);
+    if (!suit_bytes<Sum>(num_codes, dim)) return false;
+    layout = byte_layout_of<Sum>(dim);
+    return true;
+  });
+}
+#else
+inline bool byte_layout(int64_t, int64_t, ByteLayout&) { return false; }
 #endif
 
 }  // namespace

@@ -65,22 +65,24 @@ void fill_center(const float* codes, int64_t num_codes, int64_t dim, float* cent
 }
 
 // Fills the bytes of a codebook whose panels are filled, unless its values do not suit them.
-void pack_bytes(PackedCodebookStorage& packed, float largest_component, const KernelTable& kernels,
-                const RunParts& run_parts) {
+void pack_bytes(PackedCodebookStorage& packed, float largest_component, float largest_pair,
+                const ByteLayout& layout, const RunParts& run_parts) {
   PackedCodebook& view = packed.view;
   // An infinite component stands for a code that is not screened.
   if (!(view.max_norm > 1e-12 && view.max_norm < 1e12 && std::isfinite(largest_component))) return;
-  const ByteLayout& layout = kernels.bytes;
   const int64_t num_blocks = (view.num_codes + layout.block - 1) / layout.block;
-  const int64_t bytes_each = (view.dim + layout.dims - 1) / layout.dims * layout.dims;
-  packed.byte_panels = aligned<int8_t>(num_blocks * layout.block * bytes_each);
-  packed.byte_half_norms = aligned<int8_t>(num_blocks * layout.block * layout.dims);
-  packed.byte_offsets = aligned<int8_t>(num_blocks * layout.block * layout.dims);
+  const int64_t num_codes = num_blocks * layout.block;  // with padding
+  packed.byte_panels = aligned<int8_t>(num_codes * layout.words * layout.word_bytes);
+  packed.byte_half_norms = aligned<int8_t>(num_codes * layout.score_bytes);
+  packed.byte_offsets = aligned<int8_t>(num_codes * layout.score_bytes);
   const ByteBuffers buffers = {.panels = packed.byte_panels.get(),
                                .half_norms = packed.byte_half_norms.get(),
                                .offsets = packed.byte_offsets.get()};
   ByteCodes& bytes = view.bytes;
   bytes.unit = largest_component / layout.most_component * 1.0001f;
+  // The integers of a pair add up to one more at most, because both are rounded.
+  const float pair = layout.most_pair > 0 ? largest_pair / layout.most_pair * 1.0001f : 0;
+  bytes.unit = std::max(bytes.unit, pair);
   // Rounding moves each component by half a unit at most.
   const double norm = view.max_norm + 0.5 * std::sqrt(static_cast<double>(view.dim)) *
                                           static_cast<double>(bytes.unit);
@@ -88,9 +90,10 @@ void pack_bytes(PackedCodebookStorage& packed, float largest_component, const Ke
   bytes.half_unit = largest_half / layout.most_half * 1.0001f;
   std::mutex mutex;
   run_parts(num_blocks, [&](int64_t first, int64_t last) {
-    const ByteNorms norms = kernels.fill_bytes(view, first, last, buffers);
+    const ByteNorms norms = layout.fill(view, first, last, buffers);
     const std::lock_guard<std::mutex> lock(mutex);
     bytes.norm = std::max(bytes.norm, norms.norm);
+    bytes.section_norm = std::max(bytes.section_norm, norms.section_norm);
     bytes.residual = std::max(bytes.residual, norms.residual);
   });
   bytes.panels = buffers.panels;
@@ -133,12 +136,13 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
       .pair_panels = packed->pair_panels.get(),
       .pair_units = packed->pair_units.get(),
       .tiles = {.panels = packed->tile_panels.get(), .half_norms = packed->tile_half_norms.get()}};
-  const bool has_bytes = kernels.bytes.suits && kernels.bytes.suits(num_codes, dim);
+  ByteLayout layout = {};
+  const bool has_bytes = kernels.byte_layout(num_codes, dim, layout);
   if (has_bytes || packed->tile_panels) {
     packed->view.halves_of_stored = kernels.codes_lie_close(packed->view);
   }
   std::mutex mutex;
-  float largest_component = 0;
+  float largest_component = 0, largest_pair = 0;
   const auto fill = [&](int64_t first, int64_t last) {
     const PanelNorms norms =
         kernels.fill_panels(packed->view, first, last,
@@ -153,6 +157,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
     packed->view.pair_residual = std::max(packed->view.pair_residual, norms.pair_residual);
     packed->view.tiles.residual = std::max(packed->view.tiles.residual, norms.tile_residual);
     largest_component = std::max(largest_component, norms.largest_component);
+    largest_pair = std::max(largest_pair, norms.largest_pair);
   };
   if (num_codes * dim < kParallelFloats) {
     fill(0, num_panels);
@@ -160,7 +165,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
     run_parts(num_panels, fill);
   }
   if (has_bytes) {
-    pack_bytes(*packed, largest_component, kernels, run_parts);
+    pack_bytes(*packed, largest_component, largest_pair, layout, run_parts);
   }
   return packed;
 }

@@ -65,10 +65,9 @@ int64_t wrong_picks(const search_data::Set& set, First screen, bool halves_of_st
                     .residual = norms.tile_residual};
 #if defined(VQ_HAS_BYTE_PRODUCTS)
   if (screen == First::kBytes) {
-    KernelTable kernels = {};
-    kernels.bytes = kByteLayout;
-    kernels.fill_bytes = fill_bytes;
-    pack_bytes(packed, norms.largest_component, kernels,
+    const ByteLayout layout =
+        with_byte_sums(dim, [dim](auto sum) { return byte_layout_of<decltype(sum)>(dim); });
+    pack_bytes(packed, norms.largest_component, norms.largest_pair, layout,
                [](int64_t count, const auto& part) { part(0, count); });
   }
 #endif

@@ -182,6 +182,13 @@ MANY_CODES = {
         codes * (1 + 1e4 * (torch.arange(len(codes)) % 97 == 0))[:, None]
     ),
     "unequal_dimensions": lambda codes: codes * torch.logspace(0, -5, codes.shape[1]),
+    # All components are as large as the largest, and so are their sums in words and in sections.
+    "signs": lambda codes: codes.sign(),
+    # The products of the first two components are as large as those of all others together.
+    "large_word": lambda codes: torch.cat([codes[:, :1].expand(-1, 2) * 5, codes], 1)[
+        :, : codes.shape[1]
+    ],
+    "few_dimensions": lambda codes: codes * torch.where(torch.arange(codes.shape[1]) < 8, 1, 1e-3),
     "not_finite": lambda codes: codes.index_fill(0, torch.tensor([5]), float("nan")),
     "one_apart": lambda codes: torch.cat([torch.zeros(len(codes) - 1, codes.shape[1]), codes[:1]]),
 }

@@ -25,12 +25,6 @@
 #define VQ_LEVEL_PAIRS false
 #endif
 
-#if defined(VQ_HAS_BYTE_PRODUCTS)
-#define VQ_LEVEL_FILL_BYTES fill_bytes
-#else
-#define VQ_LEVEL_FILL_BYTES nullptr
-#endif
-
 #if defined(VQ_HAS_TILES)
 #define VQ_LEVEL_TILES true
 #else
@@ -43,7 +37,6 @@ const KernelTable VQ_LEVEL_TABLE = {
     .name = VQ_LEVEL_NAME,
     .panel_width = kPanelWidth,
     .has_pairs = VQ_LEVEL_PAIRS,
-    .bytes = kByteLayout,
     .has_tiles = VQ_LEVEL_TILES,
     .nearest_code = {.few_rows = search_few_rows,
                      .rows = search_rows,
@@ -51,7 +44,7 @@ const KernelTable VQ_LEVEL_TABLE = {
                      .block_rows = block_rows},
     .codes_lie_close = codes_lie_close,
     .fill_panels = fill_panels,
-    .fill_bytes = VQ_LEVEL_FILL_BYTES,
+    .byte_layout = byte_layout,
     .quantize_backward = quantize_backward,
     .residual = {.few_rows = residual_few_rows,
                  .rows = residual_rows,

@@ -151,6 +151,19 @@ def test_a_damaged_file_is_left_aside_with_a_warning(saved, damage, message):
     assert torch.equal(codes, draw(prior))
 
 
+def test_a_file_that_cannot_be_mapped_is_left_aside_with_a_warning(saved, monkeypatch):
+    prior, path = saved
+    vqvae2_fast.pack(path)
+
+    def refuse(path, **options):
+        raise RuntimeError("unable to mmap 4096 bytes from file: No such device (19)")
+
+    monkeypatch.setattr(torch, "from_file", refuse)
+    with pytest.warns(RuntimeWarning, match=r"packed-cpu\.safetensors: unable to mmap .*\. The"):
+        codes = draw(vqvae2_fast.load(path))
+    assert torch.equal(codes, draw(prior))
+
+
 def test_the_memory_of_a_file_is_not_written(saved):
     _, path = saved
     vqvae2_fast.pack(path)

@@ -81,10 +81,11 @@ def mapped_plan(path: Path, description: Description, module: Any, threads: int)
         words = MappedFile(path, _PAGE + size).bytes()[_PAGE:].numpy()
         if metadata["words_hash"] != _words_hash(words, module, threads):
             raise ValueError(f"{path} is damaged: its words do not have the hash in its header.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last if PyTorch cannot map it
+        reason = str(error).rstrip(".")
         warnings.warn(
-            f"{error} The weights were packed anew. Have `vqvae2-fast pack` write the file again, "
-            "or delete it.",
+            f"{reason if str(path) in reason else f'{path}: {reason}'}. The weights were packed "
+            "anew. Have `vqvae2-fast pack` write the file again, or delete it.",
             RuntimeWarning,
             stacklevel=2,
         )

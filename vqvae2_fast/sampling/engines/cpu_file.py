@@ -9,6 +9,7 @@ now, so that it never stands in for weights that have changed since.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def mapped_plan(path: Path, description: Description, module: Any, threads: int)
     None if there is no such file, or it was packed from something else. A warning tells of a file
     that is damaged, or of another version of this package.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # False also where this process may not look
         return None
     try:
         metadata = _read_metadata(path)

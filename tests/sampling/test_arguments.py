@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from vqvae2_fast.sampling import calibrate, sample_codes, score_codes, teacher_forced_logits
 from vqvae2_fast.testing.pipelines import tiny_pipeline
@@ -11,7 +12,9 @@ CODES = torch.zeros(2, 4, 6, dtype=torch.int64)
 OTHERS = {
     "array": (CODES.numpy(), r"a numpy array: pass torch\.from_numpy\({name}\)"),
     "list": (CODES.tolist(), r"a list: pass torch\.tensor\({name}\)"),
-    "number": (7, "an int"),
+    "tensors": (list(CODES), r"a list of tensors: pass torch\.stack\({name}\)"),
+    "number": (7, r"an int\."),
+    "image": (Image.new("L", (2, 2)), r"an Image\."),
 }
 
 
@@ -55,7 +58,7 @@ def test_a_condition_that_is_no_tensor_is_named(kind):
     message = f"^sample_codes: expected condition.* got {found}"
     with pytest.raises(TypeError, match=message.format(name=r"condition\[0\]")):
         sample_codes(prior, 2, condition=[value])
-    if kind != "list":  # a list is one of maps
+    if kind not in ("list", "tensors"):  # a list is one of maps
         with pytest.raises(TypeError, match=message.format(name="condition")):
             sample_codes(prior, 2, condition=value)
 

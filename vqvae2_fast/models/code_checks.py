@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.outside_graphs import has_values
-from vqvae2_fast.ops._checks import dtype_name
+from vqvae2_fast.ops._checks import check_tensor, dtype_name, given, kind_of
 from vqvae2_fast.ops._registry import transforms_are_active
 
 __all__ = [
@@ -26,11 +26,8 @@ __all__ = [
     "check_pixels",
     "check_prior_fits",
     "check_range",
-    "check_tensor",
     "describe_maps",
-    "given",
     "is_list",
-    "kind_of",
     "label_count",
     "listed_maps",
     "may_read",
@@ -72,29 +69,6 @@ def listed_maps(where: str, condition: Sequence[Tensor] | Tensor | None) -> list
 def is_list(value: object) -> bool:
     """Whether a value can be a list of maps; a tensor, an array or a string cannot."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def kind_of(value: object) -> str:
-    """`a Tensor`, `an int`: what a value is, for a message that expected something else."""
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    if name == "ndarray":
-        return "a numpy array"
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-def given(name: str, value: object) -> str:
-    """What the argument `name` is where a tensor was expected, and how to make it one."""
-    kind = kind_of(value)
-    if kind == "a numpy array":
-        return f"{kind}: pass torch.from_numpy({name})"
-    return f"{kind}: pass torch.tensor({name})" if isinstance(value, list | tuple) else kind
-
-
-def check_tensor(where: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{where}: expected {name} to be a tensor, got {given(name, value)}.")
 
 
 def check_pixels(where: str, images: Tensor) -> None:

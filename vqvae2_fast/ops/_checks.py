@@ -20,12 +20,15 @@ __all__ = [
     "check_number",
     "check_same_device",
     "check_seed",
+    "check_tensor",
     "check_tensors",
     "checked_integer",
     "checked_integers",
     "described",
     "dtype_name",
     "fits_codebook",
+    "given",
+    "kind_of",
     "misfit",
     "other_dtype",
 ]
@@ -112,21 +115,42 @@ def check_number(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: expected {name} to be a number, got {value!r}.")
 
 
+def kind_of(value: object) -> str:
+    """`a Tensor`, `an int`: what a value is, for a message that expected something else."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    if name == "ndarray":
+        return "a numpy array"
+    return f"an {name}" if name[0] in "aeiouAEIO" else f"a {name}"
+
+
+def given(name: str, value: object) -> str:
+    """What the argument `name` is where a tensor was expected, and how to make it one."""
+    kind = kind_of(value)
+    if kind == "a numpy array":
+        return f"{kind}: pass torch.from_numpy({name})"
+    if not isinstance(value, (list, tuple)):
+        return kind
+    if any(isinstance(each, Tensor) for each in value):
+        return f"{kind} of tensors: pass torch.stack({name})"
+    return f"{kind}: pass torch.tensor({name})"
+
+
+def _not_a_tensor(where: str, name: str, value: object) -> TypeError:
+    return TypeError(f"{where}: expected {name} to be a tensor, got {given(name, value)}.")
+
+
+def check_tensor(where: str, name: str, value: object) -> None:
+    """Raise TypeError for an argument of an operator or a function that is not a tensor."""
+    if not isinstance(value, Tensor):
+        raise _not_a_tensor(where, name, value)
+
+
 def check_tensors(op: str, **values: object) -> None:
-    """Raise TypeError for an argument that is not a tensor; keywords are the arguments' names."""
+    """`check_tensor` of several; keywords are the arguments' names."""
     for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise _not_a_tensor(op, name, value)
-
-
-def _not_a_tensor(op: str, name: str, value: object) -> TypeError:
-    got = "None" if value is None else type(value).__name__
-    remedy = ""
-    if isinstance(value, (list, tuple)) and any(isinstance(each, Tensor) for each in value):
-        remedy = f" of tensors: pass torch.stack({name})"
-    elif isinstance(value, (list, tuple, Real)) or hasattr(value, "__array__"):
-        remedy = f": pass torch.tensor({name})"
-    return TypeError(f"{op}: expected {name} to be a tensor, got {got}{remedy}.")
+        check_tensor(op, name, value)
 
 
 def check_floating(op: str, **tensors: Tensor) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.models.code_checks import check_tensor, kind_of
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.ops._checks import check_tensor, kind_of
 from vqvae2_fast.sampling.plan_network import plan_logits
 from vqvae2_fast.sampling.prior import checked_interface, plan_of
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs

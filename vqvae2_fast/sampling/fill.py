@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.models.code_checks import check_pixels, check_tensor, given, is_list
+from vqvae2_fast.models.code_checks import check_pixels, is_list
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
-from vqvae2_fast.ops._checks import checked_integer
+from vqvae2_fast.ops._checks import check_tensor, checked_integer, given
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import num_levels_of

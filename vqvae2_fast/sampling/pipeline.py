@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.files.printable import short
-from vqvae2_fast.models.code_checks import check_known, check_prior_fits, kind_of
+from vqvae2_fast.models.code_checks import check_known, check_prior_fits
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
-from vqvae2_fast.ops._checks import checked_integer
+from vqvae2_fast.ops._checks import checked_integer, kind_of
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import checked_interface, interface_of

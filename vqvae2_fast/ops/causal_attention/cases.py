@@ -153,7 +153,7 @@ ERRORS = [
         "list_of_keys",
         lambda: causal_attention(_Q, [1.0], _Q),  # type: ignore[arg-type]
         TypeError,
-        "causal_attention: expected k to be a tensor, got list: pass torch.tensor(k).",
+        "causal_attention: expected k to be a tensor, got a list: pass torch.tensor(k).",
     ),
     ErrorCase(
         "text_as_dropout",

@@ -134,7 +134,7 @@ ERRORS = [
         "list_as_bias",
         lambda: causal_conv2d(_X, _W, [0.0] * 5, "down"),  # type: ignore[arg-type]
         TypeError,
-        "causal_conv2d: expected bias to be a tensor, got list: pass torch.tensor(bias).",
+        "causal_conv2d: expected bias to be a tensor, got a list: pass torch.tensor(bias).",
     ),
     ErrorCase(
         "text_as_height",

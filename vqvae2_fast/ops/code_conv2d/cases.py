@@ -105,7 +105,7 @@ ERRORS = [
         "list_of_codes",
         lambda: code_conv2d([[[0]]], _TABLE, [(0, 0), (0, 1)]),  # type: ignore[arg-type]
         TypeError,
-        "code_conv2d: expected codes to be a tensor, got list: pass torch.tensor(codes).",
+        "code_conv2d: expected codes to be a tensor, got a list: pass torch.tensor(codes).",
     ),
     ErrorCase(
         "numbers_as_offsets",

@@ -84,7 +84,7 @@ ERRORS = [
         "list_of_indices",
         lambda: code_statistics(torch.zeros(2, 3), [0, 1], 4),  # type: ignore[arg-type]
         TypeError,
-        "code_statistics: expected indices to be a tensor, got list: pass torch.tensor(indices).",
+        "code_statistics: expected indices to be a tensor, got a list: pass torch.tensor(indices).",
     ),
     ErrorCase(
         "fraction_of_codes",

@@ -176,7 +176,7 @@ ERRORS = [
         "list_of_known",
         lambda: draw_codes(_L, _L, known=[0, 1]),  # type: ignore[arg-type]
         TypeError,
-        "draw_codes: expected known to be a tensor, got list: pass torch.tensor(known).",
+        "draw_codes: expected known to be a tensor, got a list: pass torch.tensor(known).",
     ),
     ErrorCase(
         "text_as_temperature",

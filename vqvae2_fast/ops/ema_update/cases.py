@@ -76,7 +76,7 @@ ERRORS = [
         "list_of_counts",
         lambda: _call(counts=[1.0] * 4),
         TypeError,
-        "ema_update_: expected counts to be a tensor, got list: pass torch.tensor(counts).",
+        "ema_update_: expected counts to be a tensor, got a list: pass torch.tensor(counts).",
     ),
     ErrorCase(
         "no_codebook",

@@ -70,7 +70,7 @@ ERRORS = [
         "list_of_samples",
         lambda: gumbel_noise([0], _ONE, 4),  # type: ignore[arg-type]
         TypeError,
-        "gumbel_noise: expected samples to be a tensor, got list: pass torch.tensor(samples).",
+        "gumbel_noise: expected samples to be a tensor, got a list: pass torch.tensor(samples).",
     ),
     ErrorCase(
         "fraction_as_seed",

@@ -157,13 +157,13 @@ ERRORS = [
         "list_of_vectors",
         lambda: nearest_code([[0.0, 1.0]], torch.zeros(4, 2)),  # type: ignore[arg-type]
         TypeError,
-        "nearest_code: expected z to be a tensor, got list: pass torch.tensor(z).",
+        "nearest_code: expected z to be a tensor, got a list: pass torch.tensor(z).",
     ),
     ErrorCase(
         "array_of_codes",
         lambda: nearest_code(torch.zeros(2, 3), torch.zeros(4, 3).numpy()),  # type: ignore[arg-type]
         TypeError,
-        "nearest_code: expected codebook to be a tensor, got ndarray: pass torch.tensor(codebook).",
+        "expected codebook to be a tensor, got a numpy array: pass torch.from_numpy(codebook).",
     ),
     ErrorCase(
         "no_codebook",
@@ -175,6 +175,6 @@ ERRORS = [
         "list_of_codebooks",
         lambda: nearest_code(torch.zeros(2, 3), [torch.zeros(4, 3)] * 2),  # type: ignore[arg-type]
         TypeError,
-        "expected codebook to be a tensor, got list of tensors: pass torch.stack(codebook).",
+        "expected codebook to be a tensor, got a list of tensors: pass torch.stack(codebook).",
     ),
 ]

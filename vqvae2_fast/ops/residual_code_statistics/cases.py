@@ -75,6 +75,6 @@ ERRORS = [
         "list_of_indices",
         lambda: _call([[0, 1], [1, 0]]),  # type: ignore[arg-type]
         TypeError,
-        "residual_code_statistics: expected indices to be a tensor, got list: pass torch.tensor(",
+        "residual_code_statistics: expected indices to be a tensor, got a list: pass torch.tensor(",
     ),
 ]

@@ -111,12 +111,12 @@ ERRORS = [
         "list_of_codebooks",
         lambda: residual_nearest_code(torch.zeros(2, 3), [torch.zeros(4, 3)] * 2),  # type: ignore[arg-type]
         TypeError,
-        "expected codebooks to be a tensor, got list of tensors: pass torch.stack(codebooks).",
+        "expected codebooks to be a tensor, got a list of tensors: pass torch.stack(codebooks).",
     ),
     ErrorCase(
         "array_of_vectors",
         lambda: residual_nearest_code(torch.zeros(2, 3).numpy(), torch.zeros(2, 4, 3)),  # type: ignore[arg-type]
         TypeError,
-        "residual_nearest_code: expected z to be a tensor, got ndarray: pass torch.tensor(z).",
+        "expected z to be a tensor, got a numpy array: pass torch.from_numpy(z).",
     ),
 ]

@@ -99,7 +99,7 @@ ERRORS = [
         "list_of_vectors",
         lambda: scalar_quantize([[0.0]], [8]),  # type: ignore[arg-type]
         TypeError,
-        "scalar_quantize: expected z to be a tensor, got list: pass torch.tensor(z).",
+        "scalar_quantize: expected z to be a tensor, got a list: pass torch.tensor(z).",
     ),
     ErrorCase(
         "a_fraction_of_levels",

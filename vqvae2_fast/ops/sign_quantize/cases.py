@@ -50,7 +50,7 @@ ERRORS = [
         "list_of_vectors",
         lambda: sign_quantize([[0.0]]),  # type: ignore[arg-type]
         TypeError,
-        "sign_quantize: expected z to be a tensor, got list: pass torch.tensor(z).",
+        "sign_quantize: expected z to be a tensor, got a list: pass torch.tensor(z).",
     ),
     ErrorCase(
         "no_scale",

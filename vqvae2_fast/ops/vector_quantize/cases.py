@@ -67,7 +67,7 @@ ERRORS = [
         "list_of_vectors",
         lambda: vector_quantize([[0.0, 1.0]], torch.zeros(4, 2)),  # type: ignore[arg-type]
         TypeError,
-        "vector_quantize: expected z to be a tensor, got list: pass torch.tensor(z).",
+        "vector_quantize: expected z to be a tensor, got a list: pass torch.tensor(z).",
     ),
     ErrorCase(
         "no_codebook",

@@ -36,7 +36,7 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
         ("made with perceptual_weight=1.0", "made with --lpips-weight=1.0"),
         ("head={'learning_rate': 1, 'flip=True': 2}", "head={'learning_rate': 1, 'flip=True': 2}"),
         ("{'a': 1}: raise batch_size", "{'a': 1}: raise --train.batch-size"),
-        ("x: expected steps to be an integer", "x: expected --train.steps to be an integer"),
+        ("x: expected steps to be an integer", "expected --train.steps to be an integer"),
         ("make room and continue by the same call", "make room and continue with --resume"),
         ("load: x: expected steps to be names", "load: x: expected steps to be names"),
     ],

@@ -1,10 +1,16 @@
 """Drawing a code from logits: temperature, filters, ties."""
 
+from dataclasses import asdict, replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from vqvae2_fast.sampling import sample_codes, sample_images, sample_levels, stream_images
 from vqvae2_fast.sampling.settings import DrawSettings, level_settings
+from vqvae2_fast.testing.pipelines import tiny_pipeline
+from vqvae2_fast.testing.priors import tiny_prior
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 3.0, 0.0]])
 
@@ -120,6 +126,29 @@ def test_draws_follow_the_softmax():
 def test_values_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         DrawSettings(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [
+        ("DrawSettings", DrawSettings),
+        ("sample_codes", partial(sample_codes, tiny_prior(), 1)),
+        ("sample_images", partial(sample_images, tiny_pipeline(), 1)),
+        ("sample_levels", partial(sample_levels, tiny_pipeline(), 1)),
+        ("stream_images", partial(stream_images, tiny_pipeline(), 1)),
+        ("fill", partial(level_settings, 2, where="fill")),
+        ("Pipeline", lambda **recommended: replace(tiny_pipeline(), recommended=recommended)),
+    ],
+)
+def test_the_function_that_was_called_is_named(where, call):
+    with pytest.raises(ValueError, match=f"^{where}: expected temperature to be 0, "):
+        call(temperature=-0.5)
+
+
+def test_settings_made_of_others_keep_no_function():
+    settings = replace(DrawSettings(0.5, where="fill"), seed=3)
+    assert settings == DrawSettings(0.5, seed=3)
+    assert "where" not in asdict(settings)
 
 
 def test_numbers_of_other_libraries_become_plain_ones():

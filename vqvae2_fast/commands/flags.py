@@ -11,7 +11,7 @@ from vqvae2_fast.models.prior import PriorConfig
 __all__ = ["as_flags", "flags_of", "value_of"]
 
 # The origin of a message: a function or configuration that a user of flags has not called.
-_SPEAKER = re.compile(r"^(\w+: (?=--)|\w+Config: )")
+_SPEAKER = re.compile(r"^(\w+: (?=(expected )?--)|\w+Config: )")
 # A place that is not inside braces, where a message shows values as Python writes them.
 _NO_BRACES = r"(?![^{}]*\})"
 

@@ -134,7 +134,7 @@ class Pipeline:
                 f"Pipeline: expected recommended to name some of {', '.join(_RECOMMENDED)}, got "
                 f"{short(', '.join(sorted(unknown)))}."
             )
-        level_settings(len(self.priors), **self.recommended)
+        level_settings(len(self.priors), where="Pipeline", **self.recommended)
 
     def _check_kinds(self) -> None:
         """Raise TypeError for arguments that are in the wrong place."""
@@ -357,6 +357,7 @@ def sample_images(
     """
     settings = level_settings(
         num_levels_of("sample_images", pipeline),
+        where="sample_images",
         seed=seed,
         temperature=temperature,
         top_k=top_k,

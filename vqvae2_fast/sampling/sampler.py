@@ -137,6 +137,7 @@ def sample_codes(
         seed=seed,
         engine=engine,
         window=window,
+        where="sample_codes",
     )
     drawn = draw(
         prior,

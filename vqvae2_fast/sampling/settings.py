@@ -8,7 +8,7 @@ logits → guidance → ÷ temperature → top-k → top-p → + Gumbel noise �
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.ops._checks import checked_integer
@@ -41,6 +41,7 @@ class DrawSettings:
         seed: Key of the noise.
         engine: See `sample_codes`.
         window: Codes that a step computes at once, see `sample_codes`. It never changes a code.
+        where: The function that was called, for messages; it is not kept.
 
     Raises:
         ValueError: A value that is out of range or of the wrong type.
@@ -53,9 +54,9 @@ class DrawSettings:
     seed: int = 0
     engine: str = "auto"
     window: int = 1
+    where: InitVar[str] = field(default="DrawSettings", kw_only=True)
 
-    def __post_init__(self) -> None:
-        where = "sample_codes"
+    def __post_init__(self, where: str) -> None:
         check_rule(where, self.temperature, self.top_k, self.top_p, self.guidance_scale)
         # Make them plain numbers, whatever their type was, because they are written as JSON.
         plain = {
@@ -133,7 +134,7 @@ class DrawSettings:
 
 
 def level_settings(
-    num_levels: int, *, where: str = "sample_images", **settings: Any
+    num_levels: int, *, where: str = "level_settings", **settings: Any
 ) -> tuple[DrawSettings, ...]:
     """The settings of each level, coarse to fine.
 
@@ -146,7 +147,7 @@ def level_settings(
         ValueError: A value out of range, a list of another length, or a list of seeds.
         TypeError: A name that is not a setting.
     """
-    names = [field.name for field in fields(DrawSettings)]
+    names = [setting.name for setting in fields(DrawSettings)]
     for name, value in settings.items():
         if name not in names:
             raise TypeError(f"{where}: {name!r} is no setting; expected one of {', '.join(names)}.")
@@ -162,7 +163,10 @@ def level_settings(
             )
     return tuple(
         DrawSettings(
-            **{name: value[level] if _is_list(value) else value for name, value in settings.items()}
+            **{
+                name: value[level] if _is_list(value) else value for name, value in settings.items()
+            },
+            where=where,
         )
         for level in range(num_levels)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -81,6 +81,10 @@ def check_rule(
         raise ValueError(
             f"{op}: expected temperature to be 0, which takes the best code, or from {_SMALLEST:g} "
             f"to {_LARGEST:g}, got {temperature}."
+        )
+    if isinstance(top_k, Integral) and top_k == 0:
+        raise ValueError(
+            f"{op}: expected top_k to be an integer >= 1, or None for no limit, got {top_k!r}."
         )
     if top_k is not None:
         checked_integer(op, "top_k", top_k, 1, _MOST_KEPT)

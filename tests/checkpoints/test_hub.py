@@ -90,9 +90,24 @@ def test_a_folder_needs_no_network(tmp_path, monkeypatch):
 
 def test_what_is_neither_a_folder_nor_a_name():
     with pytest.raises(
-        ValueError, match="expected a folder or a repository OWNER/NAME, got 'a/b/c'"
+        ValueError, match="expected source to be a folder or a repository OWNER/NAME, got 'a/b/c'"
     ):
         vq2.from_pretrained("a/b/c")
+    with pytest.raises(
+        TypeError,
+        match="^from_pretrained: expected source to be a folder or a repository .*, got None",
+    ):
+        vq2.from_pretrained(None)
+
+
+def test_a_repository_that_cannot_be_reached_is_named(monkeypatch):
+    def unreachable(*_, **__):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("Got: ConnectError")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    message = "^from_pretrained: expected source .*, got 'owner/name'.* the Hub cannot be reached"
+    with pytest.raises(FileNotFoundError, match=message):
+        vq2.from_pretrained("owner/name")
 
 
 def test_the_card_says_what_is_in_it():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vqvae2_fast.checkpoints.checkpoint import load
+from vqvae2_fast import VQVAE2, preset
+from vqvae2_fast.checkpoints.checkpoint import load, save
 
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path):
@@ -38,3 +39,16 @@ def test_a_file_is_no_checkpoint(tmp_path):
     (tmp_path / "vqvae_560.pt").write_bytes(b"\x80\x02")
     with pytest.raises(FileNotFoundError, match="expected the folder of a checkpoint.* is a file"):
         load(tmp_path / "vqvae_560.pt")
+
+
+@pytest.mark.parametrize(("path", "found"), [(None, "None"), (3, "an int")])
+def test_what_is_no_path_is_told(path, found):
+    with pytest.raises(TypeError, match=f"^load: expected path to be .*, got {found}"):
+        load(path)
+
+
+def test_a_path_in_the_place_of_the_model_is_told(tmp_path):
+    model = VQVAE2(preset("emoji32").vqvae)
+    message = r"^save: expected path to be .*, got a VQVAE2. The order is save\(obj, path\)\.$"
+    with pytest.raises(TypeError, match=message):
+        save(tmp_path / "model", model)

@@ -28,7 +28,7 @@ from vqvae2_fast.checkpoints.files import (
     write_json,
     write_tensors,
 )
-from vqvae2_fast.checkpoints.locate import checkpoint_folder, previous
+from vqvae2_fast.checkpoints.locate import as_path, checkpoint_folder, previous
 from vqvae2_fast.checkpoints.models import (
     VERSION,
     Model,
@@ -113,8 +113,8 @@ def save(
             default those of a pipeline or of a loaded prior.
 
     Raises:
-        TypeError: If `obj` is not a VQVAE2, Classifier, registered prior or Pipeline of such, or
-            dtype is none of these.
+        TypeError: If `obj` is not a VQVAE2, Classifier, registered prior or Pipeline of such,
+            `path` is no path, or dtype is none of these.
         ValueError: If `path` exists and is not a checkpoint (nothing else is replaced), or a prior
             of the pipeline is known to model the codes of another VQ-VAE.
         OSError: If it cannot be written (a full disk, for example); what was there before is
@@ -122,8 +122,9 @@ def save(
     """
     if dtype not in DTYPES.values():
         raise TypeError(f"save: expected dtype to be one of {tuple(DTYPES)}, got {dtype}.")
+    place = as_path("save", "path", path, remedy="The order is save(obj, path).")
     obj = without_compiler(obj)
-    with replacing(Path(path)) as folder:
+    with replacing(place) as folder:
         if isinstance(obj, Pipeline):
             _write_pipeline(obj, folder, class_names or obj.class_names, dtype)
         else:
@@ -249,6 +250,7 @@ def load(
         ValueError: If it is of an unknown kind, of a newer version or not of the class `expect`, if
             its parts do not belong together, or if a weight is not finite.
         FileNotFoundError: If there is none.
+        TypeError: If `path` is no path.
     """
     folder = checkpoint_folder(path)
     with _offering_previous(folder):

@@ -14,6 +14,7 @@ import torch
 
 import vqvae2_fast
 from vqvae2_fast.checkpoints.checkpoint import load, save
+from vqvae2_fast.checkpoints.locate import as_path
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import read_untrusted
@@ -51,9 +52,12 @@ def from_pretrained(
 
     Raises:
         ImportError: The source is no folder, and huggingface_hub is not installed.
-        ValueError, FileNotFoundError: As `load`; or there is no such repository.
+        ValueError, FileNotFoundError: As `load`; or there is no such repository, or none that can
+            be reached.
+        TypeError: `source` is neither a name nor a path.
     """
-    if Path(source).is_dir():
+    expected = "a folder or a repository OWNER/NAME"
+    if as_path("from_pretrained", "source", source, expected).is_dir():
         return load(source, device)
     hub = _hub()
     name = str(source)
@@ -65,9 +69,15 @@ def from_pretrained(
             allow_patterns=list(_FILES),
             ignore_patterns=list(_NOT_FILES),
         )
+    except hub.errors.LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"from_pretrained: expected source to be {expected}, got {name!r}: there is no such "
+            "folder, the Hub cannot be reached, and no copy of the repository is in its cache. "
+            "Check the network, or name a folder that `save` wrote."
+        ) from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
         raise ValueError(
-            f"from_pretrained: expected a folder or a repository OWNER/NAME, got {name!r}: {error}"
+            f"from_pretrained: expected source to be {expected}, got {name!r}: {error}"
         ) from error
     return load(folder, device)
 

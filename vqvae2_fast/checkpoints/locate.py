@@ -5,20 +5,19 @@ A run keeps its checkpoints in checkpoints/step-NNNNNNNNN, and the best of them 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vqvae2_fast.checkpoints.files import DamagedError
 from vqvae2_fast.checkpoints.sums import check_sums
 from vqvae2_fast.files.durable import aside
 from vqvae2_fast.files.folders import why_no_folder
-
-if TYPE_CHECKING:
-    import os
+from vqvae2_fast.ops._checks import kind_of
 
 __all__ = [
     "CHECKPOINTS",
+    "as_path",
     "checkpoint_folder",
     "checkpoints_of",
     "latest",
@@ -37,6 +36,20 @@ def step_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:09d}"
 
 
+def as_path(
+    where: str, name: str, value: object, expected: str = "a string or a Path", remedy: str = ""
+) -> Path:
+    """The path that an argument is. Raises TypeError for something else.
+
+    Args:
+        remedy: What to do about it, a sentence.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        message = f"{where}: expected {name} to be {expected}, got {kind_of(value)}. {remedy}"
+        raise TypeError(message.rstrip())
+    return Path(value)
+
+
 def checkpoint_folder(
     path: str | os.PathLike[str],
     expected: str = "the folder of a checkpoint, a pipeline or a run",
@@ -51,8 +64,9 @@ def checkpoint_folder(
 
     Raises:
         FileNotFoundError: If `path` is neither.
+        TypeError: If it is no path.
     """
-    folder = Path(path)
+    folder = as_path(where, "path", path)
     if (folder / "config.json").is_file():
         return folder
     newest = latest(folder)

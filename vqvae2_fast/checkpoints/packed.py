@@ -48,7 +48,7 @@ def pack(path: str | os.PathLike[str], engine: str = "cpu") -> list[Path]:
     """
     if _native.module is None:
         raise RuntimeError(f"pack: {_native.MISSING_REASON}.")
-    folder = checkpoint_folder(path)
+    folder = checkpoint_folder(path, where="pack")
     model = load(folder)
     if isinstance(model, Pipeline):
         names = level_names(len(model.priors))

@@ -45,7 +45,7 @@ COMMANDS = {
     "compress": ("compress:Compress", "compress images to the bits of their codes"),
     "decompress": ("decompress:Decompress", "decode what compress wrote"),
     "export": ("export:Export", "write encoder or decoder as ONNX or a torch.export program"),
-    "info": ("info:Info", "describe the installation, a run, a pipeline or codes"),
+    "info": ("info:Info", "describe the installation, a run, a pipeline, codes or samples"),
 }
 
 

@@ -235,6 +235,30 @@ sys.exit(main(["demo", "--scale", "0.0001", "--quiet", "--out", sys.argv[1]]))
     assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["machine"]["simd"] is None
 
 
+def test_a_folder_of_samples_is_described(sample, tmp_path, run):
+    assert sample(tmp_path / "out", "--n 4 --temperature 0.9 --seed 3") == 0
+    code, text, _ = run("info", tmp_path / "out")
+    assert code == 0
+    assert "kind: samples\n" in text
+    assert "images: 4\nmissing: 0\n" in text
+    assert "  seed: 3\n  temperature: 0.9, 0.9\n" in text
+    values = json.loads(run("info", tmp_path / "out", "--json")[1])
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
+    assert values["settings"] == settings
+    index = tmp_path / "out" / "samples.jsonl"
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:3]))
+    values = json.loads(run("info", tmp_path / "out", "--json")[1])
+    assert (values["images"], values["missing"]) == (3, 1)
+
+
+def test_settings_of_something_else_are_not_of_samples(tmp_path, run):
+    (tmp_path / "settings.json").write_text("{}")
+    code, _, error = run("info", tmp_path)
+    assert code == 2
+    assert "error: info: " in error
+    assert "settings.json is not of a folder of samples" in error
+
+
 @pytest.mark.parametrize("what", ["folder", "file", "nothing"])
 def test_what_is_none_of_these_is_told(tmp_path, run, what):
     path = tmp_path / "thing"
@@ -244,7 +268,7 @@ def test_what_is_none_of_these_is_told(tmp_path, run, what):
         path.write_text("x")
     code, _, error = run("info", path)
     assert code == 2
-    assert "expected a run, checkpoint, pipeline, code store or .vq2 file" in error
+    assert "expected a run, checkpoint, pipeline, code store, .vq2 file or folder of" in error
     assert str(path) in error
     assert "Traceback" not in error
 

@@ -1,4 +1,4 @@
-"""`vqvae2-fast info`: what is installed, or what a checkpoint or a code store holds."""
+"""`vqvae2-fast info`: what is installed, or what a checkpoint, codes or samples are."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from vqvae2_fast.console.words import described, number
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_store import missing_or_cut
+from vqvae2_fast.data.sample_folder import SETTINGS, read_settings
+from vqvae2_fast.data.sample_index import INDEX, read_index
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.presets import preset, preset_names
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
 __all__ = ["Info"]
 
 _OF_SAMPLER = ("preset", "card", "engine", "batch_size", "window")
+_EXPECTED = "a run, checkpoint, pipeline, code store, .vq2 file or folder of samples"
 _BEST = {"metric": str, "value": float, "step": int}  # what a run keeps of its best checkpoint
 
 
 @dataclass(kw_only=True)
 class Info(Command):
-    """Describe this installation, or a run, a checkpoint, a pipeline, a code store or a .vq2 file.
+    """Describe this installation, or a run, a checkpoint, a pipeline, a code store, a .vq2 file or
+    a folder of samples.
 
     Ends with exit code 1 if a shard of a code store is missing or was cut, or if --verify finds
     other damage.
@@ -54,7 +58,8 @@ class Info(Command):
 
     path: Annotated[Path | None, tyro.conf.Positional] = None
     """What to describe: a run, a checkpoint, a pipeline, a code store, the folder of two stores
-    that `extract` leaves, or a file of `compress`. Without it, this installation."""
+    that `extract` leaves, a file of `compress`, or a folder that `sample` draws into. Without it,
+    this installation."""
     presets: bool = False
     """List the presets with their sizes, and say which come with weights."""
     verify: bool = False
@@ -102,6 +107,8 @@ class Info(Command):
         stores = [self.path / split for split in ("train", "held_out")]
         if any((store / MANIFEST).is_file() for store in stores):
             return self._stores([store for store in stores if (store / MANIFEST).is_file()])
+        if any((self.path / name).is_file() for name in (SETTINGS, INDEX)):
+            return _samples(self.path)
         return _checkpoint(self.path)
 
     def _sampler(self) -> Result:
@@ -224,6 +231,22 @@ def _compressed(path: Path) -> Result:
     return Result(values, described({titles.get(name, name): shown[name] for name in shown}))
 
 
+def _samples(path: Path) -> Result:
+    """What a folder of samples holds, whether it is complete or not."""
+    begun = read_settings(path, where="info")
+    drawn = [row["file"] is not None for row in read_index(path)]
+    values: dict[str, Any] = {
+        "kind": "samples",
+        "path": str(path),
+        "images": sum(drawn),
+        "rejected": len(drawn) - sum(drawn),
+        "missing": 0 if begun is None else max(0, begun["count"] - len(drawn)),
+        "settings": None if begun is None else begun["settings"],
+    }
+    shown = values if values["rejected"] else {n: v for n, v in values.items() if n != "rejected"}
+    return Result(values, described(shown))
+
+
 def _installation() -> Result:
     z, codebook = torch.zeros(1, 8), torch.zeros(2, 8)
     values: dict[str, Any] = {
@@ -289,7 +312,7 @@ def _presets() -> Result:
 
 
 def _checkpoint(path: Path) -> Result:
-    folder = checkpoint_folder(path, "a run, checkpoint, pipeline, code store or .vq2 file")
+    folder = checkpoint_folder(path, _EXPECTED)
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
     if (folder / SHARDS).exists():

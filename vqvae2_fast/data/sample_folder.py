@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-__all__ = ["SampleFolder", "read_sample"]
+__all__ = ["SETTINGS", "SampleFolder", "read_sample", "read_settings"]
 
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 _VERSION = 1
 _WRITERS = 4  # threads that wait for the disk: four take half the time, eight no less
 _KINDS = ("PNG of mode L", "PNG of mode RGB")
@@ -125,7 +125,7 @@ class SampleFolder:
                 settings or for more samples; or it holds files of something else.
             RuntimeError: Another run is writing to it.
         """
-        before = _read_settings(out)
+        before = read_settings(out)
         if before is not None and not resume:
             raise ValueError(
                 f"out: {out} holds samples already. Continue there with resume=True, or name "
@@ -150,7 +150,7 @@ class SampleFolder:
             wanted = {"version": _VERSION, "count": count, "settings": settings}
             if wanted != before:
                 content = json.dumps(wanted, indent=2) + "\n"  # ASCII: a path may be no UTF-8
-                replace_file(out / _SETTINGS, content.encode())
+                replace_file(out / SETTINGS, content.encode())
             if not alone:
                 lock_file(folder._lock, wait=True, shared=True)
         except BaseException:
@@ -165,14 +165,14 @@ class SampleFolder:
         Raises:
             ValueError: It is a folder of something else.
         """
-        before = _read_settings(out)
+        before = read_settings(out)
         return before["count"] if before is not None else 0
 
     @staticmethod
     def changes(out: Path, settings: dict[str, Any]) -> str:
         """How these settings differ from those that a folder was begun with, in words; "" if they
         do not, or if it was not begun."""
-        before = _read_settings(out)
+        before = read_settings(out)
         return _changes(before["settings"], settings) if before is not None else ""
 
     @staticmethod
@@ -180,7 +180,7 @@ class SampleFolder:
         """Remove a closed folder without any image: it would be in the way of other settings."""
         if next(read_index(out), None) is not None or any((out / IMAGES).glob("[!.]*")):
             return
-        for name in (f"{IMAGES}/.lock", INDEX, _SETTINGS, ".lock"):
+        for name in (f"{IMAGES}/.lock", INDEX, SETTINGS, ".lock"):
             (out / name).unlink(missing_ok=True)
         with suppress(OSError):  # other files stay
             (out / IMAGES).rmdir()
@@ -329,18 +329,27 @@ def _remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _read_settings(out: Path) -> dict[str, Any] | None:
+def read_settings(out: Path, where: str = "out") -> dict[str, Any] | None:
+    """What settings.json of a folder of samples says: `version`, `count` and `settings`; None
+    without the file.
+
+    Args:
+        where: What an error message begins with.
+
+    Raises:
+        ValueError: The file is of something else, or of another version.
+    """
     try:
-        values = read_object(out / _SETTINGS)
+        values = read_object(out / SETTINGS)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"out: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     if type(values.get("count")) is not int or not isinstance(values.get("settings"), dict):
-        raise ValueError(f"out: {printable(out / _SETTINGS)} is not of a folder of samples.")
+        raise ValueError(f"{where}: {printable(out / SETTINGS)} is not of a folder of samples.")
     if values.get("version") != _VERSION:
         raise ValueError(
-            f"out: {printable(out / _SETTINGS)} has version "
+            f"{where}: {printable(out / SETTINGS)} has version "
             f"{short(repr(values.get('version')))}, this package reads {_VERSION}."
         )
     return values

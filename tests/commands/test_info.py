@@ -17,8 +17,10 @@ from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.checkpoints.hub import model_card
 from vqvae2_fast.commands import info
 from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import calibrate
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.testing.priors import tiny_prior
 
 
@@ -145,6 +147,21 @@ def test_a_pipeline_and_a_file_that_it_wrote_have_the_same_hash(pipelines, image
     assert shown[0] == shown[1]
     other = json.loads(run("info", pipelines / "plain", "--json")[1])["pipeline"]
     assert other != shown[0]
+
+
+def test_a_calibration_is_shown_and_whether_it_is_of_the_weights(tmp_path, run):
+    pipeline = tiny_pipeline()
+    top = pipeline.priors[0]
+    maps = torch.zeros(2, *top.config.size, dtype=torch.int64)
+    calibrate(top, [(maps, None, torch.zeros(2, dtype=torch.int64))], margin=1.5)
+    save(pipeline, tmp_path / "pipeline")
+    text = run("info", tmp_path / "pipeline")[1]
+    assert "calibration:\n  top:\n    margin: 1.5\n    of these weights: yes\n" in text
+    with torch.no_grad():
+        next(top.parameters()).add_(1.0)
+    save(top, tmp_path / "prior")
+    text = run("info", tmp_path / "prior")[1]
+    assert "calibration:\n  margin: 1.5\n  of these weights: no\n" in text
 
 
 def test_the_model_card_of_a_folder_is_shown_without_its_metadata(vqvae, tmp_path, run):

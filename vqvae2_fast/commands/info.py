@@ -30,14 +30,17 @@ from vqvae2_fast.data.sample_folder import SETTINGS, read_settings
 from vqvae2_fast.data.sample_index import INDEX, read_index
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
+from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.runs.folder import best_record
 from vqvae2_fast.sampling.choice import not_used
 from vqvae2_fast.sampling.engines.cuda import card_name, why_not_cuda
 from vqvae2_fast.sampling.engines.cuda_report import draw_report
 from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.sampling.quantized import Calibration
 
 if TYPE_CHECKING:
+    from vqvae2_fast.checkpoints.models import Model
     from vqvae2_fast.models.prior import PriorConfig
 
 __all__ = ["Info"]
@@ -331,6 +334,8 @@ def _checkpoint(path: Path) -> Result:
             state = load_training(folder).state
             values |= {name: state[name] for name in ("step", "train", "metrics")}
             values["best"] = best_record(state)
+    if found := _calibrations(model, header):
+        values["calibration"] = found
     if engines := packed_engines(priors):
         values["packed_for"] = engines
     lines = described(_for_people(values, path))
@@ -339,6 +344,28 @@ def _checkpoint(path: Path) -> Result:
         values["model_card"] = card
         lines += ["", *card.splitlines()]
     return Result(values, lines)
+
+
+def _calibrations(model: Model | Pipeline, header: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of the calibration for w8a8 of a prior, or of those of a pipeline, and
+    whether it is of the weights that are there."""
+    if isinstance(model, Pipeline):
+        levels = zip(header["config"]["levels"], model.priors, strict=True)
+        of_each = {name: _calibration(prior) for name, prior in levels}
+        return {name: found for name, found in of_each.items() if found}
+    return _calibration(model)
+
+
+def _calibration(model: object) -> dict[str, Any]:
+    found = getattr(model, "calibration", None)
+    if not isinstance(model, Prior) or not isinstance(found, Calibration):
+        return {}
+    return {
+        "margin": found.ranges.margin,
+        "of_these_weights": found.weights_hash == weights_hash(model),
+        "weights_hash": found.weights_hash,
+        "codes_hash": found.codes_hash,
+    }
 
 
 def _for_people(values: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -165,6 +165,13 @@ def test_class_names_of_priors_reach_the_pipeline_made_of_them(tmp_path):
     assert load(tmp_path / "pipeline", expect=Pipeline).class_names == ("cat", "dog")
 
 
+def test_the_priors_in_a_pipeline_have_its_class_names(tmp_path):
+    save(tiny_pipeline(2), tmp_path / "named", class_names=("cat", "dog"))
+    assert load(tmp_path / "named" / "prior_top").class_names == ("cat", "dog")
+    save(tiny_pipeline(0), tmp_path / "plain")
+    assert load(tmp_path / "plain" / "prior_top").class_names == ()
+
+
 def test_a_loaded_prior_is_saved_with_its_class_names(tmp_path):
     save(tiny_pipeline(2).priors[0], tmp_path / "first", class_names=("cat", "dog"))
     save(load(tmp_path / "first"), tmp_path / "second")

@@ -51,6 +51,17 @@ def test_labels_are_found_by_number_name_or_its_beginning(sample, tmp_path, colu
     assert column(tmp_path, "label") == [2, 0, 3, 1]
 
 
+def test_models_one_by_one_have_the_names_of_their_classes(pipelines, tmp_path, run, column):
+    parts = [pipelines / "classes" / name for name in ("vqvae", "prior_top", "prior_bottom")]
+    code, said, _ = run(
+        *("sample --quiet --n 2 --label cow --vqvae", parts[0], "--priors", *parts[1:]),
+        *("--out", tmp_path / "out"),
+    )
+    assert code == 0
+    assert "(cow, seed 0)" in said
+    assert column(tmp_path / "out", "class") == ["cow", "cow"]
+
+
 def test_images_are_those_of_the_python_function(sample, tmp_path, pixels):
     options = (
         "--label dog --seed 5 --temperature 0.9 0.7 --top-k 0 4 --top-p 0.9 --guidance-scale 2"

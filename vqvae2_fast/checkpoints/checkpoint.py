@@ -52,6 +52,7 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, weights_hash
 from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.sampling.prior import interface_of
 
 if TYPE_CHECKING:
     import os
@@ -156,7 +157,9 @@ def _write_pipeline(
     write_json(folder / "config.json", header)
     write_model(vqvae, folder / "vqvae", dtype=dtype)
     for name, prior in zip(names, pipeline.priors, strict=True):
-        write_model(prior, folder / f"prior_{name}", dtype=dtype, vqvae_hash=saved_hash)
+        # A prior that is loaded without its pipeline knows the names too.
+        own = class_names if interface_of(prior).num_classes else ()
+        write_model(prior, folder / f"prior_{name}", own, dtype, vqvae_hash=saved_hash)
     for part in folder.iterdir():
         if part.is_dir():
             write_sums(part)

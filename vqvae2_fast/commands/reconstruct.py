@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vqvae2_fast.checkpoints.pretrained import pretrained_folder
 from vqvae2_fast.commands.common import (
     Command,
     Result,
@@ -40,8 +41,10 @@ class Reconstruct(Command):
     """Encode and decode images. Writes reconstructions.png, and result.json with the errors (MSE,
     PSNR, SSIM). Under torchrun the processes share the images."""
 
-    vqvae: Path
+    vqvae: Path | None = None
     """Folder of a VQ-VAE's run, of one of its checkpoints, or of a pipeline."""
+    preset: str | None = None
+    """In place of --vqvae: a pretrained pipeline that comes with the package, such as emoji32."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     split: Split = "held_out"
     """Which images to take: held_out, train, or all."""
@@ -55,12 +58,21 @@ class Reconstruct(Command):
     def run(self) -> Result:
         if self.n < 1:
             raise ValueError(f"--n: expected 1 or more, got {self.n}.")
+        if self.vqvae is not None and self.preset is None:
+            saved = self.vqvae
+        elif self.preset is not None and self.vqvae is None:
+            saved = pretrained_folder(self.preset)
+        else:
+            raise ValueError(
+                "expected one of --vqvae and --preset, got "
+                f"{'neither' if self.vqvae is None else 'both'}."
+            )
         check_out(self.out, self.source)
         check_no_run(self.out)
         ranks = Ranks.of_this_run()
         device = ranks.device(self.prepare())
         perceptual = load_lpips().to(device) if self.lpips else None
-        model = load_vqvae(self.vqvae, device)
+        model = load_vqvae(saved, device)
         config, progress = model.config, Progress(quiet=self.quiet or ranks.rank > 0)
         images = ranks.first_makes(
             lambda: open_images(

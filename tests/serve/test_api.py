@@ -146,14 +146,15 @@ def test_a_compressed_file_and_its_codes_decode_to_the_reconstruction(client, en
         assert answer["images"] == [encoded["reconstruction"]]
 
 
-def test_a_compressed_file_of_more_images_than_a_request_may_have_is_refused(client, pipeline):
-    count = Limits().count + 1
-    file = encode_images(pipeline, torch.zeros(count, 3, 16, 16))
-    answer = client.post("/v1/decode", json={"vq2": base64.b64encode(file).decode()})
+@pytest.mark.parametrize(("count", "said"), [(1, "1 image or tile"), (16, "16 images or tiles")])
+def test_a_compressed_file_of_more_images_than_a_request_may_have_is_refused(pipeline, count, said):
+    file = encode_images(pipeline, torch.zeros(count + 1, 3, 16, 16))
+    app = create_app(pipeline, replace(Limits(), count=count))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        answer = client.post("/v1/decode", json={"vq2": base64.b64encode(file).decode()})
     assert answer.status_code == 413
-    assert answer.json()["error"]["expected"] == (
-        f"Expected a file of at most {count - 1} images or tiles, got one of more."
-    )
+    expected = answer.json()["error"]["expected"]
+    assert expected == f"Expected a file of at most {said}, got one of more."
 
 
 def test_completion_keeps_the_upper_rows(client, encoded, photograph):

@@ -42,7 +42,7 @@ from vqvae2_fast.testing.pipelines import tiny_pipeline
         ("images", {"label": [1] * 17}, 422, "label", "a list of at most 16, got 17"),
         ("images", {"label": "9" * 5000}, 422, "label", "Expected a number below"),
         ("images", {"known": [None]}, 422, "known", "2 maps"),
-        ("images", {"known": [[[1, 2]], None]}, 422, "known.0", "4 rows of 4"),
+        ("images", {"known": [[[1, 2]], None]}, 422, "known.0", "4 rows of 4, got 1 row of"),
         ("images", {"known": [[[13] * 4] * 4, None]}, 422, "known.0", "codes in -1..12"),
         ("decode", {"codes": [[[-1] * 4] * 4, [[0] * 8] * 8]}, 422, "codes.0", "codes in 0..12"),
         ("decode", {}, 422, "codes", "either codes or a vq2 file"),

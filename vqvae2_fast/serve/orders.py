@@ -10,6 +10,7 @@ import torch
 
 import vqvae2_fast
 from vqvae2_fast.codec.codes import Coder
+from vqvae2_fast.console.words import counted
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling.fill import encoded, masks_of_levels
 from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers, in_turn
@@ -237,8 +238,9 @@ class Desk:
     def _rows(self, field: str, rows: Sequence[Sequence[int]], size: tuple[int, int]) -> Tensor:
         height, width = size
         if len(rows) != height or any(len(row) != width for row in rows):
-            found = f"{len(rows)} rows of {sorted({len(row) for row in rows})}"
-            raise _unfit(field, f"{height} rows of {width}", found, "See /v1/info for the sizes.")
+            found = f"{counted(len(rows), 'row')} of {sorted({len(row) for row in rows})}"
+            expected = f"{counted(height, 'row')} of {width}"
+            raise _unfit(field, expected, found, "See /v1/info for the sizes.")
         return torch.tensor(rows, dtype=torch.int64)
 
     def card(self, order: Order, sample: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from vqvae2_fast.codec import decode_image_stream, describe, encode_images
 from vqvae2_fast.codec.bitstream import TooManyImagesError
 from vqvae2_fast.codec.engine import check_engine
+from vqvae2_fast.console.words import counted
 from vqvae2_fast.data.images import to_uint8
 from vqvae2_fast.metrics.reconstruction import psnr
 from vqvae2_fast.sampling.pipeline import decoded
@@ -308,10 +309,11 @@ def _decoded_file(desk: Desk, data: bytes) -> list[Tensor]:
         parts = decode_image_stream(desk.pipeline, data, max_images=desk.limits.count)
         return [image for part in parts for image in part]
     except TooManyImagesError as error:
+        most = counted(desk.limits.count, "image or tile", "images or tiles")
         raise Problem(
             413,
             "vq2",
-            f"Expected a file of at most {desk.limits.count} images or tiles, got one of more.",
+            f"Expected a file of at most {most}, got one of more.",
             "Send fewer or smaller images a file, or decode this one by `vqvae2-fast decompress`.",
         ) from error
     except ValueError as error:

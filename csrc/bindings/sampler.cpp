@@ -41,6 +41,9 @@ std::unique_ptr<sampler::Plan> make_plan(
   for (const auto& [name, size] : sizes) description.tensors[name] = {nullptr, size};
   if (words) {
     const py::buffer_info info = words->request();
+    if (!PyBuffer_IsContiguous(info.view(), 'C')) {
+      throw py::value_error("sampler: the words are not contiguous.");
+    }
     const auto bytes = static_cast<int64_t>(info.size * info.itemsize);
     return std::make_unique<sampler::Plan>(description, static_cast<const float*>(info.ptr),
                                            bytes / static_cast<int64_t>(sizeof(float)));

@@ -44,7 +44,7 @@ struct ByteCodes {
   const void* offsets = nullptr;     // what kByteBias adds to the sums, as Sum::Offset
   float unit = 0, half_unit = 0;
   float norm = 0;          // of a code in `unit`, at most
-  float section_norm = 0;  // of what a score adds up in one int16 of a section
+  float section_norm = 0;  // of the integers that one int16 of a section sums up, at most
   float residual = 0;      // |e' - its bytes|, at most
 };
 

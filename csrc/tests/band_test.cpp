@@ -133,15 +133,19 @@ int main() {
   }
 #endif
 #if defined(VQ_HAS_BYTE_PRODUCTS)
-  sets.clear();
-  for (const int64_t dim : {1, 2, 16, 23, 64, 301, 512}) {
-    if (dim > ByteSum::kMostDims) continue;
-    sets.push_back(search_data::midpoints(random, 2000, 333, dim, 0));
-    sets.push_back(search_data::aligned_roundings(random, 500, 333, dim));
-    sets.push_back(search_data::close_codes(random, 2000, 333, dim));
-  }
-  for (const bool stored : {false, true}) {
-    good = breaks_in_time(sets, First::kBytes, stored) && good;
+  // Sums of few and of many dimensions are of different types at some levels.
+  for (const std::vector<int64_t>& dims :
+       {std::vector<int64_t>{1, 2, 16, 23, 64}, std::vector<int64_t>{65, 131, 301, 512}}) {
+    sets.clear();
+    for (const int64_t dim : dims) {
+      sets.push_back(search_data::midpoints(random, 2000, 333, dim, 0));
+      sets.push_back(search_data::aligned_roundings(random, 500, 333, dim));
+      sets.push_back(search_data::close_codes(random, 2000, 333, dim));
+      sets.push_back(search_data::one_word(random, 500, 333, dim));
+    }
+    for (const bool stored : {false, true}) {
+      good = breaks_in_time(sets, First::kBytes, stored) && good;
+    }
   }
 #endif
   return !good;

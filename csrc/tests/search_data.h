@@ -64,6 +64,25 @@ inline Set close_codes(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
   return set;
 }
 
+// Midpoints of codes whose length is almost all in the first two components, which are equal: sums
+// of two products are as large as they can be.
+inline Set one_word(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
+  Set set = midpoints(random, n, k, d, 0);
+  set.name = "one word";
+  for (int64_t i = 0; i < k; ++i) {
+    float* const code = &set.codes[i * d];
+    for (int64_t j = 2; j < d; ++j) code[j] *= 1e-3f;
+    code[0] = erff(code[0]);
+    if (d > 1) code[1] = code[0];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const float* a = &set.codes[random() % k * d];
+    const float* b = &set.codes[random() % k * d];
+    for (int64_t j = 0; j < d; ++j) set.z[i * d + j] = (a[j] + b[j]) / 2;
+  }
+  return set;
+}
+
 // Two opposite codes, of which bfloat16 makes one longer and the other shorter, as much as it can,
 // and rows between them that are a little nearer to the one that becomes longer.
 inline Set opposite_roundings(std::mt19937& random, int64_t n, int64_t d) {

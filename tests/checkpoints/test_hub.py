@@ -42,7 +42,8 @@ def hub(tmp_path, monkeypatch):
         folder = tmp_path / "cache"
         for pattern in allow_patterns:
             for path in (root / repository).rglob(pattern):
-                if any(fnmatch(str(path), ignored) for ignored in ignore_patterns):
+                name = path.relative_to(root / repository).as_posix()
+                if any(fnmatch(name, ignored) for ignored in ignore_patterns):
                     continue
                 copy = folder / path.relative_to(root / repository)
                 copy.parent.mkdir(parents=True, exist_ok=True)

@@ -65,9 +65,27 @@ def test_w8a8_needs_a_calibration(run, pipeline):
     assert not list(pipeline.rglob("packed-*"))
 
 
+def test_nothing_is_written_unless_all_priors_can_be_packed(pipeline):
+    loaded = vqvae2_fast.load(pipeline)
+    codes = torch.zeros(2, *loaded.priors[0].config.size, dtype=torch.int64)
+    vqvae2_fast.calibrate(loaded.priors[0], [(codes, None, None)])
+    vqvae2_fast.save(loaded, pipeline)
+    with pytest.raises(ValueError, match="no calibration"):
+        vqvae2_fast.pack(pipeline, "cpu_w8a8")
+    assert not list(pipeline.rglob("packed-*"))
+
+
+def test_info_leaves_out_files_of_other_weights(run, pipeline):
+    run(f"pack {pipeline}")
+    top, bottom = (pipeline / f"prior_{n}/packed-cpu.safetensors" for n in ("top", "bottom"))
+    top.write_bytes(bottom.read_bytes())
+    assert "packed_for" not in json.loads(run(f"info {pipeline} --json")[1])
+
+
 def test_an_unknown_engine_is_named_with_those_there_are(pipeline):
-    with pytest.raises(ValueError, match=r"one of \('cpu', .*'cpu_w8a8'\), got 'cuda'"):
-        vqvae2_fast.pack(pipeline, "cuda")
+    for engine, told in (("cuda", "'cuda'"), (["cpu"], r"\['cpu'\]")):
+        with pytest.raises(ValueError, match=rf"one of \('cpu', .*'cpu_w8a8'\), got {told}\."):
+            vqvae2_fast.pack(pipeline, engine)
 
 
 def test_a_folder_that_cannot_be_written_is_named(pipeline, monkeypatch):

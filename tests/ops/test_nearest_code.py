@@ -188,6 +188,10 @@ MANY_CODES = {
     "large_word": lambda codes: torch.cat([codes[:, :1].expand(-1, 2) * 5, codes], 1)[
         :, : codes.shape[1]
     ],
+    # Almost all of the length is in one word.
+    "one_word": lambda codes: torch.cat([codes[:, :1].erf().expand(-1, 2), 1e-3 * codes[:, 2:]], 1)[
+        :, : codes.shape[1]
+    ],
     "few_dimensions": lambda codes: codes * torch.where(torch.arange(codes.shape[1]) < 8, 1, 1e-3),
     "not_finite": lambda codes: codes.index_fill(0, torch.tensor([5]), float("nan")),
     "one_apart": lambda codes: torch.cat([torch.zeros(len(codes) - 1, codes.shape[1]), codes[:1]]),

@@ -1,6 +1,7 @@
 """Packed weights in a file: drawn from as if packed in place, left aside if anything differs."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -151,6 +152,37 @@ def test_a_damaged_file_is_left_aside_with_a_warning(saved, damage, message):
     assert torch.equal(codes, draw(prior))
 
 
+def test_a_file_that_is_a_link_is_mapped(saved, only_mapped, tmp_path):
+    _, path = saved
+    (file,) = vqvae2_fast.pack(path)
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    loaded = vqvae2_fast.load(path)
+    only_mapped()
+    draw(loaded)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda there, size: there.truncate(size - 64), "bytes, expected"),
+        (lambda there, size: (there.seek(size - 8), there.write(b"12345678")), "is damaged"),
+    ],
+    ids=["cut_off", "overwritten"],
+)
+def test_a_file_that_is_changed_in_place_is_left_aside(saved, change, message):
+    prior, path = saved
+    (file,) = vqvae2_fast.pack(path)
+    os.utime(file, (0, 0))  # the clock may not have moved on since it was written
+    loaded = vqvae2_fast.load(path)
+    draw(loaded)
+    with file.open("rb+") as there:  # as `cp` and `rsync --inplace` write
+        change(there, file.stat().st_size)
+    with pytest.warns(RuntimeWarning, match=message):
+        codes = draw(loaded)
+    assert torch.equal(codes, draw(prior))
+
+
 def test_a_file_that_cannot_be_mapped_is_left_aside_with_a_warning(saved, monkeypatch):
     prior, path = saved
     vqvae2_fast.pack(path)
@@ -168,7 +200,8 @@ def test_the_memory_of_a_file_is_not_written(saved):
     _, path = saved
     vqvae2_fast.pack(path)
     description = description_of(vqvae2_fast.load(path))
-    plan = cpu_file.mapped_plan(path / "packed-cpu.safetensors", description, _native.module, 1)
+    file = path / "packed-cpu.safetensors"
+    plan, _ = cpu_file.mapped_plan(file, description, _native.module, 1)
     with pytest.raises(RuntimeError, match="not its own"):
         plan.memory("head.weight", 1)
 
@@ -178,6 +211,7 @@ def test_the_memory_of_a_file_is_not_written(saved):
     [
         (lambda words: words[:-16], "expected [0-9]+ words, got"),
         (lambda words: np.concatenate([words, words])[1:][: words.size], "cache line"),
+        (lambda words: np.repeat(words, 2)[::2], "not contiguous"),
     ],
 )
 def test_words_that_do_not_fit_are_refused(words, message):

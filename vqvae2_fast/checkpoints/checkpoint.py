@@ -252,8 +252,7 @@ def load(
         DamagedError: If the checkpoint is damaged (a ValueError); names the one before it.
         ValueError: If it is of an unknown kind, of a newer version or not of the class `expect`, if
             its parts do not belong together, or if a weight is not finite.
-        FileNotFoundError: If there is none.
-        TypeError: If `path` is no path.
+        FileNotFoundError, TypeError: If there is none, or `path` is no path.
     """
     folder = checkpoint_folder(path)
     with _offering_previous(folder):

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "read_card"]
 
-# What a checkpoint consists of. Nothing else of a repository is downloaded, nor packed weights,
-# which could be those of another model than model.safetensors.
+# What a checkpoint consists of. Nothing else of a repository is downloaded, and of these no packed
+# weights, which could be those of another model than model.safetensors.
 _FILES = ("*.json", "*.safetensors")
-_NOT_FILES = ("*packed-*",)
+_NOT_FILES = ("packed-*", "*/packed-*")
 CARD = "README.md"
 
 

@@ -12,15 +12,17 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import ENGINES, weights_of
-from vqvae2_fast.sampling.engines.cpu_file import packed_name, write_packed
+from vqvae2_fast.sampling.engines.cpu_file import is_packed_from, packed_name, write_packed
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.prior import checked_interface, plan_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from vqvae2_fast.sampling.engines.cpu_description import Description
 
 __all__ = ["pack", "packed_engines"]
 
@@ -30,7 +32,8 @@ def pack(path: str | os.PathLike[str], engine: str = "cpu") -> list[Path]:
 
     A prior that `load` makes from the checkpoint then maps its file in the first draw of that
     engine. All processes share the pages, and none has to pack. A prior whose weights have changed
-    packs as before. `save` at the same path removes the files.
+    packs as before. `save` at the same path removes the files. Do not write into them, or over
+    them in place, while processes draw: that can end these processes.
 
     Args:
         path: A pipeline, a prior, or the run of one, as `load` takes it.
@@ -48,6 +51,8 @@ def pack(path: str | os.PathLike[str], engine: str = "cpu") -> list[Path]:
     """
     if _native.module is None:
         raise RuntimeError(f"pack: {_native.MISSING_REASON}.")
+    if engine not in ENGINES:
+        raise ValueError(f"pack: expected engine to be one of {ENGINES}, got {engine!r}.")
     folder = checkpoint_folder(path, where="pack")
     model = load(folder)
     if isinstance(model, Pipeline):
@@ -59,19 +64,36 @@ def pack(path: str | os.PathLike[str], engine: str = "cpu") -> list[Path]:
         raise ValueError(
             f"pack: expected a pipeline or a prior at {folder}, found a {type(model).__name__}."
         )
-    files = []
-    for name, prior in priors.items():
-        plan = plan_of(prior, checked_interface("pack", prior))
-        description = described_plan(plan, weights_of(engine, prior, plan))
-        files.append(folder / name / packed_name(engine))
-        write_packed(files[-1], description, _native.module, torch.get_num_threads())
-    return files
+    # Nothing is written unless all can be.
+    descriptions = {
+        folder / name / packed_name(engine): _described(prior, engine)
+        for name, prior in priors.items()
+    }
+    for file, description in descriptions.items():
+        write_packed(file, description, _native.module, torch.get_num_threads())
+    return list(descriptions)
 
 
-def packed_engines(folders: Sequence[Path]) -> list[str]:
-    """The engines for which each of these folders of priors has a file of packed weights."""
+def packed_engines(priors: Mapping[Path, Prior]) -> list[str]:
+    """The engines for which the folder of each prior has a file that was packed from the prior."""
     return [
         engine
         for engine in ENGINES
-        if folders and all((folder / packed_name(engine)).exists() for folder in folders)
+        if priors and all(_has_file(folder, prior, engine) for folder, prior in priors.items())
     ]
+
+
+def _has_file(folder: Path, prior: Prior, engine: str) -> bool:
+    path = folder / packed_name(engine)
+    if _native.module is None or not path.exists():
+        return False
+    try:
+        description = _described(prior, engine)
+    except ValueError:  # a prior from which this engine does not draw
+        return False
+    return is_packed_from(path, description, _native.module, torch.get_num_threads())
+
+
+def _described(prior: Prior, engine: str) -> Description:
+    plan = plan_of(prior, checked_interface("pack", prior))
+    return described_plan(plan, weights_of(engine, prior, plan))

@@ -326,10 +326,11 @@ def _checkpoint(path: Path) -> Result:
         models |= dict(zip(header["config"]["levels"], model.priors, strict=True))
         values["parameters"] = {name: _size(part) for name, part in models.items()}
         values["pipeline"] = pipeline_hash(model).hex()
-        priors = [folder / f"prior_{level}" for level in header["config"]["levels"]]
+        levels = header["config"]["levels"]
+        priors = {folder / f"prior_{n}": p for n, p in zip(levels, model.priors, strict=True)}
     else:
         values["parameters"] = _size(model)
-        priors = [folder] if isinstance(model, Prior) else []
+        priors = {folder: model} if isinstance(model, Prior) else {}
         if (folder / "state.json").exists():
             state = load_training(folder).state
             values |= {name: state[name] for name in ("step", "train", "metrics")}

@@ -111,8 +111,8 @@ class Tune(Command):
         check_replaceable(self.out / "pipeline")
         for name in _SETTINGS:
             for value in getattr(self, name):
-                level_settings(1, **{name: value})
-        level_settings(1, seed=self.seed)
+                level_settings(1, where="tune", **{name: value})
+        level_settings(1, where="tune", seed=self.seed)
         if not 0 <= self.keep_recall <= 1:
             raise ValueError(
                 f"--keep-recall: expected a share from 0 to 1, got {self.keep_recall}."

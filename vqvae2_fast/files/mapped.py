@@ -3,7 +3,7 @@
 Reading a mapped page beyond the end of its file kills the process (SIGBUS). So the size of the file
 is checked before each use, and a file that was truncated before raises an error. One that is
 truncated while pages are being read still kills the process; only reading without a map would
-prevent that, at several times the cost.
+prevent that, at several times the cost. What is written into the file may appear in the map.
 """
 
 from __future__ import annotations
@@ -67,6 +67,19 @@ class MappedFile:
         if os.path.samestat(status, self._status):  # otherwise another file has taken the name
             self._require_size(status)
         return self._bytes
+
+    def is_unchanged(self) -> bool:
+        """Whether nobody has written into the file or truncated it, as far as its time of change
+        and its size tell. Another file that has taken its name does not matter."""
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return True
+        before = self._status
+        return not os.path.samestat(now, before) or (now.st_size, now.st_mtime_ns) == (
+            before.st_size,
+            before.st_mtime_ns,
+        )
 
     def _require_size(self, status: os.stat_result) -> None:
         if status.st_size != self.size:

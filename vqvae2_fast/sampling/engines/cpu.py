@@ -23,6 +23,7 @@ from vqvae2_fast.sampling.request import Drawn, EngineError
 if TYPE_CHECKING:
     from torch import nn
 
+    from vqvae2_fast.files.mapped import MappedFile
     from vqvae2_fast.sampling.engines.cpu_describer import Weights
     from vqvae2_fast.sampling.plan import SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
@@ -47,8 +48,8 @@ SCORED_ROWS = 128
 _WEIGHTS = {"cpu": torch.float32, "cpu_bfloat16": torch.bfloat16, "cpu_int8": torch.int8}
 ENGINES = (*_WEIGHTS, "cpu_w8a8")
 
-# Packed plans by what became of the weights.
-_packed: Kept[SamplingPlan, Any] = Kept(capacity=4)
+# Packed plans by what became of the weights, each with the file that it maps, or None.
+_packed: Kept[SamplingPlan, tuple[Any, MappedFile | None]] = Kept(capacity=4)
 
 
 def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -170,29 +171,28 @@ def packed_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Any:
     They are a copy, or the pages of a file that `pack` wrote from the same weights.
     """
 
-    def packed() -> Any:
+    def packed() -> tuple[Any, MappedFile | None]:
         description, threads = described_plan(plan, weights), torch.get_num_threads()
         mapped = None
         if plan.loaded_from is not None:
             path = plan.loaded_from / packed_name(_engine_of(weights))
             mapped = mapped_plan(path, description, _native.module, threads)
-        return mapped or description.packed(_native.module, threads)
+        return mapped or (description.packed(_native.module, threads), None)
 
-    return _packed.get(plan, weights, packed)
+    found, file = _packed.get(plan, weights, packed)
+    if file is not None and not file.is_unchanged():
+        found, file = packed()
+        _packed.put_back(plan, weights, (found, file))
+    return found
 
 
 def weights_of(engine: str, prior: nn.Module, plan: SamplingPlan) -> Weights:
-    """What an engine of this file rounds a prior's weights to.
+    """What one of `ENGINES` rounds a prior's weights to.
 
     Raises:
-        ValueError: It is none of them.
         EngineError: It needs a calibration that the prior lacks, as `checked_ranges`.
     """
-    if engine == "cpu_w8a8":
-        return checked_ranges(prior, plan)
-    if engine not in _WEIGHTS:
-        raise ValueError(f"pack: expected engine to be one of {ENGINES}, got {engine!r}.")
-    return _WEIGHTS[engine]
+    return checked_ranges(prior, plan) if engine == "cpu_w8a8" else _WEIGHTS[engine]
 
 
 def _engine_of(weights: Weights) -> str:

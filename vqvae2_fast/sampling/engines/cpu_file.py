@@ -4,6 +4,9 @@ A file holds the words of one `SamplerPlan`. It is a safetensors file whose only
 page, so its pages serve every process that maps it, and no process needs memory of its own for
 packed weights. It is used only if what it was packed from has the hash of what would be packed
 now, so that it never stands in for weights that have changed since.
+
+Nobody should write into a file that is mapped; `pack` and `save` put another in its place. Before
+each draw the file's size and time are compared, and if they have changed it is checked again.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.sampling.engines.cpu_description import Description
 
-__all__ = ["mapped_plan", "packed_name", "write_packed"]
+__all__ = ["is_packed_from", "mapped_plan", "packed_name", "write_packed"]
 
 # Increase this when the same description is packed into other words, or has another digest.
 VERSION = "1"
@@ -38,11 +41,8 @@ def packed_name(engine: str) -> str:
     return f"packed-{engine}.safetensors"
 
 
-def write_packed(path: Path, description: Description, module: Any, threads: int) -> int:
+def write_packed(path: Path, description: Description, module: Any, threads: int) -> None:
     """Pack a description into a file.
-
-    Returns:
-        The size of the file in bytes.
 
     Raises:
         OSError: The file cannot be written; what was at `path` is unchanged.
@@ -63,11 +63,20 @@ def write_packed(path: Path, description: Description, module: Any, threads: int
     ):
         write_all(file, (_PAGE - 8).to_bytes(8, "little") + header)
         write_all(file, plan.words())
-    return _PAGE + size
 
 
-def mapped_plan(path: Path, description: Description, module: Any, threads: int) -> Any | None:
-    """A `SamplerPlan` of the description that reads its weights from a file.
+def is_packed_from(path: Path, description: Description, module: Any, threads: int) -> bool:
+    """Whether a file can be read and was packed from this description."""
+    try:
+        return _read_metadata(path)["packed_from"] == description.digest(module, threads)
+    except (OSError, ValueError):
+        return False
+
+
+def mapped_plan(
+    path: Path, description: Description, module: Any, threads: int
+) -> tuple[Any, MappedFile] | None:
+    """A `SamplerPlan` of the description that reads its weights from a file, and the file.
 
     None if there is no such file, or it was packed from something else. A warning tells of a file
     that is damaged, or of another version of this package.
@@ -78,10 +87,13 @@ def mapped_plan(path: Path, description: Description, module: Any, threads: int)
         metadata = _read_metadata(path)
         if metadata["packed_from"] != description.digest(module, threads):
             return None
-        size = 4 * description.num_words
-        words = MappedFile(path, _PAGE + size).bytes()[_PAGE:].numpy()
+        # The files of a checkpoint may be links.
+        file = MappedFile(path.resolve(), _PAGE + 4 * description.num_words)
+        words = file.bytes()[_PAGE:].numpy()
         if metadata["words_hash"] != _words_hash(words, module, threads):
             raise ValueError(f"{path} is damaged: its words do not have the hash in its header.")
+    except FileNotFoundError:  # removed in the meantime
+        return None
     except (OSError, ValueError, RuntimeError) as error:  # the last if PyTorch cannot map it
         reason = str(error).rstrip(".")
         warnings.warn(
@@ -91,7 +103,7 @@ def mapped_plan(path: Path, description: Description, module: Any, threads: int)
             stacklevel=2,
         )
         return None
-    return description.made(module, threads, words)
+    return description.made(module, threads, words), file
 
 
 def _read_metadata(path: Path) -> dict[str, str]:

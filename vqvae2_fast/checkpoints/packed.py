@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from torch import nn
+
     from vqvae2_fast.sampling.engines.cpu_description import Description
 
 __all__ = ["pack", "packed_engines"]
@@ -74,7 +76,7 @@ def pack(path: str | os.PathLike[str], engine: str = "cpu") -> list[Path]:
     return list(descriptions)
 
 
-def packed_engines(priors: Mapping[Path, Prior]) -> list[str]:
+def packed_engines(priors: Mapping[Path, nn.Module]) -> list[str]:
     """The engines for which the folder of each prior has a file that was packed from the prior."""
     return [
         engine
@@ -83,7 +85,7 @@ def packed_engines(priors: Mapping[Path, Prior]) -> list[str]:
     ]
 
 
-def _has_file(folder: Path, prior: Prior, engine: str) -> bool:
+def _has_file(folder: Path, prior: nn.Module, engine: str) -> bool:
     path = folder / packed_name(engine)
     if _native.module is None or not path.exists():
         return False
@@ -94,6 +96,6 @@ def _has_file(folder: Path, prior: Prior, engine: str) -> bool:
     return is_packed_from(path, description, _native.module, torch.get_num_threads())
 
 
-def _described(prior: Prior, engine: str) -> Description:
+def _described(prior: nn.Module, engine: str) -> Description:
     plan = plan_of(prior, checked_interface("pack", prior))
     return described_plan(plan, weights_of(engine, prior, plan))

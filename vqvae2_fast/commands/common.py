@@ -26,6 +26,7 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for
+from vqvae2_fast.runs.memory import keep_freed_memory
 from vqvae2_fast.runs.origin import origin_of
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -86,11 +87,12 @@ class Command:
             )
 
     def prepare(self) -> torch.device:
-        """Apply `threads` and return the device."""
+        """Apply `threads`, let the process keep what it frees, and return the device."""
         if not 0 <= self.threads <= _MOST_THREADS:
             raise ValueError(f"--threads: expected 0 to {_MOST_THREADS}, got {self.threads}.")
         if self.threads:
             torch.set_num_threads(self.threads)
+        keep_freed_memory()
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         wrong = ValueError(f"--device: expected cpu, cuda or auto, got {self.device!r}.")

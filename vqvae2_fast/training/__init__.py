@@ -1,5 +1,6 @@
 """Training: the loop, what each stage brings to it, and the recipe from images to a pipeline."""
 
+from vqvae2_fast.runs.memory import keep_freed_memory
 from vqvae2_fast.training.config import TrainConfig, learning_rate
 from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import DivergedError, Stage, TrainResult, train
@@ -20,6 +21,7 @@ __all__ = [
     "TrainedPipeline",
     "Variants",
     "extract_codes",
+    "keep_freed_memory",
     "learning_rate",
     "prior_stage",
     "train",

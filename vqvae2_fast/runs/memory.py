@@ -12,11 +12,11 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc
 def keep_freed_memory() -> None:
     """Let this process keep the memory that its tensors on the CPU free.
 
-    glibc returns every block of more than 32 MiB to the system when it is freed. The next block
-    of that size then begins with a page fault for each 4 KiB, in which the system clears them.
-    A step that frees and allocates such tensors thus takes up to a fifth longer: those of 128×128
-    images in batches of 32, or of 256×256 in batches of 8. The largest amount of memory in use
-    stays the same, but it is kept until the process ends.
+    glibc returns blocks of more than 32 MiB to the system when they are freed, and smaller ones if
+    they lie at the end of its memory. What is allocated next then begins with a page fault for each
+    4 KiB, in which the system clears them. A training step on images of 64×64 and more takes up to
+    a quarter longer for that (`benchmarks/freed_memory.py`). With this call the largest amount of
+    memory in use stays the same, but it is kept until the process ends.
 
     All commands of `vqvae2-fast` call this. A script that trains calls it once, at the start. It
     does nothing where the C library is not glibc.

@@ -84,31 +84,17 @@ def to_a_reader() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def cores_are_busy() -> bool:
-    """Whether other processes keep half of the cores or more busy at this moment.
-
-    GNU OpenMP's threads spin after each parallel region, by default for about a millisecond, before
-    they sleep. Beside another process this keeps the thread that has work off its core: 30 steps of
-    training on two cores took 93 s instead of 13 to 32, and 1,000 rounds are 1.45 times as fast as
-    10,000. On idle cores it is the other way round: a thread that sleeps wakes late, and a step of
-    the bottom prior of emoji32 takes 0.8 of the time with 10,000.
-    """
-    try:
-        with open("/proc/loadavg", encoding="ascii") as loads:
-            running = int(loads.read().split()[3].partition("/")[0])  # with this process
-    except (OSError, ValueError, IndexError):  # not on Linux
-        return True
-    return running - 1 >= 0.5 * (os.cpu_count() or 1)
-
-
 def main() -> int:
     """Run the command line; see `vqvae2_fast.cli.main`."""
     told = answer(sys.argv[1:])
     if told is not None:
         tell(told)
         return 0
+    # GNU OpenMP's threads spin after each parallel region, by default for many milliseconds, before
+    # they sleep. A thread that sleeps wakes late: a step of emoji32's VQ-VAE takes 49 ms with
+    # 10,000 rounds and 73 with 1,000. Beside other processes `shared_cores` makes it 1,000.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000" if cores_are_busy() else "10000"
+        os.environ["GOMP_SPINCOUNT"] = "10000"
     # Nothing of what torch's modules create is garbage. Looking for it would take 0.15 s here, and
     # more in each later collection.
     gc.disable()

@@ -27,6 +27,7 @@ from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.runs.ranks import Ranks
+from vqvae2_fast.runs.shared_cores import shared_cores
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 from vqvae2_fast.training.identity import versions
 from vqvae2_fast.training.network import autocast_of, prepared, syncing, whole
@@ -180,6 +181,7 @@ def train(
     identity = {**stage.identity(), **versions()} if folder is not None else versions()
     with ExitStack() as held:
         held.enter_context(_only_training())
+        held.enter_context(shared_cores())
         ranks.check_same("train", {**identity, **asdict(config)})
         newest, stop, changes = None, StopRequest(), list[str]()
         if folder is not None:

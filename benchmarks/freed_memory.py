@@ -110,7 +110,11 @@ def in_a_process(what: str, threads: int, *, keep: bool) -> list[float]:
     """What `time_calls` prints."""
     options = ["--work", what, "--threads", str(threads), *(["--keep"] if keep else [])]
     done = subprocess.run(
-        [sys.executable, __file__, *options], check=True, capture_output=True, text=True
+        [sys.executable, __file__, *options],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=measure.as_commands(),
     )
     return [float(number) for number in done.stdout.split()]
 

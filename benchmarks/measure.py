@@ -59,6 +59,11 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)
 
 
+def as_commands() -> dict[str, str]:
+    """The environment of a process whose OpenMP threads spin as in the commands."""
+    return {"GOMP_SPINCOUNT": "10000", **os.environ}
+
+
 @dataclass(frozen=True)
 class Row:
     """One contender on one workload. Times in ms; ceilings as measured in the same run."""

@@ -4,15 +4,14 @@
     python benchmarks/shared_cores.py [--rounds 3] [--threads 2]
 
 The busy process has one thread. In each round every setting has a process of its own, in turns:
-`as it is` and `shared_cores` with --threads, and `one thread`. Each makes steps for four seconds,
-the first of which are not counted. Printed are medians over the rounds of the median step, with
+`as it is` and `shared_cores` with --threads, and `one thread`. Each makes steps for six seconds;
+those of the first two do not count. Printed are medians over the rounds of the median step, with
 least and most.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -37,7 +36,6 @@ WORKS: dict[str, Callable[[], Work]] = {
 }
 SETTINGS = ("as it is", "shared_cores", "one thread")
 UNCOUNTED, COUNTED = 2.0, 4.0  # seconds
-SPIN = "10000"  # as the commands have it
 
 
 def step_time(what: str, setting: str) -> float:
@@ -58,13 +56,12 @@ def in_a_process(what: str, setting: str, threads: int) -> float:
     """What `step_time` gives."""
     threads = 1 if setting == "one thread" else threads
     options = ["--work", what, "--setting", setting, "--threads", str(threads)]
-    environment = os.environ | {"GOMP_SPINCOUNT": SPIN}
     done = subprocess.run(
         [sys.executable, __file__, *options],
         check=True,
         capture_output=True,
         text=True,
-        env=environment,
+        env=measure.as_commands(),
     )
     return float(done.stdout)
 

@@ -86,13 +86,22 @@ class Command:
                 "work and write the same files. Start this command without torchrun."
             )
 
-    def prepare(self) -> torch.device:
-        """Apply `threads`, let the process keep what it frees, and return the device."""
+    def prepare(self, *, keep_memory: bool = True) -> torch.device:
+        """Apply `threads` and return the device.
+
+        Args:
+            keep_memory: On the CPU, let the process keep the memory that it frees.
+        """
         if not 0 <= self.threads <= _MOST_THREADS:
             raise ValueError(f"--threads: expected 0 to {_MOST_THREADS}, got {self.threads}.")
         if self.threads:
             torch.set_num_threads(self.threads)
-        keep_freed_memory()
+        device = self._chosen_device()
+        if keep_memory and device.type == "cpu":
+            keep_freed_memory()
+        return device
+
+    def _chosen_device(self) -> torch.device:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         wrong = ValueError(f"--device: expected cpu, cuda or auto, got {self.device!r}.")

@@ -67,7 +67,8 @@ class Serve(Command):
                 "the server. Put a long random word into it, or give it as --token."
             )
         with self._bound() as own:
-            pipeline = self.models.open(self.prepare())
+            # A server runs for days, and its engine's thread would gain nothing.
+            pipeline = self.models.open(self.prepare(keep_memory=False))
             app = create_app(pipeline, limits, token=token, loopback=is_loopback(self.host))
             config = uvicorn.Config(
                 app,

@@ -1,9 +1,10 @@
 """Cores that other processes use at the same time.
 
 GNU OpenMP's threads spin for a while after each parallel region before they sleep. On idle cores
-this pays, because a thread that sleeps wakes late. Beside another process it keeps the thread that
-has work off its core. How long they spin is fixed when the library is loaded, but it is short while
-there are more OpenMP threads than cores. So idle teams of threads are added when cores are busy.
+this pays, because a thread that sleeps wakes late. Beside another process, a thread that spins
+keeps a core from the thread that has work. How long they spin is fixed when the library is loaded,
+but they spin only 100 rounds while there are more OpenMP threads than cores. So idle teams of
+threads are added while other processes use the cores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,54 +21,72 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CoreWatch", "IdleTeams", "shared_cores"]
+__all__ = ["CoreWatch", "IdleTeams", "cores", "shared_cores"]
 
-# Seconds that all threads together waited for a core, in each second: 0.01 on idle cores, 0.6 on
-# two cores beside one other process, whether the threads spin or not.
-_BUSY, _FREE = 0.15, 0.05
+# Seconds that the threads of this process waited for a core, for each core and second: 0.003 on two
+# idle cores, and 0.3 there beside one other process, whether the threads spin or not.
+_BUSY, _FREE = 0.1, 0.03
 _INTERVAL = 0.5
 _MOST_TEAMS = 4
-_GRAIN = 1 << 15  # elements of PyTorch's operators for each thread
+_GRAIN = 1 << 15  # elements that PyTorch gives each thread; below, it starts no team
 
 
 class IdleTeams:
-    """Further teams of OpenMP threads, which sleep, so that all OpenMP threads spin shortly."""
+    """Further teams of OpenMP threads, which sleep, so that all such threads spin only briefly."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
         self._members: list[threading.Thread] = []
+        self._refused = False
 
     @property
     def started(self) -> bool:
         return bool(self._members)
 
     def start(self) -> None:
-        threads = torch.get_num_threads()
-        if threads == 1:
-            return
+        """Does nothing with one thread, where most cores are unused, or if there is no room."""
+        found: list[int] = []
+        # OpenMP keeps this number for each thread, and a new thread gets the present one.
+        self._begin(lambda: found.append(torch.get_num_threads()), 1)
+        self.stop()
+        threads = found[0] if found else 1
         # A team has threads - 1 of its own and the one that starts it, which does not count.
-        teams = (_cores() - 1) // (threads - 1)
-        if teams > _MOST_TEAMS:  # so few of the cores are used that others are free
+        teams = (cores() - 1) // (threads - 1) if threads > 1 else 0
+        if not 1 <= teams <= _MOST_TEAMS or self._refused:
             return
-        self._over.clear()
+        # GNU OpenMP ends the process if there is no room for a thread, so Python's try first.
+        self._begin(self._over.wait, teams * threads)
+        self.stop()
+        if self._refused:
+            return
 
         def lead() -> None:
-            torch.empty(threads * _GRAIN, dtype=torch.uint8).fill_(0)  # starts the team
+            torch.empty(threads * _GRAIN, dtype=torch.uint8, device="cpu").fill_(0)  # starts a team
             self._over.wait()
 
-        self._members = [threading.Thread(target=lead, daemon=True) for _ in range(teams)]
-        for member in self._members:
-            member.start()
+        self._begin(lead, teams)
 
     def stop(self) -> None:
-        """Teams end with the threads that started them."""
+        """Ends the teams; each ends with the thread that started it."""
         self._over.set()
         for member in self._members:
             member.join()
         self._members = []
 
+    def _begin(self, run: Callable[[], object], count: int) -> None:
+        self._over.clear()
+        for _ in range(count):
+            member = threading.Thread(target=run, daemon=True)
+            try:
+                member.start()
+            except RuntimeError:  # no room for a thread
+                self._refused = True
+                self.stop()
+                return
+            self._members.append(member)
 
-def _cores() -> int:
+
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
@@ -78,6 +97,7 @@ class CoreWatch:
     Args:
         waited: Nanoseconds that each thread has waited so far.
         clock: Seconds.
+        num_cores: None: as many as the process may use.
     """
 
     def __init__(
@@ -85,15 +105,18 @@ class CoreWatch:
         teams: IdleTeams,
         waited: Callable[[], dict[str, int]],
         clock: Callable[[], float] = time.monotonic,
+        num_cores: int | None = None,
     ) -> None:
         self._teams, self._read, self._clock = teams, waited, clock
+        self._cores = num_cores or cores()
         self._before, self._time = waited(), clock()
 
     def look(self) -> None:
         before, now, then, time_now = self._before, self._read(), self._time, self._clock()
         self._before, self._time = now, time_now
-        waited = sum(time - before.get(thread, 0) for thread, time in now.items())
-        share = waited / 1e9 / max(time_now - then, 1e-3)
+        # A thread that began, or that could not be read before, counts from the next look on.
+        waited = sum(max(0, time - before.get(thread, time)) for thread, time in now.items())
+        share = waited / 1e9 / max(time_now - then, 1e-3) / self._cores
         if share > _BUSY and not self._teams.started:
             self._teams.start()
         elif share < _FREE and self._teams.started:
@@ -101,44 +124,58 @@ class CoreWatch:
 
 
 def _waited() -> dict[str, int]:
-    """Nanoseconds that each thread of this process waited for a core; empty if nobody counts."""
+    """Nanoseconds that each thread of this process waited for a core; empty where the kernel does
+    not count them."""
     found = {}
-    for file in Path("/proc/self/task").glob("*/schedstat"):
-        try:
-            found[file.parent.name] = int(file.read_text(encoding="ascii").split()[1])
-        except (OSError, ValueError, IndexError):  # it has ended
-            continue
+    try:
+        for file in Path("/proc/self/task").glob("*/schedstat"):
+            try:
+                found[file.parent.name] = int(file.read_text(encoding="ascii").split()[1])
+            except (OSError, ValueError, IndexError):  # it has ended
+                continue
+    except OSError:  # no file can be opened
+        pass
     return found
 
 
 @contextmanager
 def shared_cores() -> Iterator[None]:
-    """Lets OpenMP's threads spin less in this block while other processes use the cores.
+    """Lets GNU OpenMP's threads spin less in this block while other processes use the cores.
 
-    Beside another process, training steps take half the time with it or less; on idle cores
-    nothing changes (`benchmarks/shared_cores.py`). No result depends on it. It does nothing where
-    Linux does not count how long threads wait, or where `OMP_WAIT_POLICY` is set. All commands of
-    `vqvae2-fast` and `train` use it.
+    On two cores beside a busy process, a training step takes about half the time with it
+    (`benchmarks/shared_cores.py`). No result depends on it. It was tried with two cores only. It
+    does nothing where Linux does not count how long threads wait, where another OpenMP is used, or
+    where `OMP_WAIT_POLICY` is set. Inside another such block of the process it does nothing either.
+    All commands of `vqvae2-fast` and `train` use it.
     """
-    if "OMP_WAIT_POLICY" in os.environ or not _waited() or not _only_one.acquire(blocking=False):
-        yield
-        return
-    teams = IdleTeams()
-    watch, over = CoreWatch(teams, _waited), threading.Event()
+    with ExitStack() as held:
+        if "OMP_WAIT_POLICY" not in os.environ and _waited() and _only_one.acquire(blocking=False):
+            held.callback(_only_one.release)
+            teams, over = IdleTeams(), threading.Event()
+            held.callback(teams.stop)
+            watch = CoreWatch(teams, _waited)
 
-    def run() -> None:
-        while not over.wait(_INTERVAL):
-            watch.look()
+            def run() -> None:
+                while not over.wait(_INTERVAL):
+                    watch.look()
 
-    thread = threading.Thread(target=run, name="shared_cores", daemon=True)
-    thread.start()
-    try:
+            thread = threading.Thread(target=run, name="shared_cores", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no room for a thread: the work goes on without it
+                pass
+            else:
+                held.callback(thread.join)
+                held.callback(over.set)
         yield
-    finally:
-        over.set()
-        thread.join()
-        teams.stop()
-        _only_one.release()
+
+
+def _forget() -> None:
+    """In a forked process, which has no thread of the other one."""
+    global _only_one
+    _only_one = threading.Lock()
 
 
 _only_one = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -321,6 +321,15 @@ def test_an_optimiser_of_other_weights_is_refused(step, changed):
         load_training(step)
 
 
+def test_a_moment_with_a_strange_name_is_refused_in_one_readable_line(step):
+    moments = load_file(step / "optimizer.safetensors")
+    moments["weight\x1b[2J.exp_avg"] = torch.zeros(1)
+    save_file(moments, step / "optimizer.safetensors")
+    with pytest.raises(ValueError, match="fits no weight of the model") as refused:
+        load_training(step)
+    assert str(refused.value).isprintable()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

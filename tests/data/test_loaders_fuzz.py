@@ -76,6 +76,7 @@ def test_damaged_files_are_read_or_refused_by_name(fuzz, tmp_path, name, package
     )
     @given(number=st.integers(0, 2**32))
     @example(824221)  # a set of "hf" whose description is lost, which `datasets` prepares anew
+    @example(2744)  # a training, with a control character in the name of a moment
     def run(number: int) -> None:
         how, said = fuzz.run_case(name, files, 0, number, tmp_path / "case", fuzz.watch)
         ends.add(how)

@@ -348,7 +348,9 @@ def load_training(
             fits = weight is not None and shape == (() if key == "step" else tuple(weight.shape))
             if not fits or kind != "F32":
                 where = part_path(folder, "optimizer")
-                raise ValueError(f"load_training: {where}: {name} fits no weight of the model.")
+                raise ValueError(
+                    f"load_training: {where}: {short(name)} fits no weight of the model."
+                )
         return TrainingState(
             model=model,
             average=average,

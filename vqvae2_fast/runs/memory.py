@@ -18,10 +18,10 @@ def keep_freed_memory() -> None:
 
     glibc returns blocks of more than 32 MiB to the system when they are freed, and smaller ones if
     they lie at the end of its memory. What is allocated next then begins with a page fault for each
-    4 KiB, in which the system clears them. A training step on images of 64×64 and more takes up to
-    a quarter longer because of that (`benchmarks/freed_memory.py`). With this call, the most memory
-    that a step used changed by 3 % at most, but all of it is kept until the process ends, also what
-    was not a tensor's. Processes that are forked do the same.
+    4 KiB, in which the system clears them. A training step on images of 64×64 and more takes 1.1 to
+    1.3 times as long because of that (`benchmarks/freed_memory.py`). With this call, the most
+    memory that was in use changed by 6 % at most, but all of it is kept until the process ends,
+    also what was not a tensor's. Processes that are forked do the same.
 
     It helps the main thread only, because glibc gives others no large blocks of memory to keep. It
     does nothing where the C library is not glibc 2.38 or later. The commands of `vqvae2-fast` call

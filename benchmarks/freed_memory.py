@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
-import sys
 import time
 from statistics import median
 from typing import TYPE_CHECKING
@@ -109,14 +107,7 @@ def time_calls(work: Work) -> None:
 def in_a_process(what: str, threads: int, *, keep: bool) -> list[float]:
     """What `time_calls` prints."""
     options = ["--work", what, "--threads", str(threads), *(["--keep"] if keep else [])]
-    done = subprocess.run(
-        [sys.executable, __file__, *options],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=measure.as_commands(),
-    )
-    return [float(number) for number in done.stdout.split()]
+    return measure.numbers_printed(__file__, *options)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,9 +60,16 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)
 
 
-def as_commands() -> dict[str, str]:
-    """The environment of a process whose OpenMP threads spin as in the commands."""
-    return {"GOMP_SPINCOUNT": "10000", **os.environ}
+def numbers_printed(script: str, *arguments: str) -> list[float]:
+    """What a script prints in a new process, whose OpenMP threads spin as in the commands."""
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"GOMP_SPINCOUNT": "10000", **os.environ},
+    )
+    return [float(number) for number in done.stdout.split()]
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,7 @@ def in_a_process(what: str, setting: str, threads: int) -> float:
     """What `step_time` gives."""
     threads = 1 if setting == "one thread" else threads
     options = ["--work", what, "--setting", setting, "--threads", str(threads)]
-    done = subprocess.run(
-        [sys.executable, __file__, *options],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=measure.as_commands(),
-    )
-    return float(done.stdout)
+    return measure.numbers_printed(__file__, *options)[0]
 
 
 @contextmanager

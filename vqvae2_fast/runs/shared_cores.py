@@ -44,7 +44,9 @@ class IdleTeams:
         return bool(self._members)
 
     def start(self) -> None:
-        """Does nothing with one thread, where most cores are unused, or if there is no room."""
+        """Does nothing with one thread, where most cores are unused, or once there was no room."""
+        if self._refused:
+            return
         found: list[int] = []
         # OpenMP keeps this number for each thread, and a new thread gets the present one.
         self._begin(lambda: found.append(torch.get_num_threads()), 1)
@@ -52,7 +54,7 @@ class IdleTeams:
         threads = found[0] if found else 1
         # A team has threads - 1 of its own and the one that starts it, which does not count.
         teams = (cores() - 1) // (threads - 1) if threads > 1 else 0
-        if not 1 <= teams <= _MOST_TEAMS or self._refused:
+        if not 1 <= teams <= _MOST_TEAMS:
             return
         # GNU OpenMP ends the process if there is no room for a thread, so Python's try first.
         self._begin(self._over.wait, teams * threads)

@@ -10,8 +10,8 @@ draws and the naive sampler after them:
 - sgemm ceiling: `torch.mm` of [1024, 1280] by [1280, 1024], the best rate seen. The row phase's
   share is its live multiplications and additions per second over that.
 - read ceiling: `torch.sum` over as many bytes as a position's weights, the best time seen. The
-  pixel phase's share is that time over a position's. A tap at −d is read once for d positions and
-  counts 1/d of its bytes.
+  pixel phase's share is that time over a position's. The tap at −2 is read at every second
+  position, so `torch.sum` reads all bytes at one position and the rest of them at the next.
 - naive: the full forward on rows 0..i for each code of row i, measured at some rows and summed
   (trapezium rule); its ratio to the median draw has no spread.
 
@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import is_dataclass
 from typing import TYPE_CHECKING
 
 import measure
@@ -116,25 +115,60 @@ def sgemm_seconds_per_flop() -> float:
     return min(seconds_of(lambda: left @ right) for _ in range(8)) / (2 * 1024 * 1280 * 1024)
 
 
-def read_seconds(num_bytes: float) -> float:
-    memory = torch.zeros(int(num_bytes) // 4)
-    return min(seconds_of(memory.sum) for _ in range(8))
+def read_seconds(bytes_of: dict[int, float]) -> float:
+    """Of a position: the time in which `torch.sum` reads what it reads, as `pixel_bytes` says."""
+    ends, total = {}, 0
+    for columns in sorted(bytes_of):
+        total += int(bytes_of[columns]) // 4
+        ends[columns] = total
+    memory, cycle = torch.zeros(total), max(ends)
+
+    def read() -> None:
+        for column in range(cycle):
+            memory[: max(end for every, end in ends.items() if column % every == 0)].sum()
+
+    return min(seconds_of(read) for _ in range(8)) / cycle
 
 
-def pixel_bytes(plan: SamplingPlan, weights: torch.dtype) -> float:
-    """Weights that a position reads, the mean over a row."""
-    total = 0.0
+def pointwise_weights(plan: SamplingPlan) -> dict[str, int]:
+    """Weights of the pixel phase's stages, except for the convolutions."""
+
+    def count(*tensors: Tensor) -> int:
+        return sum(tensor.numel() for tensor in tensors)
+
+    found = {"head": count(plan.head)}
+    if plan.merge is not None:
+        found["merge"] = count(plan.merge)
+    if plan.output_layers is not None:
+        layers = plan.output_layers
+        found["output layers"] = count(layers.conv1.current, layers.conv2.current)
+    if plan.attention is not None:
+        a = plan.attention
+        found |= {
+            "attention first": count(a.key.conv1.current, a.query.conv1.current),
+            "attention second": count(a.key.conv2.current, a.query.conv2.current),
+            "query, key, value": count(a.query_weight, a.key_value_weight),
+            "attention out 1": count(a.out.conv1.current, a.out.auxiliary),
+            "attention out 2": count(a.out.conv2.current),
+        }
+    return found
+
+
+def pixel_bytes(plan: SamplingPlan, weights: torch.dtype) -> dict[int, float]:
+    """Bytes of weights that a position reads at every column, at every second one and so on."""
+    found = {1: float(sum(pointwise_weights(plan).values()))}
     for conv in (plan.layers.conv1, plan.layers.conv2):
-        per_tap = conv.current.numel() * weights.itemsize / max(1, len(conv.current_offsets))
-        total += sum(per_tap / max(1, -offset) for offset in conv.current_offsets)
+        for offset in conv.current_offsets:
+            # The tap at -d serves as many columns as the largest power of two up to d.
+            every = 1 << max(0, (-offset).bit_length() - 1)
+            per_tap = conv.current.numel() / len(conv.current_offsets)
+            found[every] = found.get(every, 0.0) + per_tap
+    return {every: count * weights.itemsize for every, count in found.items()}
 
-    def matrices(value: object) -> int:
-        if isinstance(value, Tensor):
-            return value.numel() * weights.itemsize
-        return sum(matrices(part) for part in vars(value).values()) if is_dataclass(value) else 0
 
-    parts = (plan.attention, plan.merge, plan.output_layers, plan.head)
-    return total + sum(matrices(part) for part in parts if part is not None)
+def mean_bytes(bytes_of: dict[int, float]) -> float:
+    """Of a position, over a row."""
+    return sum(count / every for every, count in bytes_of.items())
 
 
 def row_flops(plan: SamplingPlan, batch: int) -> float:
@@ -204,12 +238,13 @@ def main() -> None:
         prior, plan, request = prepared(config, batch)
         weights = packed_as(arguments.weights, prior, plan, request)
         draw_cpu_timed(plan, request, weights)  # packs the weights
-        num_bytes = pixel_bytes(plan, stored)
+        bytes_of = pixel_bytes(plan, stored)
+        num_bytes = mean_bytes(bytes_of)
         draws, flop, read = [], [sgemm_seconds_per_flop()], []
         for _ in range(arguments.rounds):
             draws.append(timed_draw(plan, request, weights))
             flop.append(sgemm_seconds_per_flop())
-            read.append(read_seconds(num_bytes))
+            read.append(read_seconds(bytes_of))
         draws.sort(key=lambda draw: draw[0])
         seconds, parts = draws[len(draws) // 2]
         position = parts["pixels"] / (config.size[0] * config.size[1])

@@ -8,8 +8,8 @@ per stage). Of all positions of a column's parity (a tap at -2 is read at every 
 share `--keep` that was disturbed least is used, so that a busy machine can be measured too. Shown
 are the mean of both parities, of the thread that worked longest, and the longest wait.
 
-The floor of a stage is its bytes at the rate of a read loop (`torch.sum`) over all bytes of a
-position, in the same run: weights, and for the heads the keys and values of the positions before.
+The floor of a stage is its bytes at the rate of the read loop of `benchmarks/sampler.py`, in the
+same run: weights, and for the heads the keys and values of the positions before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING
 
 import measure
 import torch
-from sampler import PRIORS, WEIGHTS, packed_as, pixel_bytes, prepared, read_seconds, stored_as
+from sampler import (
+    PRIORS,
+    WEIGHTS,
+    mean_bytes,
+    packed_as,
+    pixel_bytes,
+    pointwise_weights,
+    prepared,
+    read_seconds,
+    stored_as,
+)
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
@@ -29,28 +39,10 @@ if TYPE_CHECKING:
 
 def stage_bytes(plan: SamplingPlan, itemsize: float, all_bytes: float) -> dict[str, float]:
     """Bytes that a position reads in each stage of `SAMPLER_STAGES`, the mean over the map."""
-
-    def matrices(*tensors: torch.Tensor | None) -> float:
-        return sum(t.numel() for t in tensors if t is not None) * itemsize
-
-    found = {"head": matrices(plan.head)}
-    if plan.merge is not None:
-        found["merge"] = matrices(plan.merge)
-    if plan.output_layers is not None:
-        layers = plan.output_layers
-        found["output layers"] = matrices(layers.conv1.current, layers.conv2.current)
-    if plan.attention is not None:
-        a = plan.attention
-        positions = plan.size[0] * plan.size[1]
-        found |= {
-            "attention first": matrices(a.key.conv1.current, a.query.conv1.current),
-            "attention second": matrices(a.key.conv2.current, a.query.conv2.current),
-            "query, key, value": matrices(a.query_weight, a.key_value_weight),
-            "attention out 1": matrices(a.out.conv1.current, a.out.auxiliary),
-            "attention out 2": matrices(a.out.conv2.current),
-        }
+    found = {stage: count * itemsize for stage, count in pointwise_weights(plan).items()}
     found["convolutions"] = all_bytes - sum(found.values())
     if plan.attention is not None:
+        positions = plan.size[0] * plan.size[1]
         found["heads"] = 4 * (positions - 1) / 2 * plan.attention.key_value_bias.numel()
     return found
 
@@ -71,12 +63,13 @@ def main() -> None:
         draw_cpu_timed(plan, request, weights)  # packs the weights
         height, width = config.size
         rounds, read = [], []
-        all_bytes = pixel_bytes(plan, stored)
+        bytes_of = pixel_bytes(plan, stored)
+        all_bytes = mean_bytes(bytes_of)
         for _ in range(arguments.rounds):
             times = torch.zeros(height * width, len(stages), arguments.threads, 2)
             draw_cpu_timed(plan, request, weights, times)
             rounds.append(times)
-            read.append(read_seconds(all_bytes) * 1e6)
+            read.append(read_seconds(bytes_of) * 1e6)
         times = torch.cat(rounds)
         length = times.sum((1, 3)).amax(1)  # of a position, us
         kept = []
@@ -94,12 +87,12 @@ def main() -> None:
             f"| stage | work, us | longest wait, us | MB | GB/s | of its floor |\n"
             f"|---|---|---|---|---|---|"
         )
-        bytes_of = stage_bytes(plan, stored.itemsize, all_bytes)
+        stages_bytes = stage_bytes(plan, stored.itemsize, all_bytes)
         for stage, each in zip(stages, mean, strict=True):
             if each.sum() == 0:
                 continue
             work, wait = each[:, 0].amax().item(), each[:, 1].amax().item()
-            mine = bytes_of.get(stage, 0.0)
+            mine = stages_bytes.get(stage, 0.0)
             print(
                 f"| {stage} | {work:.1f} | {wait:.1f} | {mine / 1e6:.2f} | {mine / work / 1e3:.0f} "
                 f"| {mine / rate / work:.0%} |"

@@ -46,11 +46,10 @@ inline cpu::winograd::Map map_of(const torch::stable::Tensor& rows) {
   return map;
 }
 
-// Whether both sides of a weight [O, C, h, w] have channels that fill whole vectors.
-inline bool fills_vectors(const torch::stable::Tensor& weight) {
-  constexpr int64_t kUnit = cpu::winograd::kChannels;
-  return weight.size(0) > 0 && weight.size(1) > 0 && weight.size(0) % kUnit == 0 &&
-         weight.size(1) % kUnit == 0;
+// Whether both sides of a weight [O, C, h, w] have channels, in multiples of `unit`.
+inline bool has_channels(const torch::stable::Tensor& weight, int64_t unit) {
+  return weight.size(0) > 0 && weight.size(1) > 0 && weight.size(0) % unit == 0 &&
+         weight.size(1) % unit == 0;
 }
 
 // Points of a tile.
@@ -98,8 +97,9 @@ inline PointTensor new_panels(const torch::stable::Tensor& like, int64_t count, 
 template <class Part>
 void for_outputs(int64_t outputs, const Part& part) {
   constexpr int64_t kUnit = cpu::winograd::kChannels;
-  parallel_for(0, outputs / kUnit, 1,
-               [&](int64_t first, int64_t last) { part(first * kUnit, last * kUnit); });
+  parallel_for(0, (outputs + kUnit - 1) / kUnit, 1, [&](int64_t first, int64_t last) {
+    part(first * kUnit, std::min(last * kUnit, outputs));
+  });
 }
 
 // Panels [P, inputs, outputs] of a weight, or [P, outputs, inputs].

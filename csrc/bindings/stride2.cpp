@@ -72,7 +72,8 @@ Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
   STD_TORCH_CHECK(
       is_float(x) && is_float(weight) && x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 4 &&
           weight.size(3) == 4 && x.size(1) == weight.size(transposed ? 0 : 1) &&
-          (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) && fills_vectors(weight),
+          (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) &&
+          has_channels(weight, winograd::kChannels),
       "stride2_conv2d: expected float32 x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a "
       "weight [O, C, 4, 4] whose channels are 16 or a multiple of it.");
   const int64_t scale = transposed ? 1 : 2, outputs = weight.size(0), channels = weight.size(1);

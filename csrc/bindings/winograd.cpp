@@ -43,13 +43,12 @@ void check_place(int64_t kernel, int64_t top, int64_t left, int64_t live) {
 Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<Tensor>& weight_g,
                    int64_t top, int64_t left, int64_t live) {
   const int64_t kernel = weight_v.dim() == 4 ? weight_v.size(2) : 0;
-  STD_TORCH_CHECK(
-      is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) && x.dim() == 4 &&
-          weight_v.dim() == 4 && (kernel == 3 || kernel == 5) && weight_v.size(3) == kernel &&
-          weight_v.size(1) == x.size(1) && fills_vectors(weight_v) &&
-          (!weight_g || weight_g->numel() == weight_v.size(0)),
-      "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight 3x3 or 5x5 whose channels "
-      "are 16 or a multiple of it.");
+  STD_TORCH_CHECK(is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) &&
+                      x.dim() == 4 && weight_v.dim() == 4 && (kernel == 3 || kernel == 5) &&
+                      weight_v.size(3) == kernel && weight_v.size(1) == x.size(1) &&
+                      has_channels(weight_v, 1) &&
+                      (!weight_g || weight_g->numel() == weight_v.size(0)),
+                  "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight 3x3 or 5x5.");
   check_place(kernel, top, left, live);
   Problem problem;
   problem.kernel = kernel, problem.top = top, problem.left = left;

@@ -10,6 +10,7 @@
 #include "ema_update.h"
 #include "gated_layer.h"
 #include "nearest_code.h"
+#include "patch_conv.h"
 #include "pointwise.h"
 #include "product.h"
 #include "residual.h"
@@ -63,6 +64,7 @@ struct KernelTable {
   PointwiseKernels pointwise;
   Products products;
   tile_conv::Kernels tile_conv;  // null without tiles
+  patch_conv::Kernels patch_conv;
   CodeLossKernels code_loss;
   ScalarQuantizeKernels scalar_quantize;
 };

@@ -31,35 +31,34 @@ inline void tile(const Product& product, int64_t row, int64_t column) {
     asm("" : "+r"(thirds[i]));
   }
   const float* panel = product.panels + column / kPanel * product.panel_stride;
-  for (int64_t d = 0; d < product.depth; ++d, panel += kPanel) {
-    Vec right[VECS];
-    for (int v = 0; v < VECS; ++v) right[v] = Vec::load(panel + v * kLanes);
+  const int64_t to_next = product.segment_stride - product.depth * step;
+  for (int64_t segment = 0; segment < product.segments; ++segment) {
+    for (int64_t d = 0; d < product.depth; ++d, panel += kPanel) {
+      Vec right[VECS];
+      for (int v = 0; v < VECS; ++v) right[v] = Vec::load(panel + v * kLanes);
 #pragma GCC unroll 12
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec left = Vec::broadcast(thirds[r / 3][r % 3 * row_stride]);
-      for (int v = 0; v < VECS; ++v) sums[r][v] = sums[r][v].add_product(left, right[v]);
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec left = Vec::broadcast(thirds[r / 3][r % 3 * row_stride]);
+        for (int v = 0; v < VECS; ++v) sums[r][v] = sums[r][v].add_product(left, right[v]);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kThirds; ++i) thirds[i] += step;
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < kThirds; ++i) thirds[i] += step;
+    for (int i = 0; i < kThirds; ++i) thirds[i] += to_next;
   }
   const int64_t columns = product.columns - column;
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
     float* const c = product.c + (row + r) * product.c_stride + column;
     for (int v = 0; v < VECS; ++v) {
-      const int64_t at = v * kLanes;
+      const int64_t at = v * kLanes, count = columns - at < kLanes ? columns - at : kLanes;
       Vec result = sums[r][v];
       if (product.initial) {
         const float* from = product.initial + (row + r) * product.initial_stride + column;
-        result = Vec::load(from + at) + result;
+        result = Vec::load_first(from + at, count) + result;
       }
-      if (at + kLanes <= columns) {
-        result.store(c + at);
-      } else {
-        float lanes[kLanes];
-        result.store(lanes);
-        for (int64_t i = at; i < columns; ++i) c[i] = lanes[i - at];
-      }
+      result.store_first(c + at, count);
     }
   }
 }

@@ -62,6 +62,11 @@ inline TilePlace place_of(const Map& map, int64_t tile) {
           in_image % map.tile_columns * kTile};
 }
 
+// Channels of a map's vector: the last one may have fewer than it has lanes.
+inline int64_t channels_at(int64_t channel, int64_t channels) {
+  return channels - channel < Vec::kLanes ? channels - channel : Vec::kLanes;
+}
+
 // Patches of kIn x kIn positions, zeros outside the map, to kOut x kOut points.
 template <class Transform>
 void map_to_points(const Map& map, const float* x, int64_t top, int64_t left, int64_t first,
@@ -71,6 +76,7 @@ void map_to_points(const Map& map, const float* x, int64_t top, int64_t left, in
     const TilePlace place = place_of(map, tile);
     const float* image = x + place.image * map.stride_batch;
     for (int64_t c = 0; c < map.channels; c += Vec::kLanes) {
+      const int64_t count = channels_at(c, map.channels);
       Vec patch[kIn * kIn], result[kOut * kOut];
       for (int i = 0; i < kIn; ++i) {
         const int64_t row = place.row - top + i;
@@ -78,17 +84,21 @@ void map_to_points(const Map& map, const float* x, int64_t top, int64_t left, in
           const int64_t column = place.column - left + j;
           const bool inside = row >= 0 && row < map.height && column >= 0 && column < map.width;
           patch[i * kIn + j] =
-              inside ? Vec::load(image + row * map.stride_row + column * map.stride_column + c)
+              inside ? Vec::load_first(
+                           image + row * map.stride_row + column * map.stride_column + c, count)
                      : Vec::broadcast(0);
         }
       }
       transform<Transform>(patch, result);
       float* target = out + points.at(tile, c);
-      for (int p = 0; p < kOut * kOut; ++p) result[p].store(target + p * points.stride_point);
+      for (int p = 0; p < kOut * kOut; ++p) {
+        result[p].store_first(target + p * points.stride_point, count);
+      }
     }
   }
 }
 
+// Past the last channel lie other values, or the gap between points.
 template <class Transform>
 inline void load_points(const float* source, const Points& points, Vec* patch) {
   for (int p = 0; p < Transform::kIn * Transform::kIn; ++p) {
@@ -109,11 +119,12 @@ void output(const Map& map, const float* m, const Points& points, const float* b
       Vec patch[Transform::kIn * Transform::kIn], result[kTile * kTile];
       load_points<Transform>(m + points.at(tile, c), points, patch);
       transform<Transform>(patch, result);
-      const Vec added = bias ? Vec::load(bias + c) : Vec::broadcast(0);
+      const int64_t count = channels_at(c, map.channels);
+      const Vec added = bias ? Vec::load_first(bias + c, count) : Vec::broadcast(0);
       for (int64_t i = 0; i < rows; ++i) {
         float* target = image + (place.row + i) * map.stride_row + place.column * map.stride_column;
         for (int64_t j = 0; j < columns; ++j) {
-          (result[i * kTile + j] + added).store(target + j * map.stride_column + c);
+          (result[i * kTile + j] + added).store_first(target + j * map.stride_column + c, count);
         }
       }
     }
@@ -129,6 +140,7 @@ void input_adjoint(const Map& map, const float* dv, const Points& points, int64_
     const TilePlace place = place_of(map, tile);
     float* target = dx + place.image * map.stride_batch;
     for (int64_t c = part.first_channel; c < part.last_channel; c += Vec::kLanes) {
+      const int64_t count = channels_at(c, part.last_channel);
       Vec patch[kIn * kIn], result[kIn * kIn];
       load_points<Transform>(dv + points.at(tile, c), points, patch);
       transform<Transform>(patch, result);
@@ -139,7 +151,7 @@ void input_adjoint(const Map& map, const float* dv, const Points& points, int64_
           const int64_t column = place.column - left + j;
           if (column < 0 || column >= map.width) continue;
           float* position = target + row * map.stride_row + column * map.stride_column + c;
-          (Vec::load(position) + result[i * kIn + j]).store(position);
+          (Vec::load_first(position, count) + result[i * kIn + j]).store_first(position, count);
         }
       }
     }
@@ -179,6 +191,10 @@ struct Lanes {
   bool across_outputs;
   int64_t outputs() const { return across_outputs ? Vec::kLanes : 1; }
   int64_t inputs() const { return across_outputs ? 1 : Vec::kLanes; }
+  // Those that stand for a channel.
+  int64_t count(const Weight& weight, int64_t output, int64_t input) const {
+    return across_outputs ? channels_at(output, weight.outputs) : channels_at(input, weight.inputs);
+  }
   int64_t place(const Weight& weight, int64_t output, int64_t input, int lane) const {
     return across_outputs ? (output + lane) * weight.inputs + input
                           : output * weight.inputs + input + lane;
@@ -194,11 +210,12 @@ void weight_points(const Weight& weight, bool inputs_first, int64_t first, int64
   for (int64_t o = first; o < last; o += order.outputs()) {
     float scales[Vec::kLanes];
     for (int l = 0; l < Vec::kLanes; ++l) {
-      scales[l] = l < order.outputs() ? scale_of<kTaps>(weight, o + l) : scales[0];
+      const bool is_own = l < order.outputs() && o + l < weight.outputs;
+      scales[l] = is_own ? scale_of<kTaps>(weight, o + l) : scales[0];
     }
     for (int64_t i = 0; i < weight.inputs; i += order.inputs()) {
-      float lanes[kArea][Vec::kLanes];
-      for (int l = 0; l < Vec::kLanes; ++l) {
+      float lanes[kArea][Vec::kLanes] = {};
+      for (int l = 0; l < order.count(weight, o, i); ++l) {
         const float* v = weight.v + order.place(weight, o, i, l) * kArea;
         for (int tap = 0; tap < kArea; ++tap) {
           lanes[tap][l] = is_live<kTaps>(weight, tap) ? v[tap] * scales[l] : 0;
@@ -254,7 +271,7 @@ void weight_adjoint(const Weight& weight, bool inputs_first, const float* du, co
       transform<Transform>(patch, result);
       float lanes[kArea][Vec::kLanes];
       for (int tap = 0; tap < kArea; ++tap) result[tap].store(lanes[tap]);
-      for (int l = 0; l < Vec::kLanes; ++l) {
+      for (int l = 0; l < order.count(weight, o, i); ++l) {
         float* target = dv + order.place(weight, o, i, l) * kArea;
         for (int tap = 0; tap < kArea; ++tap) {
           target[tap] = is_live<kTaps>(weight, tap) ? lanes[tap][l] : 0;

@@ -11,7 +11,7 @@
 namespace vqvae2_fast::cpu::winograd {
 
 constexpr int64_t kTile = 4;
-// Channels must be a multiple of this, whatever the level's vectors.
+// Channels of the weights that are transformed together, whatever the level's vectors.
 constexpr int64_t kChannels = 16;
 
 // A map [B, H, W, C] cut into tiles; strides in elements.
@@ -68,8 +68,8 @@ struct Transforms {
   // dx, tile after tile, because tiles overlap.
   void (*input_adjoint)(const Map& map, const float* dv, const Points& points, int64_t top,
                         int64_t left, int64_t first, int64_t last, const MapPart& part, float* dx);
-  // Points [P, C_out, C_in], or [P, C_in, C_out], of outputs first..last, both multiples of
-  // kChannels.
+  // Points [P, C_out, C_in], or [P, C_in, C_out], in panels, of outputs first..last; first is a
+  // multiple of kChannels, and so is last, unless it is C_out.
   void (*weight)(const Weight& weight, bool inputs_first, int64_t first, int64_t last,
                  const Points& points, float* u);
   // Gradients of v and (if normalised) g from that of the points, for the same outputs.

@@ -219,6 +219,46 @@ Floats tiles(int64_t height, int64_t width, int64_t inputs, int64_t outputs) {
   return results;
 }
 
+// A convolution of patches and its gradients, in memory of exactly the sizes asked for.
+Floats patches(const patch_conv::Shape& shape) {
+  std::mt19937 random(17);
+  const patch_conv::Kernels& kernel = kernels().patch_conv;
+  const int64_t positions = shape.height * shape.width;
+  const int64_t large_size = positions * shape.stride * shape.stride * shape.channels;
+  const int64_t small_size = positions * shape.outputs, taps = shape.kernel * shape.kernel;
+  const int64_t weight_size = shape.outputs * shape.channels * taps;
+  const Floats large = search_data::gaussian(random, large_size);
+  const Floats small = search_data::gaussian(random, small_size);
+  const Floats weight = search_data::gaussian(random, weight_size);
+  const Floats bias = search_data::gaussian(random, shape.outputs + shape.channels);
+  Floats results(static_cast<size_t>(large_size + small_size + weight_size));
+  float *const to_small = results.data(), *const to_large = to_small + small_size;
+  const auto memory = aligned<float>(kernel.workspace(shape));
+  const int64_t step = kernel.block_rows(shape), part_floats = kernel.part_floats(shape);
+  const auto parts = aligned<float>(2 * part_floats);
+  std::fill_n(parts.get(), 2 * part_floats, 0.0f);
+  for (const bool is_large : {false, true}) {
+    const auto packed = aligned<float>(kernel.packed_floats(shape, is_large));
+    kernel.pack(shape, is_large, weight.data(), 0, kernel.num_panels(shape, is_large),
+                packed.get());
+    const int64_t height = shape.height * (is_large ? shape.stride : 1);
+    for (int64_t first = 0; first < height; first += step) {
+      const int64_t last = first + step < height ? first + step : height;
+      if (is_large) {
+        kernel.to_large(shape, packed.get(), bias.data(), small.data(), first, last, memory.get(),
+                        to_large);
+        continue;
+      }
+      kernel.to_small(shape, packed.get(), bias.data(), large.data(), first, last, memory.get(),
+                      to_small);
+      kernel.weight_part(shape, large.data(), small.data(), first, last, memory.get(),
+                         parts.get() + (first > 0 ? part_floats : 0));
+    }
+  }
+  kernel.sum_parts(shape, parts.get(), 2, 0, shape.outputs, to_large + large_size);
+  return results;
+}
+
 // Whole numbers, which rounding leaves as they are.
 Floats whole(std::mt19937& random, int64_t count) {
   Floats values = search_data::gaussian(random, count);
@@ -326,6 +366,15 @@ int main() {
     // Channels that fill no panel, tiles cut by the edges.
     compare(*level, "tiles", [] { return tiles(6, 9, 16, 48); });
     compare(*level, "tiles of one", [] { return tiles(3, 2, 48, 16); });
+    compare(*level, "tiles of half vectors", [] { return tiles(7, 9, 24, 40); });
+    // Images, masks that begin above, maps smaller than the kernel, many blocks of rows.
+    const patch_conv::Shape shapes[] = {
+        {9, 21, 33, 3, 4, 2, 1, 1, 4}, {30, 8, 16, 24, 3, 1, 1, 1, 3},
+        {6, 5, 9, 7, 3, 1, 2, 1, 1},   {5, 4, 17, 8, 3, 1, 3, 1, 3},
+        {1, 2, 5, 4, 5, 1, 4, 2, 3},   {3, 100, 1, 1, 5, 3, 1, 2, 5}};
+    for (const patch_conv::Shape& shape : shapes) {
+      compare(*level, "patches", [&] { return patches(shape); });
+    }
     // Masks that begin at each side, rows of whole tiles and of parts, channels that fill none.
     for (const int64_t outputs : {1, 17, 48}) {
       for (const int64_t width : {1, 7, 16, 20}) {

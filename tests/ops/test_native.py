@@ -60,6 +60,15 @@ REST = (False, 0.0, None)  # of `normed_conv2d`: elu, dropout_p, seed
         ("normed_conv2d_backward", (WIDE, WIDE, KERNEL[:, :, :1, :1], None, 0, 0, 0, *REST)),
         ("stride2_conv2d", (NO_CHANNELS, torch.zeros(16, 0, 4, 4), None, False)),
         ("stride2_conv2d", (NO_CHANNELS, torch.zeros(0, 16, 4, 4), None, True)),
+        ("patch_conv2d", (WIDE, KERNEL[:, :3], None, 1, 1, 1, 3, False)),
+        ("patch_conv2d", (NO_CHANNELS, FROM_NONE, None, 1, 1, 1, 3, False)),
+        ("patch_conv2d", (WIDE, KERNEL[:, :, 1:], None, 1, 1, 1, 3, False)),
+        ("patch_conv2d", (WIDE, KERNEL, None, 0, 1, 1, 3, False)),
+        ("patch_conv2d", (WIDE, KERNEL, None, 3, 1, 1, 3, False)),
+        ("patch_conv2d", (WIDE, KERNEL, None, 1, -1, 1, 3, False)),
+        ("patch_conv2d", (WIDE, KERNEL, None, 1, 1, 4, 3, False)),
+        ("patch_conv2d", (WIDE, KERNEL[:, :, :1, :1], None, 1, 0, 0, 0, False)),
+        ("patch_conv2d_backward", (WIDE[:, :, 1:], WIDE, KERNEL, 1, 1, 1, 3, False, True)),
     ],
 )
 def test_compiled_operators_refuse_what_their_functions_do_not_pass_on(name, arguments):
@@ -94,6 +103,11 @@ def test_an_index_outside_the_codebook_is_named(index):
             "stride2_conv2d",
             (WIDE, torch.zeros(32, 16, 4, 4), torch.zeros(32).double(), False),
             r"stride2_conv2d: expected bias float32 \[C_out\] with C_out=32, .* of Double",
+        ),
+        (
+            "patch_conv2d",
+            (WIDE, KERNEL, torch.zeros(3), 1, 1, 1, 3, False),
+            r"patch_conv2d: expected bias float32 \[C_out\] with C_out=16, got 3 values",
         ),
     ],
 )

@@ -84,6 +84,18 @@ def double(x):
     return stride2_conv2d(x, weight(64, 64, 4), None, transposed=True)
 
 
+def halve_an_image(x):
+    return stride2_conv2d(x[:, :3], weight(64, 3, 4), None)
+
+
+def double_to_an_image(x):
+    return stride2_conv2d(x, weight(64, 3, 4), None, transposed=True)
+
+
+def conv_3x3_of_few_positions(x):
+    return normed_conv2d(x[:, :, :3], weight(50, 64, 3), None, None, "same")
+
+
 def weight(outputs, inputs, kernel):
     generator = torch.Generator().manual_seed(2)
     return torch.randn(outputs, inputs, kernel, kernel, generator=generator).requires_grad_()
@@ -91,7 +103,16 @@ def weight(outputs, inputs, kernel):
 
 @pytest.mark.parametrize(
     "layer",
-    [conv_3x3, pytest.param(rounded_3x3, marks=needs_amx), conv_5x5, halve, double],
+    [
+        conv_3x3,
+        pytest.param(rounded_3x3, marks=needs_amx),
+        conv_5x5,
+        halve,
+        double,
+        halve_an_image,
+        double_to_an_image,
+        conv_3x3_of_few_positions,
+    ],
 )
 def test_results_do_not_depend_on_the_number_of_threads(layer, with_threads, operator_calls):
     def run():

@@ -11,6 +11,7 @@
 #include "../kernels.h"
 #include "../nearest_code-inl.h"
 #include "../pack_codebook-inl.h"
+#include "../patch_conv-inl.h"
 #include "../pointwise-inl.h"
 #include "../product-inl.h"
 #include "../residual-inl.h"
@@ -64,6 +65,7 @@ const KernelTable VQ_LEVEL_TABLE = {
     .pointwise = pointwise::kKernels,
     .products = products::kKernels,
     .tile_conv = tile_conv::kKernels,
+    .patch_conv = patch_conv::kKernels,
     .code_loss = code_loss::kKernels,
     .scalar_quantize = scalar_quantize::kKernels,
 };

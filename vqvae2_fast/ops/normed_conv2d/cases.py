@@ -70,6 +70,8 @@ CASES = [
     # More tiles than a block holds, in one image and in total; channels that do not fill a panel.
     _case("many_tiles_3x3", "include", 3, (30, 32), batch=3, inputs=16, outputs=48),
     _case("many_tiles_5x5", "exclude", 5, (32, 29), inputs=48, outputs=16, elu=True),
+    _case("half_vectors", "include", 3, (30, 31), inputs=24, outputs=40),
+    _case("half_vectors_5x5", "same", 5, (9, 6), inputs=40, outputs=8, elu=True, dropout_p=0.1),
     _case("not_normed", "exclude", 5, (6, 6), normed=False),
     _case("after_elu", "include", 3, (6, 7), elu=True),
     _case("after_dropout", "include", 3, (6, 7), inputs=80, dropout_p=0.3),
@@ -114,6 +116,7 @@ PRIVATE_CASES = {
         _backward_case("exclude_3x3", "exclude", 3, (6, 7)),
         _backward_case("down_5x5", "down", 5, (9, 5)),
         _backward_case("many_channels", "same", 3, (4, 9), inputs=80, outputs=16),
+        _backward_case("half_vectors", "same", 3, (30, 31), inputs=24, outputs=40),
         _backward_case("not_normed", "include", 5, (6, 6), normed=False),
         _backward_case("after_elu", "include", 3, (6, 7), elu=True),
         _backward_case(

@@ -15,10 +15,10 @@ from vqvae2_fast.ops.normed_conv2d.reference import normed_conv2d_backward_refer
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CHANNELS", "backward", "setup_context", "why_not"]
+__all__ = ["backward", "setup_context", "why_not"]
 
-# Channels per SIMD vector, since the tiles' vectors lie across channels.
-CHANNELS = 16
+# The tiles' vectors lie across channels, and half a vector is the least that pays.
+_CHANNELS = 8
 
 
 def why_not(
@@ -34,8 +34,8 @@ def why_not(
     seed: Tensor | None = None,
     rounded: bool = False,
 ) -> str | None:
-    """Kernels take sizes of 1×1, and of 3×3 and 5×5 if channels fill whole vectors, as they need
-    not for rounded factors."""
+    """Kernels take sizes of 1×1, and of 3×3 and 5×5 if channels fill vectors or halves of them, as
+    they need not for rounded factors."""
     outputs, inputs, height, width = weight_v.shape
     if height != width or height not in (1, 3, 5):
         return BY_DESIGN
@@ -43,7 +43,7 @@ def why_not(
         return BY_DESIGN  # such a kernel does not read the position itself
     if rounded and not _native.has_tiles():
         return BY_DESIGN
-    fills_vectors = outputs % CHANNELS == 0 and inputs % CHANNELS == 0
+    fills_vectors = outputs % _CHANNELS == 0 and inputs % _CHANNELS == 0
     if height > 1 and (min(outputs, inputs) == 0 or not (fills_vectors or rounded)):
         return BY_DESIGN
     return other_dtype((torch.float32,), x=x, weight=weight_v, g=weight_g, bias=bias)

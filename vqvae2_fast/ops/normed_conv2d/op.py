@@ -14,15 +14,16 @@ from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, placement
 from vqvae2_fast.ops.dropout_mask.op import DROPOUT_MASK
 from vqvae2_fast.ops.normed_conv2d.gradient import backward, setup_context, why_not
 from vqvae2_fast.ops.normed_conv2d.reference import kept, normed_conv2d_reference, normed_weight
+from vqvae2_fast.ops.patch_conv2d.op import PATCH_CONV2D
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["LEAST_PRODUCTS", "NORMED_CONV2D", "normed_conv2d"]
 
-# Products of a call, B·H·W · C_in · C_out, below which direct sums beat tiles, and a convolution
-# of torch beats a pointwise layer: see the README.
-LEAST_PRODUCTS = 1 << 22
+# Products of a call, B·H·W · C_in · C_out, below which patches beat tiles, and a pointwise layer:
+# see the README.
+LEAST_PRODUCTS = 1 << 20
 LEAST_POINTWISE_PRODUCTS = 1 << 16
 
 
@@ -104,6 +105,8 @@ def normed_conv2d(
     if seed is not None:
         x = x * kept(DROPOUT_MASK, x, dropout_p, seed)
     weight = normed_weight(weight_v if live is None else weight_v.where(live, 0.0), weight_g)
+    if PATCH_CONV2D.takes(x, weight, bias, 1, *where, False):
+        return PATCH_CONV2D.kernel(x, weight, bias, 1, *where, False)
     if mask == "same":
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
     return causal_conv2d(x, weight, bias, mask)

@@ -9,7 +9,6 @@ import torch
 from vqvae2_fast.ops._checks import other_dtype
 from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import BY_DESIGN, register
-from vqvae2_fast.ops.normed_conv2d.gradient import CHANNELS
 from vqvae2_fast.ops.stride2_conv2d.reference import stride2_conv2d_backward_reference
 
 if TYPE_CHECKING:
@@ -17,11 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["backward", "setup_context", "why_not"]
 
+# Channels of a phase, which stands in a vector of its own.
+_CHANNELS = 16
+
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> str | None:
     """Kernels take channels that fill whole vectors, and maps that can be halved evenly."""
     outputs, channels = weight.shape[:2]
-    if min(outputs, channels) == 0 or outputs % CHANNELS or channels % CHANNELS:
+    if min(outputs, channels) == 0 or outputs % _CHANNELS or channels % _CHANNELS:
         return BY_DESIGN
     if not transposed and (x.shape[2] % 2 or x.shape[3] % 2):
         return BY_DESIGN

@@ -8,6 +8,7 @@ from vqvae2_fast.ops import _training
 from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import BY_DESIGN, register
 from vqvae2_fast.ops.normed_conv2d.op import LEAST_PRODUCTS
+from vqvae2_fast.ops.patch_conv2d.op import PATCH_CONV2D
 from vqvae2_fast.ops.stride2_conv2d.gradient import backward, setup_context, why_not
 from vqvae2_fast.ops.stride2_conv2d.reference import stride2_conv2d_reference
 
@@ -63,6 +64,11 @@ def stride2_conv2d(
 
     Note:
         Where a gradient is wanted, large float32 calls on a CPU use Winograd's tiles, as in
-        `normed_conv2d`. Without gradients every position is summed separately.
+        `normed_conv2d`, and others `patch_conv2d`. Without gradients every position is summed
+        separately.
     """
+    if not STRIDE2_CONV2D.takes(x, weight, bias, transposed):
+        options = (2, 1, 1, 4, transposed)  # stride, top, left, live
+        if PATCH_CONV2D.takes(x, weight, bias, *options):
+            return PATCH_CONV2D.kernel(x, weight, bias, *options)
     return STRIDE2_CONV2D(x, weight, bias, transposed)

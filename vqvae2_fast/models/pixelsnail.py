@@ -113,6 +113,11 @@ class PixelSNAILBlock(nn.Module):
         return self.out(out, auxiliary=self.attention(query, key))
 
 
+def _elu(x: Tensor) -> Tensor:
+    """`F.elu(x)`. PyTorch's has other last bits where threads share the values in another way."""
+    return x.relu() + x.clamp(max=0).expm1()
+
+
 @register_prior("pixelsnail", PixelSNAILConfig)
 class PixelSNAIL(Prior):
     """Autoregressive prior of one level's code map, in raster order.
@@ -176,7 +181,7 @@ class PixelSNAIL(Prior):
         return self.head(F.elu(self._features(codes, maps, labels)))
 
     def mean_nats(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
-        features = F.elu(self._features(codes, maps, labels))
+        features = _elu(self._features(codes, maps, labels))
         assert self.head.bias is not None
         rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, W] -> [B·h·W, C]
         weight = self.head.kernel().flatten(1)  # [K, C, 1, 1] -> [K, C]

@@ -1,0 +1,66 @@
+"""A training step gives the same bits on any number of threads, which may thus change in a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqvae2_fast import PixelSNAIL, PixelSNAILConfig, VQVAE2, VQVAE2Config
+
+
+def gradients(model, loss):
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    value = loss()
+    value.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    return [value.detach(), norm, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def assert_equal_bits_on(numbers, run, with_threads):
+    expected, *others = (with_threads(number, run) for number in numbers)
+    for other in others:
+        for a, b in zip(expected, other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dim", [16, 24])
+def test_of_a_vqvae(dim, with_threads):
+    torch.manual_seed(1)
+    config = VQVAE2Config(
+        image_size=(64, 96), hidden_channels=32, residual_channels=24, embedding_dim=dim
+    )
+    model = VQVAE2(config).to(memory_format=torch.channels_last).train()
+    images = torch.rand(5, 3, 64, 96) * 2 - 1
+    model.loss(images, model(images))  # codebooks start from the first batch
+
+    def run():
+        return gradients(model, lambda: model.loss(images, model(images)))
+
+    assert_equal_bits_on((1, 2, 3, 5), run, with_threads)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_of_a_prior(attention, with_threads):
+    torch.manual_seed(1)
+    config = PixelSNAILConfig(
+        size=(16, 19),
+        num_embeddings=64,
+        channels=40,
+        residual_channels=48,
+        num_blocks=2,
+        layers_per_block=1,
+        attention=attention,
+        num_heads=5,
+        num_output_layers=1,
+        condition_sizes=((8, 19),),
+        condition_channels=32,
+        num_condition_layers=1,
+    )
+    model = PixelSNAIL(config).train()
+    codes, above = torch.randint(64, (7, 16, 19)), torch.randint(64, (7, 8, 19))
+
+    def run():
+        return gradients(model, lambda: model.loss(codes, above))
+
+    assert_equal_bits_on((1, 2, 3, 5), run, with_threads)

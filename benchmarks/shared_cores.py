@@ -1,10 +1,10 @@
-"""Times training steps alone and beside a busy process, with OpenMP's threads as they are and with
-`vqvae2_fast.training.shared_cores`.
+"""Times training steps alone and beside a busy process, with OpenMP's threads as they are, with
+`vqvae2_fast.training.shared_cores`, and as in a training, which also takes fewer threads.
 
     python benchmarks/shared_cores.py [--rounds 3] [--threads 2]
 
 The busy process has one thread. In each round every setting has a process of its own, in turns:
-`as it is` and `shared_cores` with --threads, and `one thread`. Each makes steps for six seconds;
+`as it is`, `shared_cores` and `training` with --threads, and `one thread`. Each makes steps for six seconds;
 those of the first two do not count. Printed are medians over the rounds of the median step, with
 least and most.
 """
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import measure
 from freed_memory import prior_step, vqvae_step
 
+from vqvae2_fast.runs.fitting_threads import FittingThreads
 from vqvae2_fast.training import keep_freed_memory, shared_cores
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ WORKS: dict[str, Callable[[], Work]] = {
     "VQ-VAE of photos64, batch 32": lambda: vqvae_step("photos64", 32),
     "bottom prior of photos64, batch 16": lambda: prior_step("photos64", 16),
 }
-SETTINGS = ("as it is", "shared_cores", "one thread")
+SETTINGS = ("as it is", "shared_cores", "training", "one thread")
 UNCOUNTED, COUNTED = 2.0, 4.0  # seconds
 
 
@@ -43,10 +44,12 @@ def step_time(what: str, setting: str) -> float:
     keep_freed_memory()
     step = WORKS[what]()
     found = []
-    with shared_cores() if setting == "shared_cores" else nullcontext():
+    with shared_cores() if setting in ("shared_cores", "training") else nullcontext():
+        threads = FittingThreads()
         began = time.perf_counter()
         while (start := time.perf_counter()) < began + UNCOUNTED + COUNTED:
-            step()
+            with threads.taken() if setting == "training" else nullcontext():
+                step()
             if start > began + UNCOUNTED:
                 found.append(time.perf_counter() - start)
     return median(found)

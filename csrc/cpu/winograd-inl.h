@@ -98,11 +98,10 @@ void map_to_points(const Map& map, const float* x, int64_t top, int64_t left, in
   }
 }
 
-// Past the last channel lie other values, or the gap between points.
 template <class Transform>
-inline void load_points(const float* source, const Points& points, Vec* patch) {
+inline void load_points(const float* source, const Points& points, int64_t count, Vec* patch) {
   for (int p = 0; p < Transform::kIn * Transform::kIn; ++p) {
-    patch[p] = Vec::load(source + p * points.stride_point);
+    patch[p] = Vec::load_first(source + p * points.stride_point, count);
   }
 }
 
@@ -116,10 +115,10 @@ void output(const Map& map, const float* m, const Points& points, const float* b
     const int64_t rows = map.height - place.row < kTile ? map.height - place.row : kTile;
     const int64_t columns = map.width - place.column < kTile ? map.width - place.column : kTile;
     for (int64_t c = 0; c < map.channels; c += Vec::kLanes) {
-      Vec patch[Transform::kIn * Transform::kIn], result[kTile * kTile];
-      load_points<Transform>(m + points.at(tile, c), points, patch);
-      transform<Transform>(patch, result);
       const int64_t count = channels_at(c, map.channels);
+      Vec patch[Transform::kIn * Transform::kIn], result[kTile * kTile];
+      load_points<Transform>(m + points.at(tile, c), points, count, patch);
+      transform<Transform>(patch, result);
       const Vec added = bias ? Vec::load_first(bias + c, count) : Vec::broadcast(0);
       for (int64_t i = 0; i < rows; ++i) {
         float* target = image + (place.row + i) * map.stride_row + place.column * map.stride_column;
@@ -142,7 +141,7 @@ void input_adjoint(const Map& map, const float* dv, const Points& points, int64_
     for (int64_t c = part.first_channel; c < part.last_channel; c += Vec::kLanes) {
       const int64_t count = channels_at(c, part.last_channel);
       Vec patch[kIn * kIn], result[kIn * kIn];
-      load_points<Transform>(dv + points.at(tile, c), points, patch);
+      load_points<Transform>(dv + points.at(tile, c), points, count, patch);
       transform<Transform>(patch, result);
       for (int i = 0; i < kIn; ++i) {
         const int64_t row = place.row - top + i;
@@ -267,7 +266,7 @@ void weight_adjoint(const Weight& weight, bool inputs_first, const float* du, co
     for (int64_t i = 0; i < weight.inputs; i += order.inputs()) {
       Vec patch[Transform::kIn * Transform::kIn], result[kArea];
       load_points<Transform>(du + (inputs_first ? points.at(i, o) : points.at(o, i)), points,
-                             patch);
+                             order.count(weight, o, i), patch);
       transform<Transform>(patch, result);
       float lanes[kArea][Vec::kLanes];
       for (int tap = 0; tap < kArea; ++tap) result[tap].store(lanes[tap]);

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from vqvae2_fast import PixelSNAIL, PixelSNAILConfig, VQVAE2, VQVAE2Config
+from vqvae2_fast import VQVAE2, PixelSNAIL, PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.runs.fitting_threads import FittingThreads
+from vqvae2_fast.testing.codes import random_codes
+from vqvae2_fast.training import TrainConfig, prior_stage, train, vqvae_stage
+
+# Threads share its features in parts that do not fill vectors.
+PRIOR = PixelSNAILConfig(
+    size=(16, 19),
+    num_embeddings=64,
+    channels=40,
+    residual_channels=48,
+    num_blocks=2,
+    layers_per_block=1,
+    num_heads=5,
+    num_output_layers=1,
+    condition_sizes=((8, 19),),
+    condition_channels=32,
+    num_condition_layers=1,
+)
+CONFIG = TrainConfig(steps=4, batch_size=6, warmup_steps=1, log_every=1, validate_every=4)
 
 
 def gradients(model, loss):
@@ -43,20 +65,7 @@ def test_of_a_vqvae(dim, with_threads):
 @pytest.mark.parametrize("attention", [True, False])
 def test_of_a_prior(attention, with_threads):
     torch.manual_seed(1)
-    config = PixelSNAILConfig(
-        size=(16, 19),
-        num_embeddings=64,
-        channels=40,
-        residual_channels=48,
-        num_blocks=2,
-        layers_per_block=1,
-        attention=attention,
-        num_heads=5,
-        num_output_layers=1,
-        condition_sizes=((8, 19),),
-        condition_channels=32,
-        num_condition_layers=1,
-    )
+    config = replace(PRIOR, attention=attention)
     model = PixelSNAIL(config).train()
     codes, above = torch.randint(64, (7, 16, 19)), torch.randint(64, (7, 8, 19))
 
@@ -64,3 +73,52 @@ def test_of_a_prior(attention, with_threads):
         return gradients(model, lambda: model.loss(codes, above))
 
     assert_equal_bits_on((1, 2, 3, 5), run, with_threads)
+
+
+class Changing:
+    """Lets a training have another number of threads in each step, and counts the steps."""
+
+    def __init__(self, monkeypatch):
+        self.steps = 0
+        monkeypatch.setattr(FittingThreads, "number", lambda threads: self.number())
+
+    def number(self):
+        self.steps += 1
+        return (1, 3, 2)[self.steps % 3]
+
+
+def trained(stage, config=CONFIG):
+    log = [{**line, "seconds": 0} for line in train(stage, config).log]
+    return log, {name: value.clone() for name, value in stage.model.state_dict().items()}
+
+
+def new_vqvae_stage(**changes):
+    torch.manual_seed(0)
+    data = ImageTensorDataset(torch.randint(256, (24, 3, 64, 64), dtype=torch.uint8))
+    config = VQVAE2Config(image_size=(64, 64), hidden_channels=32, residual_channels=16)
+    return vqvae_stage(VQVAE2(replace(config, **changes)), data, data, CONFIG)
+
+
+def new_prior_stage(folder):
+    torch.manual_seed(0)
+    store = random_codes(64, 24, sizes=((8, 19), (16, 19))).write(folder)
+    prior = PixelSNAIL(replace(PRIOR, num_classes=len(store.manifest.class_names)))
+    return prior_stage(prior, store, store, CONFIG, level=1)
+
+
+@pytest.mark.parametrize("new_stage", [lambda folder: new_vqvae_stage(), new_prior_stage])
+def test_may_change_in_a_training(new_stage, monkeypatch, with_threads, tmp_path):
+    log, weights = with_threads(3, lambda: trained(new_stage(tmp_path / "a")))
+    changing = Changing(monkeypatch)
+    other_log, other = with_threads(3, lambda: trained(new_stage(tmp_path / "b")))
+    assert changing.steps == CONFIG.steps
+    assert other_log == log
+    assert all(torch.equal(value, other[name]) for name, value in weights.items())
+
+
+@pytest.mark.filterwarnings("ignore:the held-out images use only")
+def test_stay_where_bits_may_depend_on_them(monkeypatch):
+    changing = Changing(monkeypatch)
+    trained(new_vqvae_stage(quantizer=("fsq:8,8,8",)))
+    trained(new_vqvae_stage(), replace(CONFIG, precision="bfloat16"))
+    assert changing.steps == 0

@@ -23,6 +23,7 @@ from vqvae2_fast.checkpoints.locate import latest, newest_whole, step_folder
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
+from vqvae2_fast.runs.fitting_threads import FittingThreads
 from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
 from vqvae2_fast.runs.log import RunLog
@@ -64,6 +65,8 @@ class Stage:
             batch, before the first forward of a step of several micro-batches.
         after_step: Called with the model once after each optimiser step.
         lower_is_better: Whether the best `headline` is the lowest.
+        any_threads: Whether a step in float32, not compiled, gives the same bits on any number of
+            threads. It then has fewer where other processes use cores.
         companion: What is trained beside the model, in one process only: kept in the checkpoints.
         identity: What the result depends on in addition to model and settings, ready for JSON:
             hashes of the data, and how they are augmented.
@@ -78,6 +81,7 @@ class Stage:
     before_step: Callable[[Any, list[Any], list[BatchPart]], object] = lambda *_: None
     after_step: Callable[[Any], object] = lambda model: None
     lower_is_better: bool = False
+    any_threads: bool = False
     companion: Companion | None = None
     identity: Callable[[], dict[str, Any]] = dict
 
@@ -204,6 +208,8 @@ def train(
             log.note(run.step, accepted_changes=changes)
         held.enter_context(_own_random_state(device))
         task = held.enter_context((progress or Progress()).task(stage.name, config.steps, run.step))
+        any_threads = stage.any_threads and device.type == "cpu" and not autocast._enabled
+        threads = FittingThreads() if any_threads and not config.compile else None
         start = time.monotonic()
 
         def validated() -> bool:
@@ -222,18 +228,19 @@ def train(
                 with autocast:
                     stage.before_step(model, micro_batches, parts)
             found = []
-            for number, batch in enumerate(micro_batches):
-                # All parts draw from the same numbers, each at the places of its own items.
-                torch.manual_seed(step_seed(config.seed, step))
-                last_part = number == len(parts) - 1
-                with batch_part(parts[number]), syncing(network, last_part):
-                    with autocast:
-                        total, named = stage.loss(network, batch)
-                    (total * weights[number]).backward()
-                found.append(torch.stack([total.detach(), *named.values()]) * weights[number])
-            figures = torch.stack(found).sum(0)
-            limit = config.max_grad_norm or float("inf")
-            norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
+            with nullcontext() if threads is None else threads.taken():
+                for number, batch in enumerate(micro_batches):
+                    # All parts draw from the same numbers, each at the places of its own items.
+                    torch.manual_seed(step_seed(config.seed, step))
+                    last_part = number == len(parts) - 1
+                    with batch_part(parts[number]), syncing(network, last_part):
+                        with autocast:
+                            total, named = stage.loss(network, batch)
+                        (total * weights[number]).backward()
+                    found.append(torch.stack([total.detach(), *named.values()]) * weights[number])
+                figures = torch.stack(found).sum(0)
+                limit = config.max_grad_norm or float("inf")
+                norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
             done, last = step + 1, step + 1 == config.steps
             if done % check_every == 0 or done % config.log_every == 0 or last:
                 figures = ranks.sum_(figures) / ranks.count

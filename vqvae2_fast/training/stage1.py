@@ -142,6 +142,9 @@ def vqvae_stage(
         loss=loss,
         validate=validate,
         headline="psnr",
+        any_threads=set(model.config.quantizers) == {"ema"}
+        and perceptual is None
+        and companion is None,
         before_step=before_step,
         after_step=after_step,
         companion=companion,

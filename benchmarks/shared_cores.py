@@ -4,9 +4,9 @@
     python benchmarks/shared_cores.py [--rounds 3] [--threads 2]
 
 The busy process has one thread. In each round every setting has a process of its own, in turns:
-`as it is`, `shared_cores` and `training` with --threads, and `one thread`. Each makes steps for six seconds;
-those of the first two do not count. Printed are medians over the rounds of the median step, with
-least and most.
+`as it is`, `shared_cores` and `training` with --threads, and `one thread`. Each makes steps for six
+seconds; those of the first two do not count. Printed are medians over the rounds of the median
+step, with least and most.
 """
 
 from __future__ import annotations

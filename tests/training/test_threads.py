@@ -46,12 +46,15 @@ def assert_equal_bits_on(numbers, run, with_threads):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("dim", [16, 24])
-def test_of_a_vqvae(dim, with_threads):
+@pytest.mark.parametrize(
+    "changes", [{"embedding_dim": 16}, {"gradient": "rotation"}, {"hidden_channels": 17}]
+)
+def test_of_a_vqvae(changes, with_threads):
     torch.manual_seed(1)
     config = VQVAE2Config(
-        image_size=(64, 96), hidden_channels=32, residual_channels=24, embedding_dim=dim
+        image_size=(64, 96), hidden_channels=32, residual_channels=24, embedding_dim=24
     )
+    config = replace(config, **changes)
     model = VQVAE2(config).to(memory_format=torch.channels_last).train()
     images = torch.rand(5, 3, 64, 96) * 2 - 1
     model.loss(images, model(images))  # codebooks start from the first batch
@@ -62,10 +65,18 @@ def test_of_a_vqvae(dim, with_threads):
     assert_equal_bits_on((1, 2, 3, 5), run, with_threads)
 
 
-@pytest.mark.parametrize("attention", [True, False])
-def test_of_a_prior(attention, with_threads):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention": False},
+        {"attention_dropout_on": "probabilities", "weight_norm": False},
+        {"mask": "downright", "kernel_size": 4},  # no tiles have such a kernel
+    ],
+)
+def test_of_a_prior(changes, with_threads):
     torch.manual_seed(1)
-    config = replace(PRIOR, attention=attention)
+    config = replace(PRIOR, **changes)
     model = PixelSNAIL(config).train()
     codes, above = torch.randint(64, (7, 16, 19)), torch.randint(64, (7, 8, 19))
 

@@ -11,7 +11,6 @@ Sizes: B batch, K codes, C channels, H W of the code map, L layers.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.models.configs import PixelSNAILConfig
@@ -21,6 +20,7 @@ from vqvae2_fast.modules.causal_conv import SameConv2d
 from vqvae2_fast.modules.conditioning import ConditionStack
 from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.modules.stem import CausalStem
+from vqvae2_fast.ops._training import elu
 from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
 
 __all__ = ["PixelSNAIL", "PixelSNAILBlock"]
@@ -113,11 +113,6 @@ class PixelSNAILBlock(nn.Module):
         return self.out(out, auxiliary=self.attention(query, key))
 
 
-def _elu(x: Tensor) -> Tensor:
-    """`F.elu(x)`. PyTorch's has other last bits where threads share the values in another way."""
-    return x.relu() + x.clamp(max=0).expm1()
-
-
 @register_prior("pixelsnail", PixelSNAILConfig)
 class PixelSNAIL(Prior):
     """Autoregressive prior of one level's code map, in raster order.
@@ -178,10 +173,10 @@ class PixelSNAIL(Prior):
         return [*first, *layers, *self.output_layers]
 
     def logits(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
-        return self.head(F.elu(self._features(codes, maps, labels)))
+        return self.head(elu(self._features(codes, maps, labels)))
 
     def mean_nats(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
-        features = _elu(self._features(codes, maps, labels))
+        features = elu(self._features(codes, maps, labels))
         assert self.head.bias is not None
         rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, W] -> [B·h·W, C]
         weight = self.head.kernel().flatten(1)  # [K, C, 1, 1] -> [K, C]

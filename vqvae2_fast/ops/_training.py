@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from vqvae2_fast.ops import _native
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["is_training_call", "rounded_convolutions", "rounds_convolutions"]
+__all__ = ["elu", "is_training_call", "rounded_convolutions", "rounds_convolutions"]
 
 _rounded = False
 
@@ -61,6 +62,16 @@ def is_training_call(
         and not torch.is_autocast_enabled("cpu")
         and (while_compiling or not torch.compiler.is_compiling())
     )
+
+
+def elu(x: Tensor) -> Tensor:
+    """`F.elu(x)`, in training on a CPU with the same bits on any number of threads.
+
+    PyTorch's takes another exp at the end of a thread's share if that does not fill a vector.
+    """
+    if not (x.is_cpu and x.requires_grad and torch.is_grad_enabled()):
+        return F.elu(x)
+    return x.relu() + x.clamp(max=0).expm1()
 
 
 def _is_large(products: int, least: int) -> bool:

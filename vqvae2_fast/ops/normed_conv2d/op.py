@@ -101,7 +101,7 @@ def normed_conv2d(
     if NORMED_CONV2D.takes(x, weight_v, weight_g, bias, *where):
         options = (elu, dropout_p, seed, rounds(weight_v))
         return NORMED_CONV2D.kernel(x, weight_v, weight_g, bias, *where, *options)
-    x = F.elu(x) if elu else x
+    x = _training.elu(x) if elu else x
     if seed is not None:
         x = x * kept(DROPOUT_MASK, x, dropout_p, seed)
     weight = normed_weight(weight_v if live is None else weight_v.where(live, 0.0), weight_g)

@@ -116,7 +116,8 @@ def sgemm_seconds_per_flop() -> float:
 
 
 def read_seconds(bytes_of: dict[int, float]) -> float:
-    """Of a position: the time in which `torch.sum` reads what it reads, as `pixel_bytes` says."""
+    """Seconds in which `torch.sum` reads the bytes of a position (`pixel_bytes`), the mean over
+    columns."""
     ends, total = {}, 0
     for columns in sorted(bytes_of):
         total += int(bytes_of[columns]) // 4

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -22,9 +23,9 @@ namespace patch_conv = cpu::patch_conv;
 
 // Products, and values of a weight, that pay for waking a thread.
 constexpr int64_t kProductGrain = 1 << 18, kWeightGrain = 1 << 14;
-// Parts of the positions whose weight gradients are summed separately, whatever the number of
-// threads: of 2 blocks at least, and fewer where a part is large.
-constexpr int64_t kLeastBlocks = 2, kMostParts = 32, kMostPartFloats = 1 << 18;
+// The weight's gradient is summed in parts, as many for any number of threads: each has 2 blocks or
+// more, there are 32 at most, and they have 1 MiB in all, but 8 may have more.
+constexpr int64_t kLeastBlocks = 2, kMostParts = 32, kLeastParts = 8, kMostPartFloats = 1 << 18;
 // Rows of a large map that a thread takes if there are not enough images for all.
 constexpr int64_t kLeastBand = 16;
 
@@ -151,7 +152,7 @@ Tensor weight_gradient(const Layer& layer, const Tensor& large, const Tensor& sm
   const patch_conv::Shape& shape = layer.shape;
   const Blocks blocks(layer);
   const int64_t part_floats = kernels().part_floats(shape);
-  const int64_t most = std::clamp<int64_t>(kMostPartFloats / part_floats, 8, kMostParts);
+  const int64_t most = std::clamp<int64_t>(kMostPartFloats / part_floats, kLeastParts, kMostParts);
   const int64_t parts = std::clamp<int64_t>(blocks.count / kLeastBlocks, 1, most);
   const auto sums = cpu::aligned<float>(parts * part_floats);
   const int64_t grain = 1 + blocks.grain() * parts / blocks.count;
@@ -201,7 +202,8 @@ std::tuple<Tensor, Tensor, Tensor> patch_conv2d_backward_cpu(const Tensor& dy, c
                       dy.size(1) == (transposed ? shape.channels : shape.outputs) &&
                       dy.size(2) == (transposed ? shape.large_height() : shape.height) &&
                       dy.size(3) == (transposed ? shape.large_width() : shape.width),
-                  "patch_conv2d_backward: expected dy of the result's size.");
+                  "patch_conv2d_backward: expected dy of the result's size, got ", dy.dim(),
+                  " dimensions and ", dy.numel(), " values.");
   const Tensor above = torch::stable::contiguous(to_last(dy));
   const Tensor rows = torch::stable::contiguous(to_last(x));
   Tensor dx = torch::stable::new_empty(x, {0});

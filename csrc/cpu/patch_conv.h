@@ -30,8 +30,9 @@ struct Kernels {
   int64_t (*part_floats)(const Shape& shape);
   // Small rows of an image that are computed together; no more than there are.
   int64_t (*block_rows)(const Shape& shape);
-  // Panels first..last of a packed weight, of as many.
+  // Panels of a packed weight.
   int64_t (*num_panels)(const Shape& shape, bool to_large);
+  // Packs panels first..last.
   void (*pack)(const Shape& shape, bool to_large, const float* weight, int64_t first, int64_t last,
                float* packed);
   // Rows first..last, at most a block, of one image's small map; bias may be null.

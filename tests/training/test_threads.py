@@ -1,4 +1,4 @@
-"""A training step gives the same bits on any number of threads, which may thus change in a run."""
+"""A training step gives the same bits on one thread as on more, so that it may change in a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 
 from vqvae2_fast import VQVAE2, PixelSNAIL, PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.ops import _native
 from vqvae2_fast.runs.fitting_threads import FittingThreads
 from vqvae2_fast.testing.codes import random_codes
-from vqvae2_fast.training import TrainConfig, prior_stage, train, vqvae_stage
+from vqvae2_fast.training import TrainConfig, loop, prior_stage, train, vqvae_stage
 
 # Threads share its features in parts that do not fill vectors.
 PRIOR = PixelSNAILConfig(
@@ -87,15 +88,15 @@ def test_of_a_prior(changes, with_threads):
 
 
 class Changing:
-    """Lets a training have another number of threads in each step, and counts the steps."""
+    """Lets every second step of a training take one thread, and counts the steps."""
 
     def __init__(self, monkeypatch):
         self.steps = 0
-        monkeypatch.setattr(FittingThreads, "number", lambda threads: self.number())
+        monkeypatch.setattr(FittingThreads, "should_take_one", lambda threads: self.takes_one())
 
-    def number(self):
+    def takes_one(self):
         self.steps += 1
-        return (1, 3, 2)[self.steps % 3]
+        return self.steps % 2 == 0
 
 
 def trained(stage, config=CONFIG):
@@ -119,17 +120,44 @@ def new_prior_stage(folder):
 
 @pytest.mark.parametrize("new_stage", [lambda folder: new_vqvae_stage(), new_prior_stage])
 def test_may_change_in_a_training(new_stage, monkeypatch, with_threads, tmp_path):
-    log, weights = with_threads(3, lambda: trained(new_stage(tmp_path / "a")))
+    log, weights = with_threads(2, lambda: trained(new_stage(tmp_path / "a")))
     changing = Changing(monkeypatch)
-    other_log, other = with_threads(3, lambda: trained(new_stage(tmp_path / "b")))
+    other_log, other = with_threads(2, lambda: trained(new_stage(tmp_path / "b")))
     assert changing.steps == CONFIG.steps
     assert other_log == log
     assert all(torch.equal(value, other[name]) for name, value in weights.items())
 
 
-@pytest.mark.filterwarnings("ignore:the held-out images use only")
-def test_stay_where_bits_may_depend_on_them(monkeypatch):
+def stays(stage, monkeypatch, with_threads, config=CONFIG):
     changing = Changing(monkeypatch)
-    trained(new_vqvae_stage(quantizer=("fsq:8,8,8",)))
-    trained(new_vqvae_stage(), replace(CONFIG, precision="bfloat16"))
-    assert changing.steps == 0
+    with_threads(2, lambda: trained(stage, replace(config, steps=1)))
+    return changing.steps == 0
+
+
+@pytest.mark.filterwarnings("ignore:the held-out images use only")
+def test_stay_with_another_quantiser(monkeypatch, with_threads):
+    assert stays(new_vqvae_stage(quantizer=("fsq:8,8,8",)), monkeypatch, with_threads)
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"workers": 1}])
+def test_stay_with_settings_of_other_bits_or_processes(changes, monkeypatch, with_threads):
+    config = replace(CONFIG, **changes)
+    assert stays(new_vqvae_stage(), monkeypatch, with_threads, config)
+
+
+def test_stay_without_the_compiled_library(monkeypatch, with_threads):
+    monkeypatch.setattr(_native, "module", None)
+    assert not loop._may_take_one_thread(
+        new_vqvae_stage(), CONFIG, torch.autocast("cpu", enabled=False)
+    )
+
+
+def test_stay_with_float64(monkeypatch, with_threads, tmp_path):
+    stage = new_prior_stage(tmp_path)
+    stage.model.double()
+    assert stays(stage, monkeypatch, with_threads)
+
+
+def test_stay_with_weights_that_torch_multiplies(monkeypatch, with_threads):
+    stage = new_vqvae_stage(hidden_channels=216)  # 216 x 216 x 3 x 3, no multiple of 16
+    assert stays(stage, monkeypatch, with_threads)

@@ -263,10 +263,10 @@ class VQVAE2(nn.Module):
 
         It needs no model, so it serves the output of a wrapper's forward as well.
         """
-        # Of each image first: PyTorch adds all values of a batch in an order that depends on the
+        # Of each channel first: PyTorch adds all values of a batch in an order that depends on the
         # number of threads.
         squares = F.mse_loss(output.reconstruction.float(), images.float(), reduction="none")
-        return squares.mean((1, 2, 3)).mean() + output.commitment
+        return squares.mean((2, 3)).mean() + output.commitment
 
     def update_codebooks_(self) -> None:
         """Move all codebooks by the statistics since the last call: once per optimiser step.

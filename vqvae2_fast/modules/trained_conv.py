@@ -1,6 +1,6 @@
 """Convolutions of the VQ-VAE: torch modules that use our kernels when they train on a CPU.
 
-Evaluation, autocast, other devices and small calls take torch's convolutions, as the operators say.
+Evaluation, autocast and other devices take torch's convolutions, as the operators say.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""As many threads as there are cores that other processes leave.
+"""One thread instead of two where another process needs one of two cores.
 
 Two threads that share one core with another process take longer than one thread that has a core,
 because each parallel region waits for the slower of the two.
@@ -6,7 +6,6 @@ because each parallel region waits for the slower of the two.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from contextlib import contextmanager
@@ -21,15 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["FittingThreads"]
 
 _INTERVAL = 0.5  # seconds
-# How much of a core others must use before it is given up, and may use when it is taken again. Two
-# threads and another process share two cores by thirds, so that it has two thirds of one.
-_GIVEN_UP, _TAKEN_AGAIN = 0.6, 0.3
+# How much of a core others must use before it is left to them, and may use when it is taken again.
+# Two threads and another process share two cores by thirds, so that it has two thirds of one.
+_LEFT, _TAKEN_AGAIN = 0.6, 0.3
 
 
 class FittingThreads:
-    """Chooses a number of threads: at most torch's, and no more than other processes leave cores.
+    """Says whether work that has two threads should take one, because of other processes.
 
-    It is for work whose results do not depend on the number.
+    It is for work whose results do not depend on the number of threads. Only two cores are decided
+    about: with more, how many to leave was not tried, and others may take whatever is left.
 
     Args:
         busy: Seconds that the cores of this process have been busy so far, whatever they ran; None
@@ -46,46 +46,46 @@ class FittingThreads:
         clock: Callable[[], float] = time.monotonic,
         num_cores: int | None = None,
     ) -> None:
-        self._cores = num_cores or len(_own_cores())
         self._busy, self._own, self._clock = busy or _busy, own, clock
-        self._fitting = self._cores
+        self._decides = (num_cores or len(_own_cores())) == 2
+        self._one = False
+        self._time = self._clock()
         self._before = self._read()
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Inside it, this thread's torch has that many threads."""
-        most, left = torch.get_num_threads(), self.number()
-        threads = most if left is None else min(most, left)
-        if threads == most:
+        """In the block torch has one thread if it has two and should take one."""
+        threads = torch.get_num_threads()
+        if threads != 2 or not self.should_take_one():
             yield
             return
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         try:
             yield
         finally:
-            torch.set_num_threads(most)
+            torch.set_num_threads(threads)
 
-    def number(self) -> int | None:
-        """The cores that others leave, at least 1, as they were used in the last half second; None
-        where the system does not say."""
-        now = self._read()
-        if now is None or self._before is None:
-            return None
-        seconds, busy, own = (b - a for a, b in zip(self._before, now, strict=True))
-        if seconds >= _INTERVAL:
-            self._before = now
-            left = self._cores - max(0.0, busy - own) / seconds
-            fewer, more = math.ceil(left - 1 + _GIVEN_UP), math.ceil(left - 1 + _TAKEN_AGAIN)
-            self._fitting = max(1, min(max(self._fitting, more), fewer))
-        return self._fitting
+    def should_take_one(self) -> bool:
+        """By what others used since half a second ago, or since the last call if that is longer."""
+        now = self._clock()
+        if now - self._time < _INTERVAL:
+            return self._one
+        before, self._before = self._before, self._read()
+        seconds, self._time = now - self._time, now
+        if before is None or self._before is None:
+            self._one = False
+            return False
+        busy, own = (b - a for a, b in zip(before, self._before, strict=True))
+        self._one = (busy - own) / seconds > (_TAKEN_AGAIN if self._one else _LEFT)
+        return self._one
 
-    def _read(self) -> tuple[float, float, float] | None:
-        busy = self._busy()
-        return None if busy is None else (self._clock(), busy, self._own())
+    def _read(self) -> tuple[float, float] | None:
+        busy = self._busy() if self._decides else None
+        return None if busy is None else (busy, self._own())
 
 
 def _own_cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def _busy() -> float | None:

@@ -148,8 +148,8 @@ def shared_cores() -> Iterator[None]:
     (`benchmarks/shared_cores.py`). No result depends on it. It was tried with two cores only. It
     does nothing where Linux does not count how long threads wait, where another OpenMP is used, or
     where `OMP_WAIT_POLICY` is set. Inside another such block of the process it does nothing either.
-    All commands of `vqvae2-fast` and `train` use it. `train` also takes fewer threads, where a
-    step gives the same bits on any number of them.
+    All commands of `vqvae2-fast` and `train` use it. On two cores `train` also takes one thread
+    instead of two, where a step gives the same bits on both.
     """
     with ExitStack() as held:
         if "OMP_WAIT_POLICY" not in os.environ and _waited() and _only_one.acquire(blocking=False):

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from vqvae2_fast.checkpoints.locate import latest, newest_whole, step_folder
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
+from vqvae2_fast.ops.patch_conv2d.gradient import MOST_WEIGHTS
 from vqvae2_fast.runs.fitting_threads import FittingThreads
 from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
@@ -65,8 +67,8 @@ class Stage:
             batch, before the first forward of a step of several micro-batches.
         after_step: Called with the model once after each optimiser step.
         lower_is_better: Whether the best `headline` is the lowest.
-        any_threads: Whether a step in float32, not compiled, gives the same bits on any number of
-            threads. It then has fewer where other processes use cores.
+        any_threads: Whether a step that the compiled library computes in float32 gives the same
+            bits on one thread as on two. It then takes one where another process needs a core.
         companion: What is trained beside the model, in one process only: kept in the checkpoints.
         identity: What the result depends on in addition to model and settings, ready for JSON:
             hashes of the data, and how they are augmented.
@@ -139,6 +141,8 @@ def train(
     Ctrl-C or SIGTERM stops a run with an `out` after the current step, with a checkpoint of it;
     ctrl-C again, a second later, stops at once.
 
+    Where torch has two threads, some steps take one: see `Stage.any_threads`.
+
     In a process group all processes call this, with the same arguments and one model each. The
     group needs a backend for CPU tensors too: `init_process_group("cpu:gloo,cuda:nccl")`. Only the
     first process writes to `out`; all read from there.
@@ -208,8 +212,7 @@ def train(
             log.note(run.step, accepted_changes=changes)
         held.enter_context(_own_random_state(device))
         task = held.enter_context((progress or Progress()).task(stage.name, config.steps, run.step))
-        any_threads = stage.any_threads and device.type == "cpu" and not autocast._enabled
-        threads = FittingThreads() if any_threads and not config.compile else None
+        threads = FittingThreads() if _may_take_one_thread(stage, config, autocast) else None
         start = time.monotonic()
 
         def validated() -> bool:
@@ -295,6 +298,27 @@ def train(
         model.load_state_dict(run.average.weights, strict=False)
     model.eval()
     return TrainResult(run.metrics, log.lines, run.best)
+
+
+def _may_take_one_thread(stage: Stage, config: TrainConfig, autocast: torch.autocast) -> bool:
+    """Whether the number of threads may change between steps: no bit depends on it. Processes that
+    load data use cores too, and what helps beside those was not tried."""
+    return (
+        stage.any_threads
+        and _native.module is not None
+        and not (config.compile or config.workers or autocast._enabled)
+        and all(_has_kernels(weight) for weight in stage.model.parameters())
+    )
+
+
+def _has_kernels(weight: Tensor) -> bool:
+    if not weight.is_cpu or weight.dtype != torch.float32:
+        return False
+    # A convolution's: in tiles or in patches.
+    fits_tiles = weight.dim() == 4 and weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
+    return (
+        weight.dim() < 4 or weight.numel() <= MOST_WEIGHTS or (fits_tiles and weight.shape[3] < 6)
+    )
 
 
 def _check_stored(model: nn.Module) -> None:

@@ -201,7 +201,7 @@ def prior_stage(
         validate=validate,
         headline="bits_per_image",
         lower_is_better=True,
-        any_threads=isinstance(prior, PixelSNAIL),
+        any_threads=type(prior) is PixelSNAIL,
         identity=lambda: {
             "codes": hash_of_codes(train_set),
             "held_out_codes": hash_of_codes(held_out),

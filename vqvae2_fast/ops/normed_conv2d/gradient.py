@@ -43,8 +43,8 @@ def why_not(
         return BY_DESIGN  # such a kernel does not read the position itself
     if rounded and not _native.has_tiles():
         return BY_DESIGN
-    fills_vectors = outputs % _CHANNELS == 0 and inputs % _CHANNELS == 0
-    if height > 1 and (min(outputs, inputs) == 0 or not (fills_vectors or rounded)):
+    fits_tiles = outputs % _CHANNELS == 0 and inputs % _CHANNELS == 0
+    if height > 1 and (min(outputs, inputs) == 0 or not (fits_tiles or rounded)):
         return BY_DESIGN
     return other_dtype((torch.float32,), x=x, weight=weight_v, g=weight_g, bias=bias)
 

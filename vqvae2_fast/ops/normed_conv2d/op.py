@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST_PRODUCTS", "NORMED_CONV2D", "normed_conv2d"]
 
-# Products of a call, B·H·W · C_in · C_out, below which patches beat tiles, and a pointwise layer:
-# see the README.
+# Products of a call, B·H·W · C_in · C_out. Below these, `patch_conv2d` is faster than tiles, and
+# than the pointwise kernel: see the README.
 LEAST_PRODUCTS = 1 << 20
 LEAST_POINTWISE_PRODUCTS = 1 << 16
 
@@ -91,9 +91,10 @@ def normed_conv2d(
         `[B, C_out, H, W]`.
 
     Note:
-        Where a gradient is wanted, large float32 calls on a CPU use Winograd's tiles. Their sums
-        have another order, and the sum of a position may include later positions whose terms cancel
-        up to rounding. Without gradients every position is summed separately.
+        Where a gradient is wanted, large float32 calls on a CPU use Winograd's tiles, and others
+        `patch_conv2d`. The sums of tiles have another order, and the sum of a position may include
+        later positions whose terms cancel up to rounding. Otherwise every position is summed
+        separately.
     """
     # Drawn on x's device: the CPU kernel reads it from memory.
     seed = dropout_seed(x.device) if dropout_p > 0 else None

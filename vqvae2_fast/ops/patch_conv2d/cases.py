@@ -15,6 +15,7 @@ __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 HALVE, SAME, POINTWISE = (4, 2, 1, 1, 4), (3, 1, 1, 1, 3), (1, 1, 0, 0, 1)
 EXCLUDE, INCLUDE, DOWN = (3, 1, 2, 1, 1), (5, 1, 4, 2, 3), (3, 1, 3, 1, 3)
 NONE_IN_ITS_ROW, DOWNRIGHT, THIRD = (3, 1, 2, 0, 0), (2, 1, 1, 1, 2), (5, 3, 1, 2, 5)
+APART, LEFT = (2, 3, 0, 0, 2), (2, 1, 0, 2, 1)
 
 
 def arguments(
@@ -62,6 +63,8 @@ _SIZES: tuple[tuple[str, tuple[int, int], tuple[int, int, int, int, int], dict[s
     ("no_tap_in_its_row", (5, 4), NONE_IN_ITS_ROW, {"channels": 8}),
     ("even_kernel", (4, 7), DOWNRIGHT, {"channels": 8}),
     ("third_of_the_size", (4, 5), THIRD, {"channels": 4}),
+    ("apart", (4, 5), APART, {"channels": 5}),
+    ("left_of_the_position", (4, 5), LEFT, {"channels": 5}),
     ("no_bias", (5, 4), HALVE, {"bias": False}),
     ("no_images", (4, 4), HALVE, {"batch": 0}),
     ("float64", (4, 4), HALVE, {"dtype": torch.float64}),

@@ -14,7 +14,10 @@ from vqvae2_fast.ops.patch_conv2d.reference import patch_conv2d_backward_referen
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["backward", "setup_context", "why_not"]
+__all__ = ["MOST_WEIGHTS", "backward", "setup_context", "why_not"]
+
+# Values of a weight from which on torch's convolution is faster: see the README.
+MOST_WEIGHTS = 1 << 18
 
 
 def why_not(
@@ -27,9 +30,14 @@ def why_not(
     live: int,
     transposed: bool,
 ) -> str | None:
-    """Kernels take square ones, and maps that can be divided evenly."""
+    """The kernels take square weights that are not too large, and maps whose sides are multiples
+    of the stride."""
     outputs, channels, height, width = weight.shape
-    if height != width or 0 in (outputs, channels, height * (height - 1) + live, x.numel()):
+    if (
+        height != width
+        or weight.numel() > MOST_WEIGHTS
+        or 0 in (outputs, channels, height * (height - 1) + live, x.numel())
+    ):
         return BY_DESIGN
     if not transposed and (x.shape[2] % stride or x.shape[3] % stride):
         return BY_DESIGN

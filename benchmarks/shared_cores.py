@@ -1,5 +1,6 @@
 """Times training steps alone and beside a busy process, with OpenMP's threads as they are, with
-`vqvae2_fast.training.shared_cores`, and as in a training, which also takes fewer threads.
+`vqvae2_fast.training.shared_cores`, and as in a training, which also takes one thread instead of
+two.
 
     python benchmarks/shared_cores.py [--rounds 3] [--threads 2]
 

@@ -145,7 +145,7 @@ def test_stay_with_settings_of_other_bits_or_processes(changes, monkeypatch, wit
     assert stays(new_vqvae_stage(), monkeypatch, with_threads, config)
 
 
-def test_stay_without_the_compiled_library(monkeypatch, with_threads):
+def test_stay_without_the_compiled_library(monkeypatch):
     monkeypatch.setattr(_native, "module", None)
     assert not loop._may_take_one_thread(
         new_vqvae_stage(), CONFIG, torch.autocast("cpu", enabled=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_WEIGHTS", "backward", "setup_context", "why_not"]
 
-# Values of a weight from which on torch's convolution is faster: see the README.
+# Values of a weight; with more, torch's convolution was faster: see the README.
 MOST_WEIGHTS = 1 << 18
 
 

@@ -8,6 +8,7 @@
 namespace py = pybind11;
 
 void define_sampler(py::module_& m);  // sampler.cpp
+void lend_torch_threads();            // thread_pool.cpp
 
 #if defined(VQ_WITH_CUDA)
 extern "C" const char* vq_why_not_cuda();  // ../cuda/gumbel_noise.h
@@ -47,6 +48,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  lend_torch_threads();
   m.def("simd_level", [] { return vqvae2_fast::cpu::kernels().name; });
   m.def("has_tiles", [] { return vqvae2_fast::cpu::kernels().has_tiles; });
   m.def("set_simd_level", [](const char* name) { vqvae2_fast::cpu::set_simd_level(name); });

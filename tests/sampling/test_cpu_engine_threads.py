@@ -1,5 +1,6 @@
 """Engine `cpu` among other threads: interrupted by signals, not in their way, short of them."""
 
+import os
 import re
 import resource
 import subprocess
@@ -8,10 +9,9 @@ import tempfile
 import threading
 
 import pytest
+import torch
 
-from vqvae2_fast.sampling import (
-    sample_codes,
-)
+from vqvae2_fast.sampling import sample_codes
 from vqvae2_fast.testing.priors import tiny_prior
 
 
@@ -48,6 +48,99 @@ def test_other_threads_run_during_a_draw():
     assert count > 100
 
 
+def test_a_draw_inside_a_draw():
+    prior = tiny_prior()
+    expected, inner = sample_codes(prior, 1, engine="cpu"), []
+
+    def progress(done, total):
+        inner.append(sample_codes(prior, 1, engine="cpu"))
+
+    assert torch.equal(sample_codes(prior, 1, engine="cpu", progress=progress), expected)
+    assert len(inner) == 4 and all(torch.equal(codes, expected) for codes in inner)
+
+
+def run_alone(program, **options):
+    # Run outside the source tree, which would hide the installed package.
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tempfile.gettempdir(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+# PyTorch's threads exist after the first draw, and no others are needed.
+THREADS_DURING_A_DRAW = """
+import os, torch
+from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.testing.priors import tiny_prior
+torch.set_num_threads(3)
+prior, seen = tiny_prior(), []
+threads = lambda: len(os.listdir("/proc/self/task"))
+for _ in range(2):
+    sample_codes(prior, 1, engine="cpu")
+    torch.zeros(1 << 20).add_(1)
+before = threads()
+sample_codes(prior, 1, engine="cpu", progress=lambda *_: seen.append(threads()))
+print(before, *seen)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of Linux")
+def test_a_draw_takes_the_threads_that_pytorch_has():
+    done = run_alone(THREADS_DURING_A_DRAW)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split())) == 1, done.stdout
+
+
+# The logits are below 2^-126. PyTorch's second thread takes the mode of the one that starts it.
+DRAWS_WHILE_DENORMALS_ARE_FLUSHED = """
+import torch
+from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.testing.priors import tiny_prior
+prior = tiny_prior(num_embeddings=269)
+with torch.no_grad():
+    prior.head.kernel.weight_g.mul_(1e-39)
+    prior.head.bias.zero_()
+draw = lambda: sample_codes(prior, 1, engine="cpu", temperature=0.0)
+torch.set_num_threads(1)
+expected = draw()
+torch.set_flush_denormal(True)
+torch.set_num_threads(2)
+torch.zeros(1 << 20).add_(1)
+print(torch.equal(draw(), expected), len(expected.unique()) > 3)
+"""
+
+
+def test_a_draw_keeps_denormals_where_pytorch_flushes_them():
+    done = run_alone(DRAWS_WHILE_DENORMALS_ARE_FLUSHED)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+# OpenMP's threads do not exist in the child.
+DRAWS_AFTER_A_FORK = """
+import os, torch
+from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.testing.priors import tiny_prior
+torch.set_num_threads(2)
+prior = tiny_prior()
+expected = sample_codes(prior, 1, engine="cpu")
+torch.zeros(1 << 20).add_(1)
+child = os.fork()
+if not child:
+    os._exit(0 if torch.equal(sample_codes(prior, 1, engine="cpu"), expected) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_draws():
+    done = run_alone(DRAWS_AFTER_A_FORK)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
 # Stacks of 512 threads do not fit into 512 MiB more of address space; all else of the draw does.
 DRAWS_WITH_TOO_FEW_THREADS = """
 import resource, torch
@@ -77,14 +170,7 @@ def test_a_thread_that_cannot_be_started_is_an_error():
     def small_stacks():
         resource.setrlimit(resource.RLIMIT_STACK, (8 << 20,) * 2)
 
-    done = subprocess.run(
-        [sys.executable, "-c", DRAWS_WITH_TOO_FEW_THREADS],
-        # Run outside the source tree, which would hide the installed package.
-        cwd=tempfile.gettempdir(),
-        capture_output=True,
-        text=True,
-        preexec_fn=small_stacks,
-    )
+    done = run_alone(DRAWS_WITH_TOO_FEW_THREADS, preexec_fn=small_stacks)
     assert done.returncode == 0, done.stderr
     message, last = done.stdout.splitlines()
     assert re.search(

@@ -1,4 +1,5 @@
 // Threads that run one function in parallel and meet at barriers, for the duration of one draw.
+// They are those of the process's pool if it has as many, else new ones.
 //
 // A position of the map has about thirty points where all threads must meet, a few microseconds
 // apart, so they spin there. A thread that waits for long yields, then sleeps, so as not to slow
@@ -11,6 +12,7 @@
 #include <time.h>
 
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -19,6 +21,7 @@
 #include <vector>
 
 #include "../float_mode.h"
+#include "../thread_pool.h"
 
 namespace vqvae2_fast::cpu::sampler {
 
@@ -70,38 +73,7 @@ class Team {
   // the function has not been called then.
   template <typename Function>
   void run(const Function& function) {
-    const DefaultFloats mode;  // which the other threads inherit
-    std::vector<std::thread> others;
-    std::mutex gate;  // held until all threads have started: none may wait for one that never will
-    std::unique_lock<std::mutex> closed(gate);
-    bool complete = false;
-    const auto join = [&] {
-      closed.unlock();
-      if (complete) function(0);
-      for (std::thread& other : others) other.join();
-    };
-    try {
-      others.reserve(static_cast<size_t>(size_ - 1));
-      for (int thread = 1; thread < size_; ++thread) {
-        others.emplace_back([&, thread] {
-          {
-            const std::lock_guard<std::mutex> open(gate);
-          }
-          if (complete) function(thread);
-        });
-      }
-    } catch (const std::system_error& error) {
-      join();
-      throw std::runtime_error("engine cpu: the system started " + std::to_string(others.size()) +
-                               " of " + std::to_string(size_ - 1) + " threads (" + error.what() +
-                               "): draw with fewer, torch.set_num_threads(" +
-                               std::to_string(others.size() + 1) + ") or less.");
-    } catch (...) {
-      join();
-      throw;
-    }
-    complete = true;
-    join();
+    if (!run_in_pool(function)) run_on_new_threads(function);
   }
 
   // Every active thread calls this inside `run`: what was written before it is seen by all
@@ -150,6 +122,88 @@ class Team {
   }
 
  private:
+  // How long the pool's threads may take to come, in seconds. They may wait for other work.
+  static constexpr double kLongestWait = 1.0;
+  static constexpr int kRefused = -1;
+
+  // False if the pool does not run all at the same time; the function has not been called then.
+  template <typename Function>
+  bool run_in_pool(const Function& function) {
+    const ThreadPool& pool = thread_pool();
+    if (size_ == 1 || !pool.run_parts || pool.size() != size_) return false;
+    make_sure_of_room();
+    std::atomic<int> present{0};
+    pool.run_parts(size_, [&](int64_t first, int64_t last) {
+      if (last - first > 1) present = kRefused;  // inside another parallel region, for example
+      if (!all_present(present)) return;
+      const DefaultFloats mode;
+      function(static_cast<int>(first));
+    });
+    return present == size_;
+  }
+
+  // Called by each thread of the pool: waits until all have called it, unless one has refused.
+  bool all_present(std::atomic<int>& present) const {
+    int seen = present;
+    while (seen != kRefused && !present.compare_exchange_weak(seen, seen + 1)) {
+    }
+    const auto start = std::chrono::steady_clock::now();
+    for (int64_t tries = 0; (seen = present) != kRefused && seen != size_; ++tries) {
+      if (tries < kSpins) {
+        pause();
+        continue;
+      }
+      sched_yield();
+      const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
+      if (waited.count() > kLongestWait) present.compare_exchange_strong(seen, kRefused);
+    }
+    return seen == size_;
+  }
+
+  // GNU OpenMP ends the process if the system does not start a thread, so this tries first.
+  void make_sure_of_room() const {
+    static thread_local int most = 1;  // the largest team of the calling thread so far
+    if (size_ <= most) return;
+    Team(size_).run_on_new_threads([](int) {});
+    most = size_;
+  }
+
+  template <typename Function>
+  void run_on_new_threads(const Function& function) {
+    const DefaultFloats mode;  // which the other threads inherit
+    std::vector<std::thread> others;
+    std::mutex gate;  // held until all threads have started: none may wait for one that never will
+    std::unique_lock<std::mutex> closed(gate);
+    bool complete = false;
+    const auto join = [&] {
+      closed.unlock();
+      if (complete) function(0);
+      for (std::thread& other : others) other.join();
+    };
+    try {
+      others.reserve(static_cast<size_t>(size_ - 1));
+      for (int thread = 1; thread < size_; ++thread) {
+        others.emplace_back([&, thread] {
+          {
+            const std::lock_guard<std::mutex> open(gate);
+          }
+          if (complete) function(thread);
+        });
+      }
+    } catch (const std::system_error& error) {
+      join();
+      throw std::runtime_error("engine cpu: the system started " + std::to_string(others.size()) +
+                               " of " + std::to_string(size_ - 1) + " threads (" + error.what() +
+                               "): draw with fewer, torch.set_num_threads(" +
+                               std::to_string(others.size() + 1) + ") or less.");
+    } catch (...) {
+      join();
+      throw;
+    }
+    complete = true;
+    join();
+  }
+
   // About 25 us of spinning, then some hundreds of yields, then naps.
   static constexpr int64_t kSpins = 2000, kYields = 500, kNapNanoseconds = 50000;
 

@@ -11,5 +11,5 @@ void lend_torch_threads() {
     torch::stable::parallel_for(0, count, 1, part);
   };
   // A forked process has none of them, and GNU OpenMP would wait for them forever.
-  pthread_atfork(nullptr, nullptr, [] { thread_pool() = {}; });
+  pthread_atfork(nullptr, nullptr, [] { thread_pool().run_parts = nullptr; });
 }

@@ -1,20 +1,48 @@
 // Threads that the process has anyway. A team (sampler/team.h) takes them before it starts its own,
 // because OpenMP's threads spin for some milliseconds after their last work, on the cores that new
-// threads would need.
+// threads would need. Beside other processes new ones are better: those that spin use up their
+// share of the cores, and then wait when there is work.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <functional>
 
 #include "run_parts.h"
 
 namespace vqvae2_fast::cpu {
 
-struct ThreadPool {
+class ThreadPool {
+ public:
   std::function<int()> size;  // how many threads the calling one may use, itself included
   RunParts run_parts;         // the first part runs on the calling thread
+
+  bool is_usable() const { return run_parts && Clock::now().time_since_epoch() >= retry_.load(); }
+
+  // After work of the pool: how long it took, and how long a thread did not run meanwhile.
+  void note(std::chrono::nanoseconds passed, std::chrono::nanoseconds lost) {
+    using std::chrono::milliseconds;
+    const auto pause = pause_.load();
+    if (lost * 2 > milliseconds(1) && lost * 5 > passed) {
+      retry_ = Clock::now().time_since_epoch() + pause;
+      pause_ = std::min<Clock::duration>(2 * pause, milliseconds(3200));
+    } else if (passed > milliseconds(1)) {
+      pause_ = std::max<Clock::duration>(pause / 2, kFirstPause);
+    }
+  }
+
+  void forget() { retry_ = Clock::duration(0), pause_ = kFirstPause; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr Clock::duration kFirstPause = std::chrono::milliseconds(50);
+
+  // Any thread may read and write these; that one overwrites another's does no harm.
+  std::atomic<Clock::duration> retry_{Clock::duration(0)}, pause_{kFirstPause};
 };
 
-// Empty until a binding fills it. Set before any other thread calls into the library.
+// Empty until a binding fills it, before any other thread calls into the library.
 inline ThreadPool& thread_pool() {
   static ThreadPool pool;
   return pool;

@@ -1,9 +1,9 @@
 #include "pace.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <mutex>
+
+#include "../thread_watch.h"
 
 namespace vqvae2_fast::cpu::sampler {
 namespace {
@@ -22,10 +22,8 @@ struct Learnt {
 std::mutex learnt_lock;
 Learnt learnt;
 
-double processor_time() {
-  timespec used;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-  return static_cast<double>(used.tv_sec) + 1e-9 * static_cast<double>(used.tv_nsec);
+double seconds(std::chrono::nanoseconds time) {
+  return std::chrono::duration<double>(time).count();
 }
 
 }  // namespace
@@ -50,12 +48,13 @@ Pace::~Pace() {
 }
 
 void Pace::start_row() {
+  if (team_.active() < wanted_) lower(team_.active(), Clock::now());  // not all have come
   marks_ = wanted_ > 1;
   has_base_ = false;
 }
 
 void Pace::mark(int thread) {
-  if (marks_) used_[thread].seconds = processor_time();
+  if (marks_) used_[thread].seconds = seconds(processor_time());
 }
 
 void Pace::measure() {
@@ -83,9 +82,15 @@ void Pace::measure() {
     return;
   }
   // Sizes are the whole team and its halves, for which the work has been split.
-  while (wanted_ > 1 && kEnough * wanted_ > share) wanted_ /= 2;
+  int threads = wanted_;
+  while (threads > 1 && kEnough * threads > share) threads /= 2;
+  lower(threads, now);
   has_base_ = false;
   marks_ = marks_ && wanted_ > 1;
+}
+
+void Pace::lower(int threads, Clock::time_point now) {
+  wanted_ = threads;
   retry_ = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(pause_));
   pause_ = std::min(2 * pause_, kLongestPause);
 }

@@ -39,6 +39,9 @@ class Pace {
     double seconds = 0;
   };
 
+  // Uses at most so many threads until a pause has passed.
+  void lower(int threads, Clock::time_point now);
+
   Team& team_;
   std::vector<Used> used_;         // [threads], processor time so far
   bool marks_ = false;             // whether the next position is marked

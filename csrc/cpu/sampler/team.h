@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <mutex>
@@ -22,6 +23,7 @@
 
 #include "../float_mode.h"
 #include "../thread_pool.h"
+#include "../thread_watch.h"
 
 namespace vqvae2_fast::cpu::sampler {
 
@@ -32,6 +34,10 @@ struct Range {
 
 class Team {
  public:
+  // How long the pool's threads may take to come: one that sleeps needs about 50 us. A test waits
+  // longer.
+  static inline std::chrono::microseconds longest_wait{500};
+
   explicit Team(int size) : size_(size), state_(static_cast<uint32_t>(size)), wanted_(size) {}
   int size() const { return size_; }
   int active() const { return active_of(state_.load(std::memory_order_acquire)); }
@@ -68,12 +74,19 @@ class Team {
     return !closed_;
   }
 
-  // Calls function(thread) for 0..size-1 in parallel, with thread 0 on the calling thread. The
-  // function must not throw. Throws std::runtime_error if the system does not start all threads;
-  // the function has not been called then.
+  // Calls function(thread) for 0..size-1, with thread 0 on the calling thread and the others at the
+  // same time if possible. If they do not come at once, thread 0 is the only active one at first.
+  // The function must not throw. Throws std::runtime_error if the system does not start all
+  // threads; the function has not been called then.
   template <typename Function>
   void run(const Function& function) {
-    if (!run_in_pool(function)) run_on_new_threads(function);
+    ThreadPool& pool = thread_pool();
+    // Where not all are to be active, there are other processes.
+    if (size_ > 1 && active() == size_ && pool.is_usable() && pool.size() == size_) {
+      run_in_pool(pool, function);
+    } else {
+      run_on_new_threads(function);
+    }
   }
 
   // Every active thread calls this inside `run`: what was written before it is seen by all
@@ -122,45 +135,68 @@ class Team {
   }
 
  private:
-  // How long the pool's threads may take to come, in seconds. They may wait for other work.
-  static constexpr double kLongestWait = 1.0;
-  static constexpr int kRefused = -1;
+  // Values of `present` once the pool's threads have not come in time: first thread 0 says that it
+  // is the only active one.
+  static constexpr int kLate = -1, kAlone = -2;
 
-  // False if the pool does not run all at the same time; the function has not been called then.
   template <typename Function>
-  bool run_in_pool(const Function& function) {
-    const ThreadPool& pool = thread_pool();
-    if (size_ == 1 || !pool.run_parts || pool.size() != size_) return false;
+  void run_in_pool(ThreadPool& pool, const Function& function) {
     make_sure_of_room();
     std::atomic<int> present{0};
+    std::vector<ThreadWatch> watches(size_);
     pool.run_parts(size_, [&](int64_t first, int64_t last) {
-      if (last - first > 1) present = kRefused;  // inside another parallel region, for example
-      if (!all_present(present)) return;
       const DefaultFloats mode;
-      function(static_cast<int>(first));
+      // In another parallel region, for example, one thread gets them all.
+      const bool in_turn = last - first > 1;
+      for (int64_t thread = first; thread < last; ++thread) {
+        if (thread == 0) {
+          wait_for_others(present, in_turn);
+        } else {
+          come(present);
+        }
+        watches[thread].start();
+        function(static_cast<int>(thread));
+        watches[thread].stop();
+      }
     });
-    return present == size_;
+    const auto waited = [](const ThreadWatch& a, const ThreadWatch& b) {
+      return a.waited() < b.waited();
+    };
+    const ThreadWatch& most = *std::max_element(watches.begin(), watches.end(), waited);
+    pool.note(most.passed(), most.waited());
   }
 
-  // Called by each thread of the pool: waits until all have called it, unless one has refused.
-  bool all_present(std::atomic<int>& present) const {
-    int seen = present;
-    while (seen != kRefused && !present.compare_exchange_weak(seen, seen + 1)) {
+  // Thread 0 of the pool: until the others have come.
+  void wait_for_others(std::atomic<int>& present, bool in_turn) {
+    const auto end = std::chrono::steady_clock::now() + longest_wait;
+    int seen = present.fetch_add(1) + 1;
+    while (seen != size_) {
+      const bool late = in_turn || std::chrono::steady_clock::now() > end;
+      if (late && present.compare_exchange_strong(seen, kLate)) {
+        start_with(1);
+        present = kAlone;
+        return;
+      }
+      pause();
+      seen = present;
     }
-    const auto start = std::chrono::steady_clock::now();
-    for (int64_t tries = 0; (seen = present) != kRefused && seen != size_; ++tries) {
+  }
+
+  // The other threads of the pool: until all have come, or thread 0 is alone.
+  void come(std::atomic<int>& present) const {
+    int seen = present;
+    while (seen >= 0 && !present.compare_exchange_weak(seen, seen + 1)) {
+    }
+    for (int64_t tries = 0; (seen = present) != size_ && seen != kAlone; ++tries) {
       if (tries < kSpins) {
         pause();
-        continue;
+      } else {
+        sched_yield();
       }
-      sched_yield();
-      const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
-      if (waited.count() > kLongestWait) present.compare_exchange_strong(seen, kRefused);
     }
-    return seen == size_;
   }
 
-  // GNU OpenMP ends the process if the system does not start a thread, so this tries first.
+  // GNU OpenMP ends the process if the system does not start a thread, so new ones are tried first.
   void make_sure_of_room() const {
     static thread_local int most = 1;  // the largest team of the calling thread so far
     if (size_ <= most) return;

@@ -305,3 +305,13 @@ def test_the_weight_of_a_loss_is_finite_and_not_negative(make, value):
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("wrong", [-2, 10**9])
+def test_lookup_refuses_indices_out_of_range(name, wrong):
+    quantizer = made(name).eval()
+    indices = quantizer.encode(torch.randn(4, D))
+    indices.view(-1)[-1] = wrong
+    with pytest.raises(ValueError, match=rf"lookup: expected indices.* got values in .*{wrong}"):
+        quantizer.lookup(indices)

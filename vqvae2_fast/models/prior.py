@@ -18,9 +18,9 @@ from vqvae2_fast.models.code_checks import (
     check_int64,
     check_labels,
     check_maps,
-    check_range,
     label_count,
 )
+from vqvae2_fast.modules.index_range import check_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -90,6 +91,7 @@ class FSQ(Quantizer):
             return scalar_quantize(wide(projected(self.project_in, z)), *self.grid)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
+        check_range("FSQ.lookup", "indices", indices, 0, math.prod(self.grid.levels))
         digits = split_codes(indices, self.grid.levels)
         weight = getattr(self.project_out, "weight", None)
         dtype = torch.float32 if weight is None else weight.dtype

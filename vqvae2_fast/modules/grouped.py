@@ -5,11 +5,13 @@ Sizes: G groups or heads, Q quantisers, K codes, D embedding_dim.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -103,6 +105,8 @@ class _Parts(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         if self.joint_code:
+            end = math.prod(self.sizes) ** self.groups
+            check_range(f"{type(self).__name__}.lookup", "indices", indices, 0, end)
             indices = split_codes(indices, self.sizes * self.groups)  # [..., G·Q]
             if self._group_dim == -2:
                 indices = indices.unflatten(-1, (self.groups, len(self.sizes)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -102,6 +103,7 @@ class _LearntCodes(Quantizer):
             return ops.nearest_code(z, self.codes())[0]
 
     def lookup(self, indices: Tensor) -> Tensor:
+        check_range(f"{type(self).__name__}.lookup", "indices", indices, 0, self.num_embeddings)
         return F.embedding(indices, self.codes())
 
 
@@ -174,6 +176,7 @@ class SimVQ(_LearntCodes):
         return codes
 
     def lookup(self, indices: Tensor) -> Tensor:
+        check_range("SimVQ.lookup", "indices", indices, 0, self.num_embeddings)
         with without_autocast(indices.device):
             codes: Tensor = self.code_transform(F.embedding(indices, self.frozen_codebook))
         return codes

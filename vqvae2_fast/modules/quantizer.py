@@ -15,6 +15,7 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook, perplexity
 from vqvae2_fast.modules.codebook_steps import move_codebook_, packed_statistics, start_codebook_
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.modules.latest_forward import LatestForward
 from vqvae2_fast.modules.outside_graphs import (
     StartFlag,
@@ -256,6 +257,7 @@ class VectorQuantizerEMA(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codebook's rows: indices int64 `[...]` -> `[..., D]`."""
+        check_range("VectorQuantizerEMA.lookup", "indices", indices, 0, self.num_embeddings)
         return self.codebook[indices]
 
     @torch.no_grad()

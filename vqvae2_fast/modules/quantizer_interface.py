@@ -61,7 +61,12 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """The vectors `[..., D]` of indices as `forward` returns them."""
+        """The vectors `[..., D]` of indices as `forward` returns them.
+
+        Raises:
+            ValueError: An index is not one of the quantiser's. On a GPU this is an assertion on the
+                device; compiled graphs do not check.
+        """
         raise NotImplementedError
 
     def perplexity_in_training(self) -> Tensor | None:

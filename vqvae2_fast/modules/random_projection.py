@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
 
@@ -69,4 +70,5 @@ class RandomProjectionQuantizer(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The unit codes of indices, `[..., d]`."""
+        check_range(f"{type(self).__name__}.lookup", "indices", indices, 0, len(self.codebook))
         return self.codebook[indices]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -132,6 +133,8 @@ class ResidualFSQ(Quantizer):
         return join_codes(parts, self.sizes) if self.joint_code else parts
 
     def lookup(self, indices: Tensor) -> Tensor:
+        end = math.prod(self.sizes) if self.joint_code else self.sizes[0]
+        check_range("ResidualFSQ.lookup", "indices", indices, 0, end)
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         weight = getattr(self.project_out, "weight", None)
         is_double = weight is not None and weight.dtype == torch.float64

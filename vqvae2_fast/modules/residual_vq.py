@@ -15,6 +15,7 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import stacked_codebooks
 from vqvae2_fast.modules.codebook_steps import start_residual_codebooks_
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.modules.outside_graphs import inside_backward
 from vqvae2_fast.modules.outside_transforms import refuse_vmap
 from vqvae2_fast.modules.projections import wide
@@ -160,9 +161,14 @@ class ResidualVQ(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The sums of codes: int64 `[..., Q]` (or joint `[...]`) -> `[..., D]`; −1 adds nothing."""
+        where = "ResidualVQ.lookup"
+        if self.joint_code:
+            check_range(where, "indices", indices, 0, math.prod(self.sizes))
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         total: Tensor | None = None
-        for book, index in zip(self._codebooks(), parts.unbind(-1), strict=True):
+        own = zip(self._codebooks(), parts.unbind(-1), self.sizes, strict=True)
+        for number, (book, index, size) in enumerate(own):
+            check_range(where, f"indices[..., {number}]", index, -1, size)
             rows = book.lookup(index.clamp(min=0))
             rows = torch.where((index >= 0)[..., None], rows, torch.zeros_like(rows))
             total = rows if total is None else total + rows

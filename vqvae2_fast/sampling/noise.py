@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.models.code_checks import check_range
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.ops._checks import checked_integer
 
 __all__ = ["DrawNoise"]

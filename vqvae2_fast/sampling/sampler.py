@@ -12,11 +12,11 @@ from vqvae2_fast.models.code_checks import (
     check_int64,
     check_labels,
     check_maps,
-    check_range,
     listed_maps,
 )
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.ops._checks import check_tensor, checked_integer
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.choice import (

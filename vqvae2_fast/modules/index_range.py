@@ -1,0 +1,37 @@
+"""Checks that indices are in range, where their values can be read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.modules.outside_graphs import has_values
+from vqvae2_fast.ops._registry import transforms_are_active
+
+__all__ = ["check_range", "may_read"]
+
+
+def may_read(values: Tensor) -> bool:
+    """Whether a check may read values: not in a compiled graph, nor under transforms of
+    `torch.func`, nor where there are none."""
+    if torch.compiler.is_compiling() or transforms_are_active():
+        return False
+    return values.numel() > 0 and has_values(values)
+
+
+def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> None:
+    """Raise ValueError unless all values are in first..end-1.
+
+    On a GPU this is an assertion on the device, without synchronisation. Nothing is checked where
+    values cannot be read (`may_read`).
+    """
+    if not may_read(values):
+        return
+    if values.device.type != "cpu":
+        torch._assert_async(((values >= first) & (values < end)).all())
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < first or high >= end:
+        raise ValueError(
+            f"{where}: expected {name} in {first}..{end - 1}, got values in {low}..{high}."
+        )

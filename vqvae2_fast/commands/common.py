@@ -309,11 +309,21 @@ def check_one_store(where: str, path: Path) -> None:
         )
 
 
+# Endings that nobody gives a new folder.
+_OF_FILES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".npy", ".npz", ".json", ".jsonl", ".html"}
+_OF_FILES |= {".safetensors", ".pt", ".pth", ".ckpt", ".vq2", ".zip", ".csv", ".txt"}
+
+
 def check_out(out: Path, source: DataOptions | None = None) -> None:
     """Raises ValueError if --out cannot be a folder, cannot be written to, or would add to the
     images of --data."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; expected a folder, or a name for a new one.")
+    if not out.exists() and out.suffix.lower() in _OF_FILES:
+        raise ValueError(
+            f"--out: expected a folder, got {out}, which is a name for a file. Files in it get "
+            f"their own names: give a folder, such as {out.with_suffix('')}."
+        )
     if source is not None and Path(source.data).is_dir():
         data = Path(source.data).resolve()
         if out.resolve().is_relative_to(data):

@@ -32,32 +32,29 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
     Addresses count too: if a tensor was replaced by an equal one, somebody may still hold the
     first. Reads all of the tensors; on a GPU this is a synchronisation point.
     """
-    detached = [tensor.detach() for tensor in tensors]
-    places = tuple((t.data_ptr(), t.dtype, t.device, tuple(t.shape), t.stride()) for t in detached)
-    in_order = [_in_memory_order(tensor) for tensor in detached]
-    native, groups = [], defaultdict(list)
-    for tensor in in_order:
+    places, in_order, native, groups = [], [], [], defaultdict(list)
+    for tensor in tensors:
+        place = tensor.data_ptr()
+        places.append((place, tensor.dtype, tensor.device, tensor.shape, tensor.stride()))
+        if not tensor.is_contiguous():
+            in_order.append(_in_memory_order(tensor.detach()))  # may be a copy: kept until hashed
+            tensor, place = in_order[-1], in_order[-1].data_ptr()
         if _native.module is not None and tensor.device.type == "cpu":
-            native.append(tensor)
+            native.append((place, tensor.nbytes))
         elif tensor.numel():
-            groups[tensor.device, _INTEGERS[tensor.element_size()]].append(tensor)
+            groups[tensor.device, _INTEGERS[tensor.element_size()]].append(tensor.detach())
     hashes: list[int] = []
     if native:
         assert _native.module is not None
-        hashes += _native.module.content_hashes(
-            [(t.data_ptr(), t.numel() * t.element_size()) for t in native],
-            torch.get_num_threads(),
-        )
+        hashes += _native.module.content_hashes(native, torch.get_num_threads())
     for (_, dtype), group in groups.items():
         flat = [tensor.view(-1).view(dtype) for tensor in group]
         hashes += torch.stack([_hash(part) for part in _parts(flat)]).tolist()
-    return places, tuple(hashes)
+    return tuple(places), tuple(hashes)
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
     """The tensor, contiguous in an order of dimensions that avoids a copy if possible."""
-    if tensor.is_contiguous():
-        return tensor
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(order).contiguous()
 

@@ -152,6 +152,16 @@ bool pools() {
       good = false;
     }
   }
+  // A pool that has failed is left alone for a while.
+  pool.failed();
+  Ran ran;
+  run(ran);
+  pool.forget();
+  if (ran.active != 3 || ran.in_pool != 0 || !pool.is_usable()) {
+    printf("FAILED: a pool that has failed: %d active, %d in the pool\n", ran.active.load(),
+           ran.in_pool.load());
+    good = false;
+  }
   pool.run_parts = nullptr;
   return good;
 }

@@ -80,21 +80,43 @@ from vqvae2_fast.testing.priors import tiny_prior
 torch.set_num_threads(2)
 prior = tiny_prior()
 threads = lambda: len(os.listdir("/proc/self/task"))
-def new_threads():
+def new_threads(seconds=0.0):
     torch.zeros(1 << 20).add_(1)
     before, seen = threads(), []
-    sample_codes(prior, 1, engine="cpu", progress=lambda *_: seen.append(threads()))
-    time.sleep(0.1)
+    def progress(*_):
+        seen.append(threads())
+        time.sleep(seconds)
+    sample_codes(prior, 1, engine="cpu", progress=progress)
     return max(seen) - before
+def pause():
+    time.sleep(0.1)
+    return 0
 new_threads()
-print(min(new_threads() for _ in range(50)))
+quick = min(pause() + new_threads() for _ in range(50))
+slow = min(pause() + new_threads(0.002) + new_threads(0.002) for _ in range(20))
+print(quick, slow)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of Linux")
 def test_a_draw_takes_the_threads_that_pytorch_has():
     done = run_alone(NEW_THREADS_OF_A_DRAW)
-    assert done.stdout.split() == ["0"], done.stderr
+    assert done.stdout.split() == ["0", "0"], done.stderr
+
+
+SETS_THREADS_INSIDE = """
+import torch
+from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.testing.priors import tiny_prior
+torch.set_num_threads(2)
+sample_codes(tiny_prior(), 1, engine="cpu", progress=lambda *_: torch.set_num_threads(1))
+print(torch.get_num_threads())
+"""
+
+
+def test_a_number_of_threads_that_a_callback_sets_stays():
+    done = run_alone(SETS_THREADS_INSIDE)
+    assert done.stdout.split() == ["1"], done.stderr
 
 
 # The logits are below 2^-126. PyTorch's second thread takes the mode of the one that starts it.
@@ -123,7 +145,7 @@ def test_a_draw_keeps_denormals_where_pytorch_flushes_them():
 
 # OpenMP's threads do not exist in the child.
 DRAWS_AFTER_A_FORK = """
-import os, torch
+import os, signal, torch
 from vqvae2_fast.sampling import sample_codes
 from vqvae2_fast.testing.priors import tiny_prior
 torch.set_num_threads(2)
@@ -132,6 +154,7 @@ expected = sample_codes(prior, 1, engine="cpu")
 torch.zeros(1 << 20).add_(1)
 child = os.fork()
 if not child:
+    signal.alarm(60)
     os._exit(0 if torch.equal(sample_codes(prior, 1, engine="cpu"), expected) else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -167,11 +190,44 @@ print("and goes on")
 """
 
 
+def small_stacks():
+    resource.setrlimit(resource.RLIMIT_STACK, (8 << 20,) * 2)
+
+
+# OpenMP ends the threads that a smaller region does not need, such as a draw of its threads.
+DRAWS_WITH_FEWER_THREADS_THAN_ONCE = """
+import os, resource, time, torch
+from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.testing.priors import tiny_prior
+prior = tiny_prior()
+threads = lambda: len(os.listdir("/proc/self/task"))
+torch.set_num_threads(128)
+sample_codes(prior, 1, engine="cpu")
+torch.set_num_threads(2)
+for _ in range(50):
+    time.sleep(0.1)
+    seen = [threads()]
+    sample_codes(prior, 1, engine="cpu", progress=lambda *_: seen.append(threads()))
+    if len(set(seen[1:])) == 1 and threads() == seen[1] < 100:
+        break
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (512 << 20),) * 2)
+torch.set_num_threads(128)
+try:
+    sample_codes(prior, 1, engine="cpu")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+def test_threads_that_were_ended_and_cannot_be_started_again_are_an_error():
+    done = run_alone(DRAWS_WITH_FEWER_THREADS_THAN_ONCE, preexec_fn=small_stacks)
+    assert re.search(r"the system started \d+ of 127 threads", done.stdout), done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
 def test_a_thread_that_cannot_be_started_is_an_error():
-    def small_stacks():
-        resource.setrlimit(resource.RLIMIT_STACK, (8 << 20,) * 2)
-
     done = run_alone(DRAWS_WITH_TOO_FEW_THREADS, preexec_fn=small_stacks)
     assert done.returncode == 0, done.stderr
     message, last = done.stdout.splitlines()

@@ -48,7 +48,10 @@ Pace::~Pace() {
 }
 
 void Pace::start_row() {
-  if (team_.active() < wanted_) lower(team_.active(), Clock::now());  // not all have come
+  if (team_.active() < wanted_) {  // not all have come
+    if (team_.came_late()) lower(team_.active(), Clock::now());
+    wanted_ = team_.active();
+  }
   marks_ = wanted_ > 1;
   has_base_ = false;
 }
@@ -61,7 +64,7 @@ void Pace::measure() {
   const int active = team_.active();
   if (active == 1) return;
   const Clock::time_point now = Clock::now();
-  const double passed = std::chrono::duration<double>(now - last_).count();
+  const double passed = seconds(now - last_);
   if (marks_) {
     double sum = 0;
     for (int thread = 0; thread < active; ++thread) sum += used_[thread].seconds;

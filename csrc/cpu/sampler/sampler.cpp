@@ -89,7 +89,7 @@ Timing draw_together(const Plan& plan, const Request& request, const AfterRow& a
         timing.rows += std::chrono::duration<double>(pixels_start - row_start).count();
         timing.pixels += seconds_since(pixels_start);
         row = i + 1;
-        if (after_row(row) && row < plan.height) {
+        if (team.aside([&] { return after_row(row); }) && row < plan.height) {
           state.pace.end_row();
         } else {
           team.close();
@@ -192,7 +192,7 @@ class SideBySide {
       for (const auto& group : groups_) rows = std::min(rows, group->rows);
     }
     while (reported_ < rows && !stopped_) {
-      if (!after_row_(++reported_)) stopped_ = true;
+      if (!outer_.aside([&] { return after_row_(++reported_); })) stopped_ = true;
     }
   }
 

@@ -1,5 +1,5 @@
 // Threads that run one function in parallel and meet at barriers, for the duration of one draw.
-// They are those of the process's pool if it has as many, else new ones.
+// They are those of the process's pool if it has as many and has run them lately, else new ones.
 //
 // A position of the map has about thirty points where all threads must meet, a few microseconds
 // apart, so they spin there. A thread that waits for long yields, then sleeps, so as not to slow
@@ -46,11 +46,21 @@ class Team {
   // must not call it again at the end of a row: thread 0 may have closed the team by then.
   bool is_active(int thread) const { return thread < active() && !closed_; }
 
-  // Before `run`: how many take part at first.
+  // Before the function is called: how many take part at first.
   void start_with(int count) {
     wanted_ = count;
     state_.store(static_cast<uint32_t>(count), std::memory_order_relaxed);
   }
+  // Thread 0: calls function(), for which the others may wait without anybody lacking a processor.
+  template <typename Function>
+  auto aside(const Function& function) {
+    const auto start = ThreadWatch::now();
+    const auto result = function();
+    aside_ += ThreadWatch::now() - start;
+    return result;
+  }
+  // Whether the pool's threads did not come in time, so that thread 0 began alone.
+  bool came_late() const { return came_late_; }
   // Thread 0 calls this before a barrier after which all threads look at `is_active`: how many take
   // part from then on. They may be more than now only if those that sleep have all noticed.
   void set_active(int count) { wanted_ = count; }
@@ -75,13 +85,14 @@ class Team {
   }
 
   // Calls function(thread) for 0..size-1, with thread 0 on the calling thread and the others at the
-  // same time if possible. If they do not come at once, thread 0 is the only active one at first.
+  // same time if possible. If they do not come at once, thread 0 is the only active one at first;
+  // a function that does not ask `is_active` may then be called late, or in turn.
   // The function must not throw. Throws std::runtime_error if the system does not start all
   // threads; the function has not been called then.
   template <typename Function>
   void run(const Function& function) {
     ThreadPool& pool = thread_pool();
-    // Where not all are to be active, there are other processes.
+    // Where not all are to be active, the last draw found that the system does not run them.
     if (size_ > 1 && active() == size_ && pool.is_usable() && pool.size() == size_) {
       run_in_pool(pool, function);
     } else {
@@ -159,11 +170,12 @@ class Team {
         watches[thread].stop();
       }
     });
-    const auto waited = [](const ThreadWatch& a, const ThreadWatch& b) {
-      return a.waited() < b.waited();
-    };
-    const ThreadWatch& most = *std::max_element(watches.begin(), watches.end(), waited);
-    pool.note(most.passed(), most.waited());
+    const auto waited = [&](const ThreadWatch& watch) { return watch.was_kept_waiting(aside_); };
+    if (came_late_ || std::any_of(watches.begin(), watches.end(), waited)) {
+      pool.failed();
+    } else if (watches[0].passed() > std::chrono::milliseconds(1)) {
+      pool.worked();
+    }
   }
 
   // Thread 0 of the pool: until the others have come.
@@ -173,6 +185,7 @@ class Team {
     while (seen != size_) {
       const bool late = in_turn || std::chrono::steady_clock::now() > end;
       if (late && present.compare_exchange_strong(seen, kLate)) {
+        came_late_ = !in_turn;
         start_with(1);
         present = kAlone;
         return;
@@ -198,10 +211,11 @@ class Team {
 
   // GNU OpenMP ends the process if the system does not start a thread, so new ones are tried first.
   void make_sure_of_room() const {
-    static thread_local int most = 1;  // the largest team of the calling thread so far
-    if (size_ <= most) return;
-    Team(size_).run_on_new_threads([](int) {});
-    most = size_;
+    // The size of the calling thread's last team. OpenMP ends the threads that a smaller one does
+    // not need. What PyTorch's operators start or end in between is not known here.
+    static thread_local int last = 1;
+    if (size_ > last) Team(size_).run_on_new_threads([](int) {});
+    last = size_;
   }
 
   template <typename Function>
@@ -258,6 +272,8 @@ class Team {
   // How often all have met, then in 32 bits how many threads are active.
   alignas(64) std::atomic<uint64_t> state_;
   int wanted_;
+  bool came_late_ = false;
+  std::chrono::nanoseconds aside_{0};
   std::atomic<bool> closed_{false};
   alignas(64) std::atomic<int> asleep_{0};
   std::atomic<uint32_t> calls_{0};  // how often sleepers were called

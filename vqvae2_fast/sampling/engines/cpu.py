@@ -7,6 +7,7 @@ weights are packed.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,8 @@ from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, warn_of_
 from vqvae2_fast.sampling.request import Drawn, EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from torch import nn
 
     from vqvae2_fast.files.mapped import MappedFile
@@ -121,32 +124,41 @@ def draw_cpu_timed(
     intervals = None
     if request.want_intervals:
         intervals = torch.zeros(batch, height, width, 2, dtype=torch.int32)
-    seconds, finished, too_large = packed_plan(plan, weights).draw(
-        batch=batch,
-        labels=_address(inputs[0]),
-        maps=[_address(codes) for codes in maps],
-        known=_address(inputs[1]),
-        noise=_address(inputs[2]),
-        seed=request.noise.seed & (2**64 - 1),
-        first_sample=request.noise.first_sample,
-        rows=_address(inputs[3]),
-        stream=request.noise.stream,
-        temperature=settings.temperature,
-        top_k=settings.top_k or 0,
-        top_p=1.0 if settings.top_p is None else settings.top_p,
-        guidance=settings.guidance_scale,
-        guided=settings.guided,
-        largest_logit=settings.largest_logit,
-        codes=_address(codes),
-        log_prob=_address(log_prob),
-        logits=_address(logits),
-        profile=_address(profile),
-        intervals=_address(intervals),
-        streams=[(_address(words), len(words)) for words in request.streams],
-        window=_window(request, width),
-        threads=torch.get_num_threads(),
-        progress=(lambda rows, _: request.row_done(codes, rows)) if request.watched else None,
-    )
+    draw = packed_plan(plan, weights).draw
+    with _threads_set_inside() as note_threads:
+
+        def row_done(rows: int, _: int) -> None:
+            try:
+                request.row_done(codes, rows)
+            finally:
+                note_threads()
+
+        seconds, finished, too_large = draw(
+            batch=batch,
+            labels=_address(inputs[0]),
+            maps=[_address(codes) for codes in maps],
+            known=_address(inputs[1]),
+            noise=_address(inputs[2]),
+            seed=request.noise.seed & (2**64 - 1),
+            first_sample=request.noise.first_sample,
+            rows=_address(inputs[3]),
+            stream=request.noise.stream,
+            temperature=settings.temperature,
+            top_k=settings.top_k or 0,
+            top_p=1.0 if settings.top_p is None else settings.top_p,
+            guidance=settings.guidance_scale,
+            guided=settings.guided,
+            largest_logit=settings.largest_logit,
+            codes=_address(codes),
+            log_prob=_address(log_prob),
+            logits=_address(logits),
+            profile=_address(profile),
+            intervals=_address(intervals),
+            streams=[(_address(words), len(words)) for words in request.streams],
+            window=_window(request, width),
+            threads=torch.get_num_threads(),
+            progress=row_done if request.watched else None,
+        )
     check_logits(too_large, settings)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
@@ -155,6 +167,25 @@ def draw_cpu_timed(
         clamped = weights.clamped_of(codes, settings, int(seconds["clamped"]))
     del seconds["clamped"]
     return Drawn(codes, log_prob, logits, intervals, finished, clamped=clamped), seconds
+
+
+@contextmanager
+def _threads_set_inside() -> Iterator[Callable[[], None]]:
+    """Keeps the number of PyTorch's threads as it was at the last call of what this yields.
+
+    A draw is a parallel region, and OpenMP forgets at its end what a callback has set.
+    """
+    before = latest = torch.get_num_threads()
+
+    def note() -> None:
+        nonlocal latest
+        latest = torch.get_num_threads()
+
+    try:
+        yield note
+    finally:
+        if latest != before:
+            torch.set_num_threads(latest)
 
 
 def _window(request: DrawRequest, width: int) -> int:

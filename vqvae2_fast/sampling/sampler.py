@@ -102,7 +102,8 @@ def sample_codes(
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
-            raises ends the draw.
+            raises ends the draw. Within a draw of engine `cpu`, PyTorch's operators may run on one
+            thread.
         window: How many codes a step of engine `cpu` or `cuda`, exact or rounded, computes. The
             engine guesses the next codes of the row, computes all of them as if the guesses were
             right, and keeps those for which they were. The bits are the same as with one code at a

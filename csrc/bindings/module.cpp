@@ -8,7 +8,8 @@
 namespace py = pybind11;
 
 void define_sampler(py::module_& m);  // sampler.cpp
-void lend_torch_threads();            // thread_pool.cpp
+void lend_torch_threads();            // thread_pool.cpp, and the next
+void forget_waits();
 
 #if defined(VQ_WITH_CUDA)
 extern "C" const char* vq_why_not_cuda();  // ../cuda/gumbel_noise.h
@@ -54,6 +55,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_simd_level", [](const char* name) { vqvae2_fast::cpu::set_simd_level(name); });
   m.def("simd_levels", &simd_levels);
   m.def("build_info", &build_info);
+  m.def("forget_waits", &forget_waits);  // for tests: draws take PyTorch's threads again
   m.def("why_not_cuda", &why_not_cuda);
   define_sampler(m);
 }

@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "../cpu/sampler/pace.h"
+
 void lend_torch_threads() {
   using vqvae2_fast::cpu::thread_pool;
   thread_pool().size = [] { return static_cast<int>(torch::stable::get_num_threads()); };
@@ -12,4 +14,9 @@ void lend_torch_threads() {
   };
   // A forked process has none of them, and GNU OpenMP would wait for them forever.
   pthread_atfork(nullptr, nullptr, [] { thread_pool().run_parts = nullptr; });
+}
+
+void forget_waits() {
+  vqvae2_fast::cpu::thread_pool().forget();
+  vqvae2_fast::cpu::sampler::forget_pace();
 }

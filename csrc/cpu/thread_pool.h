@@ -28,6 +28,7 @@ class ThreadPool {
     pause_ = std::min<Clock::duration>(2 * pause, std::chrono::milliseconds(3200));
   }
   void worked() { pause_ = std::max<Clock::duration>(pause_.load() / 2, kFirstPause); }
+  // For tests.
   void forget() { retry_ = Clock::duration(0), pause_ = kFirstPause; }
 
  private:

@@ -28,6 +28,11 @@ double seconds(std::chrono::nanoseconds time) {
 
 }  // namespace
 
+void forget_pace() {
+  const std::lock_guard<std::mutex> lock(learnt_lock);
+  learnt = {};
+}
+
 Pace::Pace(Team& team)
     : team_(team), used_(team.size()), pause_(kFirstPause), wanted_(team.size()) {
   if (team.size() == 1) return;

@@ -16,6 +16,9 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
+// For tests: the next draw begins with all of its threads.
+void forget_pace();
+
 class Pace {
  public:
   explicit Pace(Team& team);

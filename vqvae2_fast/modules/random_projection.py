@@ -59,7 +59,8 @@ class RandomProjectionQuantizer(Quantizer):
         """
         indices = self.encode(z)
         self.perplexity = perplexity_of(indices, self.num_embeddings)
-        return self.lookup(indices).to(z.dtype), indices, torch.zeros((), device=z.device)
+        z_q = self.codebook[indices].to(z.dtype)
+        return z_q, indices, torch.zeros((), device=z.device)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:

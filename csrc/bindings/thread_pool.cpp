@@ -5,13 +5,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../cpu/sampler/pace.h"
+#include "rows.h"
 
 void lend_torch_threads() {
   using vqvae2_fast::cpu::thread_pool;
   thread_pool().size = [] { return static_cast<int>(torch::stable::get_num_threads()); };
-  thread_pool().run_parts = [](int64_t count, const std::function<void(int64_t, int64_t)>& part) {
-    torch::stable::parallel_for(0, count, 1, part);
-  };
+  thread_pool().run_parts = vqvae2_fast::run_parts;
   // A forked process has none of them, and GNU OpenMP would wait for them forever.
   pthread_atfork(nullptr, nullptr, [] { thread_pool().run_parts = nullptr; });
 }

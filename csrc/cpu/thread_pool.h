@@ -16,7 +16,8 @@ namespace vqvae2_fast::cpu {
 class ThreadPool {
  public:
   std::function<int()> size;  // how many threads the calling one may use, itself included
-  RunParts run_parts;         // the first part runs on the calling thread
+  // The first part runs on the calling thread, and each in the mode of DefaultFloats.
+  RunParts run_parts;
 
   bool is_usable() const { return run_parts && Clock::now().time_since_epoch() >= retry_.load(); }
 

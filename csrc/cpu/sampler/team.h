@@ -156,7 +156,6 @@ class Team {
     std::atomic<int> present{0};
     std::vector<ThreadWatch> watches(size_);
     pool.run_parts(size_, [&](int64_t first, int64_t last) {
-      const DefaultFloats mode;
       // In another parallel region, for example, one thread gets them all.
       const bool in_turn = last - first > 1;
       for (int64_t thread = first; thread < last; ++thread) {

@@ -20,6 +20,7 @@ from vqvae2_fast.console.numbers import number_error
 from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.runs.interrupt import InterruptedRun
+from vqvae2_fast.runs.quota import within_quota
 from vqvae2_fast.runs.shared_cores import shared_cores
 from vqvae2_fast_command import COMMANDS, answer, tell, to_a_reader
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_completion(arguments[1:])
         kind = _kind(arguments[0])
         command = _parse(kind, arguments[0], arguments[1:])
-        with _plain_warnings(kind), shared_cores():
+        with _plain_warnings(kind), within_quota(), shared_cores():
             result = command.run()
     except (
         ValueError,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops import _native
+from vqvae2_fast.runs.quota import within_quota
 from vqvae2_fast.sampling.engines.cpu import SCORED_ROWS, draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import NO_PLAN, interface_of
@@ -87,6 +88,7 @@ def decode_maps(
     return drawn.codes, drawn.finished
 
 
+@within_quota()
 def _draw(
     plan: SamplingPlan,
     batch_size: int,

@@ -19,6 +19,7 @@ from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import checked_integer, kind_of
+from vqvae2_fast.runs.quota import within_quota
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import checked_interface, interface_of
@@ -384,6 +385,7 @@ def decoded_singly(pipeline: Pipeline, maps: list[Tensor]) -> Tensor:
     return torch.cat(images)
 
 
+@within_quota()
 def decoded(pipeline: Pipeline, maps: list[Tensor]) -> Tensor:
     """Images `[B, C, H, W]` in [-1, 1] of code maps, coarse to fine."""
     with torch.no_grad():

@@ -18,6 +18,7 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.ops._checks import check_tensor, checked_integer
+from vqvae2_fast.runs.quota import within_quota
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.choice import (
     ENGINES,
@@ -297,6 +298,7 @@ def _teacher_forced(
     return _draw(prior, interface, request)
 
 
+@within_quota()
 def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> Drawn:
     settings, engines = request.settings, {**ENGINES, **ROUNDING_ENGINES}
     choice = choose(

@@ -6,7 +6,8 @@ The port's default priors at batch 1, as in `benchmarks/sampler.py`. Every threa
 position how long it works in a stage and how long it waits at its end (two reads of a clock, 50 ns
 per stage). Of all positions of a column's parity (a tap at -2 is read at every second one) the
 share `--keep` that was disturbed least is used, so that a busy machine can be measured too. Shown
-are the mean of both parities, of the thread that worked longest, and the longest wait.
+are the mean of both parities, of the thread that worked longest, and the longest wait. A draw with
+a profile has one position at a time, also where one without would draw several rows at once.
 
 The floor of a stage is its bytes at the rate of the read loop of `benchmarks/sampler.py`, in the
 same run: weights, and for the heads the keys and values of the positions before.

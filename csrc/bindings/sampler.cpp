@@ -202,6 +202,12 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
 }
 
 // Encodes the intervals of n codes, [n, 2], as one stream.
+// Columns of a segment, the steps that a row is behind the one above, and rows of a segment.
+std::tuple<int64_t, int64_t, int64_t> schedule_of(const sampler::Plan& plan, int64_t rows) {
+  const auto schedule = sampler::Schedule::of_several_rows(plan, rows);
+  return {schedule.segment, schedule.lag, schedule.rows_of_segment()};
+}
+
 py::bytes encode_intervals(Address intervals, int64_t n) {
   vqvae2_fast::RangeEncoder encoder;
   {
@@ -233,6 +239,7 @@ void define_sampler(py::module_& m) {
            py::arg("output_stride"), py::arg("outputs"), py::arg("inputs"), py::arg("taps"),
            py::arg("input_scales"), py::arg("scales"), py::arg("blocks"), py::arg("threads"))
       .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)
+      .def("schedule", &schedule_of, py::arg("rows"))
       .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))
       .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),
            py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),

@@ -142,6 +142,7 @@ int main() {
       {.name = "a condition", .attention = false, .condition = true, .output_layers = 0},
       {.name = "everything", .condition = true, .classes = true},
       {.name = "taps at the position", .reads_itself = true, .classes = true},
+      {.name = "several rows at once", .reads_itself = true, .attention = false},
   };
   for (const Kind& kind : kinds) {
     test(kind, Format::kFloat32);

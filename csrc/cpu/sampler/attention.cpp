@@ -38,7 +38,7 @@ void attention_heads(State& state, int thread, Range of_heads, int64_t block, in
     const CachedHead cached = {state.keys.data() + index * state.key_stride(),
                                state.values.data() + index * state.value_stride()};
     for (int64_t k = 0; k < columns; ++k) {
-      const int64_t r = n * columns + k, before = position + k;
+      const int64_t r = k * state.rows + n, before = position + k;
       // A position sees only those before it, so its own keys and values may join first.
       join(attention, cached, state.key_value.data() + r * attention.key_value_weight.outputs(),
            head, before, value_width);

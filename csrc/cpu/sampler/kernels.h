@@ -47,6 +47,8 @@ struct Product {
   // a + g * a_group_stride + r * a_stride: `inputs` values, with kQuads stored_inputs.
   const void* a = nullptr;
   int64_t a_group_stride = 0, a_stride = 0;
+  // Where each group begins, in place of a + g * a_group_stride; or null.
+  const void* const* a_of_groups = nullptr;
   int64_t groups = 1, rows = 1;
   // Packed: panel p at weights + p * panel_stride.
   const float* weights = nullptr;
@@ -64,6 +66,12 @@ struct Product {
   const float* scales = nullptr;
   // The weights are not read again soon, so they should not push others out of the caches.
   bool once = false;
+
+  template <typename Input>
+  const Input* of_group(int64_t g) const {
+    if (a_of_groups) return static_cast<const Input*>(a_of_groups[g]);
+    return static_cast<const Input*>(a) + g * a_group_stride;
+  }
 };
 
 struct AttentionHead {

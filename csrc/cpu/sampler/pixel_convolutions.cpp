@@ -1,56 +1,71 @@
 // Pixel phase: the causal convolutions' taps in the current row.
+#include <string.h>
+
+#include <algorithm>
+
 #include "pixel.h"
 
 namespace vqvae2_fast::cpu::sampler {
-namespace {
 
-// How many columns one reading of the tap at `offset` serves, given that it needs nothing nearer
-// than -offset. It is a power of two, so that a column gets its taps in one order, the farthest
-// first, as in a window.
-int64_t columns_served(int64_t offset) {
-  int64_t served = 1;
-  while (2 * served <= -offset) served *= 2;
-  return served;
+// Copies the inputs of a tap, [columns that it serves, network rows, channels]. In a ring, those of
+// several rows are not at equal distances.
+const void* Pixel::gather(const Ring& ring, int64_t layer, int64_t offset, int64_t served) {
+  auto* const inputs = reinterpret_cast<uint8_t*>(s.gathered[thread].data());
+  const int64_t size = ring.channels * (ring.convolutions.integer() ? 1 : sizeof(float));
+  uint8_t* to = inputs;
+  for (int64_t column = 0; column < served; ++column) {
+    for (int64_t r = 0; r < num_rows(); ++r, to += size) {
+      const int64_t k = r / s.rows;
+      memcpy(to, ring.at(layer, r % s.rows, row_of(k), column_of(k) + offset + column), size);
+    }
+  }
+  return inputs;
 }
 
-}  // namespace
-
-// Adds one current tap of one convolution to the row's sums, at the columns that it serves.
+// Adds one current tap of one convolution to the sums, at the columns that it serves.
 void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* out, int64_t layer,
                     int64_t tap, Range panels) {
   if (panels.size() <= 0) return;
   const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
   const int64_t offset = plan.taps.first_current + tap;
-  int64_t served = columns_served(offset);
-  if (j % served != 0 || j + served <= -offset) return;  // done before, or left of the map
-  if (plan.width - j < served) served = plan.width - j;
+  int64_t served = Taps::columns_served(offset);
+  // Done before, in all rows or in none; or left of the map. If it is so in later rows alone, zeros
+  // are added there.
+  if (j % served != 0 || j + served <= -offset) return;
+  served = std::min(served, s.schedule.segment - offset_of(0));
   const int64_t matrix = layer * plan.taps.num_current + tap;
   const int64_t panel_stride = panel_words(convolutions.format, channels);
   const float* weights =
       convolutions.current + (matrix * convolutions.panels + panels.begin) * panel_stride;
   const float* scales = convolutions.scale(layer, panels.begin);
-  float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
+  const int64_t place = s.place(layer, segment_row_of(0), 0, offset_of(0));
+  float* c = out + place * outputs + panels.begin * kPanel;
   Product product = {.a = ring.at(layer, 0, i, j + offset),
+                     .a_group_stride = channels,
+                     .a_stride = ring.sample_stride(),
+                     .groups = served,
+                     .rows = num_rows(),
                      .weights = weights,
                      .format = convolutions.format,
                      .panel_stride = panel_stride,
                      .panels = panels.size(),
                      .inputs = channels,
                      .initial = c,
+                     .initial_group_stride = outputs,
+                     .initial_stride = s.schedule.segment * outputs,
                      .c = c,
+                     .c_group_stride = outputs,
+                     .c_stride = s.schedule.segment * outputs,
                      .scales = scales,
                      .once = s.reads_once && served > 1};
-  if (s.rows == 1) {  // columns as rows: one tile
-    product.rows = served;
+  if (positions > 1) {
+    product.a = gather(ring, layer, offset, served);
+    product.a_group_stride = product.rows * channels;
+    product.a_stride = channels;
+  } else if (s.rows == 1) {  // columns as rows: one tile
+    std::swap(product.groups, product.rows);
     product.a_stride = channels;
     product.initial_stride = product.c_stride = outputs;
-  } else {
-    product.groups = served;
-    product.rows = s.rows;
-    product.a_group_stride = channels;
-    product.a_stride = ring.sample_stride();
-    product.initial_group_stride = product.c_group_stride = outputs;
-    product.initial_stride = product.c_stride = plan.width * outputs;
   }
   kernels.product(product);
 }
@@ -59,7 +74,7 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
 // row stay as the taps above left them, because a column may be computed again.
 void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer& row,
                      Buffer& window, int64_t layer, Range panels) {
-  if (s.window == 1) {
+  if (!in_window) {
     for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
       add_tap(convolutions, ring, row.data(), layer, tap, panels);
     }
@@ -70,8 +85,8 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
   const int64_t at = panels.begin * kPanel;
   const int64_t panel_stride = panel_words(convolutions.format, channels);
   float* c = window.data() + at;
-  const float* initial = row.data() + (layer * s.rows * plan.width + j) * outputs + at;
-  int64_t initial_group_stride = plan.width * outputs;
+  const float* initial = row.data() + s.place(layer, 0, 0, offset_of(0)) * outputs + at;
+  int64_t initial_group_stride = s.schedule.segment * outputs, initial_stride = outputs;
   for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
     const int64_t matrix = layer * plan.taps.num_current + tap;
     const float* weights =
@@ -80,7 +95,7 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
                      .a_group_stride = ring.sample_stride(),
                      .a_stride = channels,
                      .groups = s.rows,
-                     .rows = columns,
+                     .rows = positions,
                      .weights = weights,
                      .format = convolutions.format,
                      .panel_stride = panel_stride,
@@ -88,45 +103,46 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
                      .inputs = channels,
                      .initial = initial,
                      .initial_group_stride = initial_group_stride,
-                     .initial_stride = outputs,
+                     .initial_stride = initial_stride,
                      .c = c,
-                     .c_group_stride = columns * outputs,
-                     .c_stride = outputs,
+                     .c_group_stride = outputs,
+                     .c_stride = s.rows * outputs,
                      .scales = convolutions.scale(layer, panels.begin)});
     initial = c;
-    initial_group_stride = columns * outputs;
+    initial_group_stride = outputs, initial_stride = s.rows * outputs;
   }
 }
 
-// A layer's outputs of column j + k, in some panels, after its current taps have been added.
-const float* Pixel::output_at(bool gates, int64_t layer, int64_t n, int64_t k, Range panels) const {
+// A layer's outputs of network row r, in some panels, after its current taps have been added.
+const float* Pixel::output_at(bool gates, int64_t layer, int64_t r, Range panels) const {
+  const int64_t n = r % s.rows, k = r / s.rows;
   const Convolutions& convolutions = gates ? plan.conv2 : plan.conv1;
   const int64_t outputs = convolutions.outputs(), begin = panels.begin * kPanel;
   const Buffer& row = gates ? s.out2 : s.out1;
-  const float* sums = row.data() + ((layer * s.rows + n) * plan.width + j + k) * outputs + begin;
-  if (s.window > 1 && plan.taps.num_current > 0) {
+  const int64_t place = s.place(layer, segment_row_of(k), n, offset_of(k));
+  const float* sums = row.data() + place * outputs + begin;
+  if (in_window && plan.taps.num_current > 0) {
     const Buffer& window = gates ? s.window2 : s.window1;
-    sums = window.data() + (n * columns + k) * outputs + begin;
+    sums = window.data() + r * outputs + begin;
   }
   if (!convolutions.integer()) return sums;
   const Integers& own = s.integers[thread];
   kernels.dequantize(reinterpret_cast<const int32_t*>(sums),
                      convolutions.scale(layer, panels.begin),
-                     s.start_of(gates, layer, n, j + k, panels, own.start.data()), own.row.data(),
-                     panels.size() * kPanel);
+                     s.start_of(gates, layer, n, row_of(k), column_of(k), panels, own.start.data()),
+                     own.row.data(), panels.size() * kPanel);
   return own.row.data();
 }
 
 void Pixel::activate_first(int64_t layer, Range panels) {
   if (panels.size() <= 0) return;
   for (int64_t r = 0; r < num_rows(); ++r) {
-    const int64_t n = r / columns, k = r % columns;
-    put(s.ring2, layer, n, j + k, panels.begin * kPanel, output_at(false, layer, n, k, panels),
+    put(s.ring2, layer, r, panels.begin * kPanel, output_at(false, layer, r, panels),
         panels.size() * kPanel);
   }
 }
 
-// One column, if no layer reads its own position: all layers at once.
+// If no layer reads its own position: all layers at once.
 void Pixel::convolve_side_by_side() {
   const int64_t last = plan.taps.num_current - 1;
   // For all layers, the taps that serve several columns come first. Then what is read at every
@@ -148,10 +164,10 @@ void Pixel::convolve_side_by_side() {
     }
     activate_first(layer, panels1);
     if (panels.size() <= 0) continue;
-    for (int64_t n = 0; n < s.rows; ++n) {
+    for (int64_t r = 0; r < num_rows(); ++r) {
       kernels.gate(
-          output_at(true, layer, n, 0, panels), panels.size(), nullptr,
-          s.gated.data() + (layer * s.rows + n) * plan.channels + panels.begin * kHalfPanel,
+          output_at(true, layer, r, panels), panels.size(), nullptr,
+          s.gated.data() + (layer * num_rows() + r) * plan.channels + panels.begin * kHalfPanel,
           nullptr);
     }
   }
@@ -168,11 +184,10 @@ void Pixel::convolve_in_turn(int64_t block) {
     const int64_t begin = panels.begin * kHalfPanel;
     add_taps(plan.conv2, s.ring2, s.out2, s.window2, layer, panels);
     for (int64_t r = 0; panels.size() > 0 && r < num_rows(); ++r) {
-      const int64_t n = r / columns, k = r % columns;
       float* y = s.y.data() + r * plan.channels + begin;
-      kernels.gate(output_at(true, layer, n, k, panels), panels.size(), y, y, nullptr);
+      kernels.gate(output_at(true, layer, r, panels), panels.size(), y, y, nullptr);
       if (layer + 1 == end) continue;
-      put(s.ring1, layer + 1, n, j + k, begin, y, panels.size() * kHalfPanel);
+      put(s.ring1, layer + 1, r, begin, y, panels.size() * kHalfPanel);
     }
     if (layer + 1 == end) end_layers(block, {begin, panels.end * kHalfPanel});
     meet(Stage::kConvolutions);

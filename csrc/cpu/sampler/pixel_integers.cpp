@@ -7,16 +7,17 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
-// Puts ELU(x) into one of the rings at a column of this row, in channels from `begin` on.
-void Pixel::put(const Ring& ring, int64_t layer, int64_t n, int64_t column, int64_t begin,
-                const float* x, int64_t count) {
-  void* to = ring.at(layer, n, i, column);
+// Puts ELU(x) into one of the rings for network row r, in channels from `begin` on.
+void Pixel::put(const Ring& ring, int64_t layer, int64_t r, int64_t begin, const float* x,
+                int64_t count) {
+  const int64_t k = r / s.rows;
+  void* to = ring.at(layer, r % s.rows, row_of(k), column_of(k));
   if (!ring.convolutions.integer()) {
     kernels.elu(x, static_cast<float*>(to) + begin, count);
     return;
   }
   const float* scales = ring.convolutions.input_scales + layer * ring.channels + begin;
-  note(column, kernels.quantize_elu(x, scales, static_cast<uint8_t*>(to) + begin, count));
+  note(k, kernels.quantize_elu(x, scales, static_cast<uint8_t*>(to) + begin, count));
 }
 
 // `multiply` with int8 weights and inputs. Each thread rounds all inputs, which is less work than
@@ -31,13 +32,13 @@ void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const 
   for (int64_t r = 0; r < num_rows(); ++r) {
     const float* row = a + r * a_stride;
     int64_t clamped = kernels.quantize(row, m.input_scale(n), inputs + r * stride, whole);
-    if (counts) note(j + r % columns, clamped);
+    if (counts) note(r / s.rows, clamped);
     if (whole == m.inputs) continue;
     float rest[kHalfPanel] = {};
     memcpy(rest, row + whole, (m.inputs - whole) * sizeof(float));
     clamped =
         kernels.quantize(rest, m.input_scale(n) + whole, inputs + r * stride + whole, kHalfPanel);
-    if (counts) note(j + r % columns, clamped);
+    if (counts) note(r / s.rows, clamped);
   }
   auto* sums = reinterpret_cast<const int32_t*>(own.sums.data());
   const int64_t count = panels.size() * kPanel;
@@ -59,10 +60,10 @@ void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const 
   }
 }
 
-// Notes what `Kernels::quantize` returned for inputs of a column.
-void Pixel::note(int64_t column, int64_t clamped) {
+// Notes what `Kernels::quantize` returned for inputs of position k.
+void Pixel::note(int64_t k, int64_t clamped) {
   if (clamped == 0) return;
-  Seen& seen = s.seen[parity * plan.width + column];
+  Seen& seen = s.seen[parity * s.positions + k];
   if (clamped > 0) {
     seen.clamped.fetch_add(clamped, std::memory_order_relaxed);
   } else {
@@ -70,17 +71,16 @@ void Pixel::note(int64_t column, int64_t clamped) {
   }
 }
 
-// Thread 0 takes over what was noted in a step that began at column `first`. Its columns before j
-// are final. The others were guessed wrong: what they have shown is no part of the draw. All
-// threads have done that step, and none begins another of its parity before this.
-void Pixel::settle(int64_t first, int64_t parity) {
+// Thread 0 takes over what was noted in the step before. Positions that were guessed wrong are left
+// out: what they have shown is no part of the draw. All threads have done that step, and none
+// begins another of its parity before this.
+void Pixel::settle(int64_t parity) {
   if (s.seen.empty()) return;
-  const int64_t end = std::min(first + s.window, plan.width);
-  for (int64_t column = first; column < end; ++column) {
-    Seen& seen = s.seen[parity * plan.width + column];
+  for (int64_t k = 0; k < last_positions; ++k) {
+    Seen& seen = s.seen[parity * s.positions + k];
     const int64_t clamped = seen.clamped.exchange(0, std::memory_order_relaxed);
     const bool invalid = seen.invalid.exchange(false, std::memory_order_relaxed);
-    if (column >= j) continue;
+    if (k >= last_right) continue;
     s.clamped += clamped;
     if (invalid) s.too_large = true;
   }

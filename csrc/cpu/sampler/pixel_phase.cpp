@@ -3,17 +3,20 @@
 // pixel_integers.cpp and pixel_draw.cpp.
 #include <string.h>
 
+#include <algorithm>
+
 #include "../../common/bounds.h"
 #include "pixel.h"
 
 namespace vqvae2_fast::cpu::sampler {
 
-Pixel::Pixel(State& state, int thread_, int64_t i_)
+Pixel::Pixel(State& state, int thread_, Range times_)
     : s(state),
       plan(state.plan),
       kernels(state.kernels),
       thread(thread_),
-      i(i_),
+      times(times_),
+      in_window(state.window > 1),
       clock(state.request.profile, thread_, state.team.size()) {
   look_up_shares();
 }
@@ -25,18 +28,27 @@ void Pixel::look_up_shares() {
   shares = &s.shares[n];
 }
 
-bool Pixel::draw_row() {
+void Pixel::go_to(int64_t to) {
+  const Schedule& schedule = s.schedule;
+  time = to;
+  segment_begin = schedule.segment_begin(time);
+  segment_row = schedule.first_row(segment_begin);
+  i = schedule.first_row(time);
+  j = schedule.column(i, time);
+  positions = in_window ? std::min(plan.width - j, s.window) : schedule.end_row(time) - i;
+}
+
+bool Pixel::draw() {
   // Without a tap at its own position no convolution depends on the code before, or on another
   // layer at this position: they all run while the code before is being drawn. In a window they
   // depend on the columns before, and so on the layers before.
   const bool side_by_side = s.side_by_side();
-  if (s.window > 1) guess_row();
-  int64_t last = 0;  // where the step before began
-  for (j = 0; j < plan.width;) {
-    columns = plan.width - j < s.window ? plan.width - j : s.window;
+  if (in_window) guess_row(s.schedule.first_row(times.begin));
+  for (int64_t next = times.begin; next < times.end;) {
+    go_to(next);
     clock.start(i * plan.width + j);
     if (side_by_side) convolve_side_by_side();
-    if (s.window == 1) meet(Stage::kConvolutions);
+    if (!in_window) meet(Stage::kConvolutions);
     const Range channels = shares->of_channels[thread];
     add_stem(channels);
     begin_block(0, channels);
@@ -48,9 +60,8 @@ bool Pixel::draw_row() {
     if (shares->threads != s.team.active()) look_up_shares();
     if (thread == 0) {
       s.pace.measure();
-      settle(last, 1 - parity);
+      settle(1 - parity);
     }
-    last = j;
     for (int64_t block = 0; block < plan.num_blocks; ++block) {
       if (!side_by_side) convolve_in_turn(block);
       if (plan.attention.num_heads > 0) {
@@ -62,19 +73,20 @@ bool Pixel::draw_row() {
     finish();
     draw_codes();
     clock.worked(Stage::kDraw);
-    int64_t count = 1;
-    if (s.window > 1) {
+    int64_t right = positions;
+    if (in_window) {
       s.team.barrier();
       clock.met(Stage::kDraw);
-      count = num_right();
+      right = num_right();
     }
-    record(count);
-    j += count;
+    record(right);
+    next += in_window ? right : 1;
+    last_positions = positions, last_right = right;
     parity = 1 - parity;
     if (thread == 0) ++s.steps;
   }
   s.team.barrier();
-  if (thread == 0) settle(last, 1 - parity);
+  if (thread == 0) settle(1 - parity);
   return true;
 }
 
@@ -116,10 +128,10 @@ void Pixel::add_stem(Range channels) {
   if (channels.size() <= 0) return;
   const int64_t num_left = plan.stem.num_left;
   for (int64_t r = 0; r < num_rows(); ++r) {
-    const int64_t sample = r / columns % s.batch, column = j + r % columns;
-    const int64_t* codes = s.request.codes + (sample * plan.height + i) * plan.width;
+    const int64_t k = r / s.rows, sample = r % s.rows % s.batch, column = column_of(k);
+    const int64_t* codes = s.request.codes + (sample * plan.height + row_of(k)) * plan.width;
     float* x = s.x.data() + r * plan.channels + channels.begin;
-    memcpy(x, s.stem_row.data() + (sample * plan.width + column) * plan.channels + channels.begin,
+    memcpy(x, s.stem_at(offset_of(k), segment_row_of(k), sample) + channels.begin,
            channels.size() * sizeof(float));
     for (int64_t t = 0; t < num_left; ++t) {
       const int64_t left = column - num_left + t;
@@ -135,17 +147,16 @@ void Pixel::begin_block(int64_t block, Range channels) {
   if (channels.size() <= 0) return;
   const int64_t first = block * plan.layers_per_block;
   for (int64_t r = 0; r < num_rows(); ++r) {
-    const int64_t n = r / columns, column = j + r % columns;
     const int64_t at = r * plan.channels + channels.begin;
     float* y = s.y.data() + at;
     memcpy(y, s.x.data() + at, channels.size() * sizeof(float));
     if (!s.side_by_side()) {
-      put(s.ring1, first, n, column, channels.begin, y, channels.size());
+      put(s.ring1, first, r, channels.begin, y, channels.size());
       continue;
     }
     for (int64_t layer = first; layer < first + plan.layers_per_block; ++layer) {
-      put(s.ring1, layer, n, column, channels.begin, y, channels.size());
-      kernels.add(y, s.gated.data() + layer * s.rows * plan.channels + at, y, channels.size());
+      put(s.ring1, layer, r, channels.begin, y, channels.size());
+      kernels.add(y, s.gated.data() + layer * num_rows() * plan.channels + at, y, channels.size());
     }
   }
   if (s.side_by_side()) end_layers(block, channels);
@@ -155,7 +166,7 @@ void Pixel::begin_block(int64_t block, Range channels) {
 void Pixel::end_layers(int64_t block, Range channels) {
   if (channels.size() <= 0) return;
   for (int64_t r = 0; r < num_rows(); ++r) {
-    const float* background = plan.background + (i * plan.width + j + r % columns) * 2;
+    const float* background = plan.background + position_of(r / s.rows) * 2;
     const int64_t at = r * plan.channels + channels.begin;
     const float *x = s.x.data() + at, *y = s.y.data() + at;
     if (plan.attention.num_heads == 0) {
@@ -248,7 +259,7 @@ void Pixel::attend(int64_t block) {
            a.key.second.outputs() / 2, s.key_value.data());
   meet(Stage::kWeights);
 
-  attention_heads(s, thread, shares->of_heads[thread], block, i * plan.width + j, columns);
+  attention_heads(s, thread, shares->of_heads[thread], block, position_of(0), positions);
   meet(Stage::kHeads);
 
   const Range out1 = shares->of_out_first[0][thread], out2 = shares->of_out_second[0][thread];
@@ -282,6 +293,8 @@ void Pixel::finish() {
   meet(Stage::kHead);
 }
 
-bool pixel_phase(State& state, int thread, int64_t i) { return Pixel(state, thread, i).draw_row(); }
+bool pixel_phase(State& state, int thread, Range times) {
+  return Pixel(state, thread, times).draw();
+}
 
 }  // namespace vqvae2_fast::cpu::sampler

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "team.h"
@@ -142,6 +143,12 @@ Plan::Plan(const Description& description, const float* words, int64_t size)
     throw std::invalid_argument("sampler: bad plan: the words do not begin on a cache line.");
   }
   read(description);
+}
+
+int64_t Plan::reach() const {
+  int64_t columns = taps.right();
+  for (const auto& [row, column] : stem.above_offsets) columns = std::max(columns, column);
+  return columns;
 }
 
 float* Plan::memory(const std::string& name) const {

@@ -82,6 +82,15 @@ struct Taps {
   int64_t first_current = 0, num_current = 0;                 // of the current row
 
   bool reads_itself() const { return num_current > 0 && first_current + num_current > 0; }
+  // How many columns one reading of the tap at `offset` serves, given that it needs nothing nearer
+  // than -offset. It is a power of two, so that a column gets its taps in one order, the farthest
+  // first, as in a window.
+  static int64_t columns_served(int64_t offset) {
+    int64_t served = 1;
+    while (2 * served <= -offset) served *= 2;
+    return served;
+  }
+  int64_t most_served() const { return num_current > 0 ? columns_served(first_current) : 1; }
   int64_t left() const {
     const int64_t first = first_column < first_current ? first_column : first_current;
     return first < 0 ? -first : 0;
@@ -143,6 +152,8 @@ struct Plan {
   Matrices head;
   Condition condition;
 
+  // How many columns to the right a position looks in the rows above.
+  int64_t reach() const;
   // Channels of [x, y, coordinates], padded.
   int64_t joined() const { return 2 * channels + kPanel; }
   int64_t weight_bytes() const { return size_ * static_cast<int64_t>(sizeof(float)); }

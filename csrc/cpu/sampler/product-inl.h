@@ -287,7 +287,6 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
   const int64_t tiles = p.groups * ((p.rows + tile_rows - 1) / tile_rows) * (kPanelVecs / VECS);
   const int64_t ahead_step = (kBlockWords / kBlockSteps + tiles - 1) / tiles;
   const float* const packed = p.weights + panel * p.panel_stride;
-  const auto* a = static_cast<const typename Stored::Input*>(p.a);
   for (int64_t first = 0; first < p.inputs || first == 0; first += N::kBlock) {
     const int64_t left = p.inputs - first;
     const int64_t inputs = left < N::kBlock ? left : N::kBlock;
@@ -306,7 +305,8 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
     for (int64_t g = 0; g < p.groups; ++g) {
       for (int64_t row = 0; row < p.rows; row += tile_rows) {
         const int64_t rows = p.rows - row < tile_rows ? p.rows - row : tile_rows;
-        const auto* from = a + g * p.a_group_stride + row * p.a_stride + first;
+        const auto* from =
+            p.template of_group<typename Stored::Input>(g) + row * p.a_stride + first;
         const typename N::Input* tile_a;
         int64_t a_stride = p.a_stride;
         if constexpr (kConvertsInputs) {

@@ -61,6 +61,26 @@ Request part_of(const Plan& plan, Request request, Range samples) {
 
 using AfterRow = std::function<bool(int64_t)>;
 
+// Draws until row i is complete. False if the thread has left the team before. Adds to the seconds
+// of `timing`, if there is one.
+bool draw_row(State& state, int thread, int64_t i, Timing* timing) {
+  const Schedule& schedule = state.schedule;
+  for (int64_t time = schedule.begin(i); time < schedule.end(i);) {
+    const auto start = Clock::now();
+    const int64_t begin = schedule.segment_begin(time);
+    if (time == begin) row_phase(state, begin);
+    const auto pixels_start = Clock::now();
+    const Range times = {time, std::min(begin + schedule.segment, schedule.end(i))};
+    if (!pixel_phase(state, thread, times)) return false;
+    if (timing) {
+      timing->rows += std::chrono::duration<double>(pixels_start - start).count();
+      timing->pixels += seconds_since(pixels_start);
+    }
+    time = times.end;
+  }
+  return true;
+}
+
 // All threads draw each position together.
 Timing draw_together(const Plan& plan, const Request& request, const AfterRow& after_row) {
   Timing timing;
@@ -80,14 +100,9 @@ Timing draw_together(const Plan& plan, const Request& request, const AfterRow& a
     }
     while (team.takes_part(thread)) {
       const int64_t i = row;
-      const auto row_start = Clock::now();
       if (thread == 0) state.pace.start_row();
-      row_phase(state, i);
-      const auto pixels_start = Clock::now();
-      if (!pixel_phase(state, thread, i)) continue;
+      if (!draw_row(state, thread, i, thread == 0 ? &timing : nullptr)) continue;
       if (thread == 0) {
-        timing.rows += std::chrono::duration<double>(pixels_start - row_start).count();
-        timing.pixels += seconds_since(pixels_start);
         row = i + 1;
         if (team.aside([&] { return after_row(row); }) && row < plan.height) {
           state.pace.end_row();
@@ -133,7 +148,7 @@ class SideBySide {
   Timing draw() {
     outer_.run([&](int thread) {
       while (Group* group = take()) {
-        draw_row(*group, thread == 0);
+        draw_next_row(*group, thread == 0);
         if (thread == 0) report();
       }
       while (thread == 0 && !stopped_ && reported_ < plan_.height) {
@@ -164,21 +179,14 @@ class SideBySide {
     return found;
   }
 
-  void draw_row(Group& group, bool timed) {
+  void draw_next_row(Group& group, bool timed) {
     const auto start = Clock::now();
     if (group.rows == 0) {
       compute_features(group.state, *group.scratch);
       group.scratch.reset();
     }
-    const auto row_start = Clock::now();
-    row_phase(group.state, group.rows);
-    const auto pixels_start = Clock::now();
-    pixel_phase(group.state, 0, group.rows);
-    if (timed) {
-      timing_.condition += std::chrono::duration<double>(row_start - start).count();
-      timing_.rows += std::chrono::duration<double>(pixels_start - row_start).count();
-      timing_.pixels += seconds_since(pixels_start);
-    }
+    if (timed) timing_.condition += seconds_since(start);
+    draw_row(group.state, 0, group.rows, timed ? &timing_ : nullptr);
     const std::lock_guard<std::mutex> lock(mutex_);
     ++group.rows;
     group.taken = false;

@@ -25,14 +25,26 @@ bool keeps_reads_once_out() {
 #endif
 }
 
+// How many rows of the condition the rows of a segment lie below.
+int64_t coarse_rows(const Schedule& schedule, const Condition& condition) {
+  return (schedule.rows_of_segment() + condition.down - 2) / condition.down + 1;
+}
+
+Schedule schedule_of(const Plan& plan, const Request& request, int64_t rows) {
+  // A window's columns are of one row, a profile is one of single positions, and a stream has its
+  // codes in raster order.
+  if (request.window > 1 || request.profile || request.decoders) return Schedule::of_one_row(plan);
+  return Schedule::of_several_rows(plan, rows);
+}
+
 }  // namespace
 
 Ring::Ring(const Convolutions& convolutions_, const Taps& taps, int64_t layers, int64_t samples_,
-           int64_t width)
+           const Schedule& schedule)
     : convolutions(convolutions_),
       samples(samples_),
-      slots(taps.rows_above + 1),
-      columns(taps.left() + width + taps.right()),
+      slots(schedule.ring_rows(taps)),
+      columns(taps.left() + schedule.width + taps.right()),
       left(taps.left()),
       channels(convolutions_.channels) {
   const int64_t values = layers * samples * sample_stride();
@@ -44,8 +56,15 @@ int64_t State::key_stride() const {
   return rounded_up(plan.height * plan.width, kPanel) * plan.attention.head_dim;
 }
 
-const float* State::start_of(bool gates, int64_t layer, int64_t n, int64_t column, Range panels,
-                             float* start) const {
+float* State::condition_row(int64_t layer, int64_t sample, int64_t row) const {
+  const Condition& c = plan.condition;
+  const int64_t slots = coarse_rows(schedule, c), slot = row / c.down % slots;
+  return of_condition.data() +
+         ((layer * slots + slot) * batch + sample) * c.maps.back().width * plan.conv2.outputs();
+}
+
+const float* State::start_of(bool gates, int64_t layer, int64_t n, int64_t row, int64_t column,
+                             Range panels, float* start) const {
   const Convolutions& convolutions = gates ? plan.conv2 : plan.conv1;
   const int64_t outputs = convolutions.outputs(), begin = panels.begin * kPanel;
   const int64_t count = panels.size() * kPanel;
@@ -59,9 +78,8 @@ const float* State::start_of(bool gates, int64_t layer, int64_t n, int64_t colum
     sum = start;
   }
   if (of_condition.size() > 0) {
-    const int64_t columns = plan.condition.maps.back().width;
-    const int64_t above = (layer * batch + n % batch) * columns + column / plan.condition.right;
-    kernels.add(sum, of_condition.data() + above * outputs + begin, start, count);
+    const float* above = condition_row(layer, n % batch, row);
+    kernels.add(sum, above + column / plan.condition.right * outputs + begin, start, count);
     sum = start;
   }
   return sum;
@@ -83,16 +101,19 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
       rows(request_.batch * (request_.guided ? 2 : 1)),
       reads_once(keeps_reads_once_out()),
       window(std::clamp<int64_t>(request_.window, 1, plan_.width)),
-      ring1(plan_.conv1, plan_.taps, plan_.num_layers, rows, plan_.width),
-      ring2(plan_.conv2, plan_.taps, plan_.num_layers, rows, plan_.width),
+      schedule(schedule_of(plan_, request_, rows)),
+      positions(std::max(window, schedule.rows_at_once())),
+      ring1(plan_.conv1, plan_.taps, plan_.num_layers, rows, schedule),
+      ring2(plan_.conv2, plan_.taps, plan_.num_layers, rows, schedule),
       pace(team_) {
   const int64_t width = plan.width, channels = plan.channels, layers = plan.num_layers;
-  const int64_t step = rows * window;
+  const int64_t step = rows * positions;
+  const int64_t segment_rows = schedule.segment * schedule.rows_of_segment();
   const int threads = team.size();
   for (int count = threads; count > 1; count /= 2) shares.emplace_back(plan, rows, count);
   shares.emplace_back(plan, rows, 1);
-  out1 = Buffer(layers * rows * width * plan.conv1.outputs());
-  out2 = Buffer(layers * rows * width * plan.conv2.outputs());
+  out1 = Buffer(layers * segment_rows * rows * plan.conv1.outputs());
+  out2 = Buffer(layers * segment_rows * rows * plan.conv2.outputs());
   if (window > 1) {
     window1 = Buffer(step * plan.conv1.outputs());
     window2 = Buffer(step * plan.conv2.outputs());
@@ -101,15 +122,21 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
       row_noise = Buffer(batch * width * noise_stride());
     }
   }
-  stem_row = Buffer(batch * width * channels);
-  if (side_by_side()) gated = Buffer(layers * rows * channels);
+  stem_rows = Buffer(segment_rows * batch * channels);
+  if (side_by_side()) gated = Buffer(layers * step * channels);
+  if (positions > window) {
+    const int64_t widest = std::max(plan.conv1.channels, plan.conv2.channels);
+    for (int t = 0; t < threads; ++t)
+      gathered.emplace_back(plan.taps.most_served() * step * widest);
+  }
   x = Buffer(step * channels);
   y = Buffer(step * channels);
   int64_t widest = std::max(plan.conv1.outputs(), plan.conv2.outputs());
   if (!plan.condition.maps.empty()) {
     const Condition& c = plan.condition;
     features = Buffer(batch * c.maps.back().height * c.maps.back().width * c.channels);
-    of_condition = Buffer(layers * batch * c.maps.back().width * plan.conv2.outputs());
+    of_condition = Buffer(layers * coarse_rows(schedule, c) * batch * c.maps.back().width *
+                          plan.conv2.outputs());
     widest = std::max(widest, 2 * c.channels);
   }
   std::vector<const Matrices*> matrices = {&plan.merge, &plan.head, &plan.output.first,
@@ -128,7 +155,7 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
   zeros = Buffer(widest);
   if (most_inputs > 0) {
     integers.resize(threads);
-    seen = std::vector<Seen>(2 * width);
+    seen = std::vector<Seen>(2 * positions);
     for (Integers& own : integers) {
       own.inputs = Buffer(step * most_inputs / kQuad);
       own.sums = Buffer(step * widest);

@@ -8,6 +8,7 @@
 #include "draw.h"
 #include "pace.h"
 #include "plan.h"
+#include "schedule.h"
 #include "shares.h"
 #include "stage_clock.h"
 #include "team.h"
@@ -37,7 +38,7 @@ struct Request {
   int threads = 1;
 };
 
-// Inputs of n convolutions, activated: the rows above and the current one, in a ring. Columns
+// Inputs of n convolutions, activated: the rows being drawn and those above, in a ring. Columns
 // outside the map stay zero. Values are float32, or bytes as in Product.
 struct Ring {
   Buffer memory;
@@ -45,7 +46,7 @@ struct Ring {
   int64_t samples, slots, columns, left, channels;
 
   Ring(const Convolutions& convolutions, const Taps& taps, int64_t layers, int64_t samples,
-       int64_t width);
+       const Schedule& schedule);
   int64_t row_stride() const { return columns * channels; }
   int64_t sample_stride() const { return slots * row_stride(); }
   // Where the input at (row, column) of a layer's sample lies; column may be outside by the taps'
@@ -58,7 +59,7 @@ struct Ring {
   }
 };
 
-// What the inputs of a column that are rounded to int8 have shown.
+// What the inputs of a position that are rounded to int8 have shown.
 struct Seen {
   std::atomic<int64_t> clamped{0};
   std::atomic<bool> invalid{false};  // NaN or infinite: a byte cannot carry it to the logits
@@ -66,8 +67,8 @@ struct Seen {
 
 // What a thread needs to multiply integers.
 struct Integers {
-  Buffer inputs;  // [window * rows, stored inputs] bytes
-  Buffer sums;    // [window * rows, outputs] int32
+  Buffer inputs;  // [positions * rows, stored inputs] bytes
+  Buffer sums;    // [positions * rows, outputs] int32
   Buffer row;     // [outputs] of one convolution, float32
   Buffer start;   // [outputs], what is added to them
 };
@@ -84,23 +85,26 @@ struct State {
   const int64_t batch, rows;
   // Whether weights that are not read again soon are prefetched as such (Product::once).
   const bool reads_once;
-  // Columns of a step, at most the map's. Buffers of a step hold window * rows network rows.
+  // Columns of a step, at most the map's; if more than 1, all except the first are guesses.
   const int64_t window;
+  const Schedule schedule;
+  // The most positions of a step: columns of a window, or rows.
+  const int64_t positions;
   int64_t steps = 0;
   int64_t clamped = 0;                 // inputs of final columns that were clamped to int8
   std::atomic<bool> too_large{false};  // a logit was beyond the rule's largest, or NaN
 
   Ring ring1, ring2;
-  // [layers, rows, W, outputs]: bias and taps above, then all taps. Of integer convolutions these
-  // are int32 sums without bias.
+  // [layers, rows of the segment, rows, segment, outputs]: bias and taps above, then all taps. Of
+  // integer convolutions these are int32 sums without bias.
   Buffer out1, out2;
   Buffer window1, window2;  // [window * rows, outputs]: all taps of one layer, if window > 1
   Buffer features;          // [B, h, w, condition channels]
-  Buffer of_condition;      // [layers, B, w, conv2 outputs] of the coarse row above
-  Buffer stem_row;          // [B, W, channels]
-  Buffer gated;             // [layers, rows, channels]: what each layer adds at this position
-  Buffer x, y;              // [rows, channels]: a block's input, and its layers' sum so far
-  Buffer merged[2];         // [rows, channels + kPanel]: y, coordinates; by parity of the block
+  Buffer of_condition;      // [layers, coarse rows, B, w, conv2 outputs]
+  Buffer stem_rows;         // [segment, rows of the segment, B, channels]
+  Buffer gated;             // [layers, positions * rows, channels]: what each layer adds
+  Buffer x, y;              // [positions * rows, channels]: a block's input, its layers' sum so far
+  Buffer merged[2];         // [.., channels + kPanel]: y, coordinates; by parity of the block
   Buffer joined, joined_activated;           // [rows, joined]: x, y, coordinates
   Buffer key_inner, query_inner, out_inner;  // [rows, inner]
   Buffer key_gates, query_gates, out_gates;  // [rows, 2 * channels out]
@@ -113,20 +117,32 @@ struct State {
   Buffer scores;                             // [threads, positions padded]
   Buffer zeros;                              // a row of biases where there are none
   Buffer row_noise;                          // [B, W, noise_stride], if window > 1
-  std::vector<char> matches;                 // [B, columns]: the guess was drawn again
+  std::vector<char> matches;                 // [window, B]: the guess was drawn again
   std::vector<std::vector<float>> attended;  // [threads][head_dim padded]
   std::vector<Integers> integers;            // [threads], empty if nothing is integer
-  std::vector<Seen> seen;                    // [2, W]: by parity of the step; empty likewise
+  std::vector<Seen> seen;                    // [2, positions]: by parity of the step; likewise
+  std::vector<Buffer> gathered;              // [threads]: inputs of a tap in several rows
   std::vector<std::unique_ptr<Drawer>> drawers;
 
   // By the number of active threads: all, half of them, and so on to one.
   std::vector<Shares> shares;
   Pace pace;
 
-  // Bias, class and condition of one column of a convolution's output, in some panels; `start` is
+  // Bias, class and condition of one position of a convolution's output, in some panels; `start` is
   // memory for them. conv2 has gates.
-  const float* start_of(bool gates, int64_t layer, int64_t n, int64_t column, Range panels,
-                        float* start) const;
+  const float* start_of(bool gates, int64_t layer, int64_t n, int64_t row, int64_t column,
+                        Range panels, float* start) const;
+  // The condition's part of a layer's gates [w, outputs], for the coarse row above a row.
+  float* condition_row(int64_t layer, int64_t sample, int64_t row) const;
+  // Where the outputs of a layer are in out1 or out2, in units of the outputs: those of network row
+  // n at column `offset` of the segment, in its row `row`.
+  int64_t place(int64_t layer, int64_t row, int64_t n, int64_t offset) const {
+    return ((layer * schedule.rows_of_segment() + row) * rows + n) * schedule.segment + offset;
+  }
+  float* stem_at(int64_t offset, int64_t row, int64_t sample) const {
+    const int64_t at = (offset * schedule.rows_of_segment() + row) * batch + sample;
+    return stem_rows.data() + at * plan.channels;
+  }
   // Whether the convolutions of all layers at a position run at once.
   bool side_by_side() const { return window == 1 && !plan.taps.reads_itself(); }
   int64_t noise_stride() const;
@@ -135,11 +151,11 @@ struct State {
   int64_t value_width() const;   // of one position
 };
 
-// Every active thread calls this when row i begins.
-void row_phase(State& state, int64_t i);
-// Draws the codes of row i; every active thread calls it. False if it has left the team before the
-// end.
-bool pixel_phase(State& state, int thread, int64_t i);
+// Every active thread calls this when a segment begins.
+void row_phase(State& state, int64_t time);
+// Draws the codes of these times; every active thread calls it. False if it has left the team
+// before the end.
+bool pixel_phase(State& state, int thread, Range times);
 // Attention of block b at `columns` positions from `position` on, for some heads of the rows.
 void attention_heads(State& state, int thread, Range heads, int64_t block, int64_t position,
                      int64_t columns);

@@ -36,9 +36,7 @@ struct TileRows {
 
   int64_t group(int64_t t) const { return t / per_group; }
   int64_t row(int64_t t) const { return first_row + t % per_group * height; }
-  const uint8_t* a(int64_t t) const {
-    return static_cast<const uint8_t*>(p.a) + group(t) * p.a_group_stride + row(t) * p.a_stride;
-  }
+  const uint8_t* a(int64_t t) const { return p.of_group<uint8_t>(group(t)) + row(t) * p.a_stride; }
   const float* initial(int64_t t) const {
     return p.initial + group(t) * p.initial_group_stride + row(t) * p.initial_stride;
   }

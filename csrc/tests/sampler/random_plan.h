@@ -46,7 +46,7 @@ struct Drawn {
 // The inner channels are more than twice the others, so that each is the widest somewhere.
 class RandomPlan {
  public:
-  static constexpr int64_t kHeight = 3, kWidth = 4, kPositions = kHeight * kWidth, kCodes = 37;
+  static constexpr int64_t kHeight = 3, kWidth = 6, kPositions = kHeight * kWidth, kCodes = 37;
   static constexpr int64_t kChannels = 32, kInner = 96, kLayers = 2, kHeads = 2, kHeadDim = 5;
   static constexpr int64_t kRowsAbove = 2, kColumns = 3, kClasses = 3;
   // Of a condition of two coarser levels.

@@ -6,7 +6,9 @@
 The batch is 1. For trained priors, the windows of a map are drawn in turns, with the same samples
 for all. Steps are counted over all samples; times are medians, of CPU time with one thread, which a
 busy machine disturbs little, and otherwise (also on a GPU) of wall time; ratios to window 1, which
-has to come first, are those of medians, without their spread. `--port` adds the cost of a step of
+has to come first, are those of medians, without their spread. Window 1 of engine `cpu` draws
+several rows at once where a prior has no attention, so its steps have several codes; wider windows
+do not. `--port` adds the cost of a step of
 the port's default priors. It uses the first row of each map, so there is hardly any row phase, and
 random weights, on which the number of codes kept depends but time does not. The gain of a window
 there follows from that cost and from the codes that a trained prior keeps; there is no trained

@@ -201,13 +201,13 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
   return py::make_tuple(seconds, finished, timing.too_large);
 }
 
-// Encodes the intervals of n codes, [n, 2], as one stream.
 // Columns of a segment, the steps that a row is behind the one above, and rows of a segment.
 std::tuple<int64_t, int64_t, int64_t> schedule_of(const sampler::Plan& plan, int64_t rows) {
   const auto schedule = sampler::Schedule::of_several_rows(plan, rows);
   return {schedule.segment, schedule.lag, schedule.rows_of_segment()};
 }
 
+// Encodes the intervals of n codes, [n, 2], as one stream.
 py::bytes encode_intervals(Address intervals, int64_t n) {
   vqvae2_fast::RangeEncoder encoder;
   {

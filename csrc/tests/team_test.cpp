@@ -1,15 +1,19 @@
-// Tests two things of teams. A team takes the threads of a pool, and begins with one if they do not
-// all come. And threads can leave a team between two barriers and come back between two rows, as a
+// Tests three things of teams. A team takes the threads of a pool, and begins with one if they do
+// not all come. Threads can leave a team between two barriers and come back between two rows, as a
 // draw's do (sampler.cpp), however they are delayed: every position's work is done once, by as many
-// threads as take part. Without torch; .ci/sanitizers builds and runs it.
+// threads as take part. And threads that the system does not run leave, however short the rows are.
+// Without torch; .ci/sanitizers builds and runs it.
 #include "../cpu/sampler/team.h"
 
 #include <stdio.h>
 
+#include <algorithm>
 #include <functional>
 #include <random>
 #include <thread>
 #include <vector>
+
+#include "../cpu/sampler/pace.h"
 
 namespace {
 
@@ -192,10 +196,45 @@ bool pools() {
   return good;
 }
 
+// Rows that have too few steps for two marks (pace.cpp), with a thread that sleeps most of the time.
+bool short_rows() {
+  using vqvae2_fast::cpu::sampler::Pace;
+  Team team(2);
+  Pace pace(team);
+  int rows = 0, fewest = team.size();
+  team.run([&](int thread) {
+    while (team.takes_part(thread)) {
+      if (thread == 0) pace.start_row();
+      bool stays = true;
+      for (int step = 0; step < 2 && stays; ++step) {
+        if (thread == 1) Team::nap();
+        pace.mark(thread);
+        if (thread == 0) pace.choose();
+        team.barrier();
+        stays = team.is_active(thread);
+        if (stays && thread == 0) pace.measure();
+      }
+      if (!stays) continue;
+      team.barrier();
+      if (thread == 0) {
+        fewest = std::min(fewest, team.active());
+        if (++rows < 200) {
+          pace.end_row();
+        } else {
+          team.close();
+        }
+      }
+      team.barrier();
+    }
+  });
+  if (fewest > 1) printf("FAILED: a thread that sleeps was kept\n");
+  return fewest == 1;
+}
+
 }  // namespace
 
 int main() {
-  if (!pools()) return 1;
+  if (!pools() || !short_rows()) return 1;
   for (const int threads : {1, 2, 5}) {
     for (unsigned seed = 0; seed < 4; ++seed) {
       if (!run(threads, seed, 4) || !run(threads, seed, 1000)) return 1;

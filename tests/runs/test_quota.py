@@ -72,6 +72,16 @@ def test_the_quota_of_the_first_version(tmp_path, microseconds, expected):
     assert system.quota == expected
 
 
+def test_a_mount_of_other_groups_is_none_of_the_process(tmp_path):
+    system = System(tmp_path, "0::/user\n", UNIFIED, root="/other")
+    assert system.write(".", cpu__max="100000 100000").quota is None
+
+
+def test_a_namespace_that_begins_below_the_mount(tmp_path):
+    system = System(tmp_path, "0::/\n", UNIFIED, root="/..")
+    assert system.write(".", cpu__max="100000 100000").quota == 1.0
+
+
 def test_a_container_sees_its_own_group_as_the_root(tmp_path):
     """Docker without a namespace of its own: the path is the host's, and so is the mount's root."""
     system = System(tmp_path, "2:cpu,cpuacct:/docker/1f\n", SPLIT, root="/docker/1f")

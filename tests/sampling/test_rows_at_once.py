@@ -68,7 +68,7 @@ def test_rows_at_once_have_the_same_bits(mask, kernel_size, batch_size):
     assert_same_bits(prior, prior_inputs(prior, batch_size))
 
 
-@pytest.mark.parametrize("size", [(1, 9), (2, 8), (5, 7), (9, 33), (3, 100)])
+@pytest.mark.parametrize("size", [(1, 9), (4, 1), (2, 8), (5, 7), (9, 33), (3, 100)])
 def test_maps_of_any_size(size):
     prior = prior_of(size=size, kernel_size=5)
     inputs = prior_inputs(prior, 1)
@@ -95,9 +95,10 @@ def test_known_codes():
     assert_same_bits(prior, inputs)
 
 
-def test_integer_inputs():
-    """Half of the calibrated range is exceeded, so that inputs are clamped, and counted."""
-    prior = prior_of(condition_sizes=((3, 8),))
+@pytest.mark.parametrize("mask", MASKS)
+def test_integer_inputs(mask):
+    """Other codes than those of the calibration exceed its ranges: inputs are clamped."""
+    prior = prior_of(mask=mask, condition_sizes=((3, 8),))
     inputs = prior_inputs(prior, 2)
     calibrate(prior, [(inputs["codes"], inputs["condition"], inputs["labels"])], margin=1)
     ranges = checked_ranges(prior, plan_of(prior, interface_of(prior)))
@@ -108,15 +109,18 @@ def test_integer_inputs():
 
 @pytest.mark.parametrize("level", simd_levels())
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_level_and_number_of_threads(level, threads):
+@pytest.mark.parametrize("batch_size", [1, 2])  # two threads draw a sample of two each
+def test_any_level_and_number_of_threads(level, threads, batch_size):
     prior = prior_of(num_embeddings=40, channels=54, size=(4, 13))
-    inputs = prior_inputs(prior, 1)
-    before = torch.get_num_threads()
+    inputs = prior_inputs(prior, batch_size)
     expected, _ = drawn(prior, inputs, at_once=False)
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    with simd_level(level):
-        own, _ = drawn(prior, inputs, at_once=True)
-    torch.set_num_threads(before)
+    try:
+        with simd_level(level):
+            own, _ = drawn(prior, inputs, at_once=True)
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(own.logits, expected.logits)
 
 

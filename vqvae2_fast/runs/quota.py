@@ -1,9 +1,8 @@
 """How many threads the quota of a container leaves room for.
 
 A control group may limit the processor time of its processes: with `docker run --cpus 2`, two
-seconds in each second, however many cores there are. PyTorch counts the cores. Threads that meet
-often and exceed the quota are all stopped for most of each 0.1 s, while those that wait for others
-use it up.
+seconds in each second, however many cores there are. PyTorch counts the cores. Threads that wait
+for each other use up the quota too, and then all are stopped for the rest of each 0.1 s.
 """
 
 from __future__ import annotations
@@ -35,7 +34,10 @@ def threads_within_quota(threads: int) -> int:
 
 @contextmanager
 def within_quota() -> Iterator[None]:
-    """In the block, or the function that this decorates, PyTorch has no more threads than that."""
+    """In the block or decorated function, PyTorch has no more threads than the quota has room for.
+
+    The number that PyTorch gives to threads which first use it meanwhile is lowered too.
+    """
     threads = torch.get_num_threads()
     fewer = threads_within_quota(threads)
     if fewer == threads:
@@ -82,9 +84,13 @@ def _groups(process: Path) -> Iterator[Path]:
         if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
             continue
         root, folder = mount.split(" ")[3:5]
-        # What is mounted in a container may be the container's own group.
         path = paths[kind]
-        inside = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath()
+        if path.is_relative_to(root):
+            inside = path.relative_to(root)
+        elif path == PurePosixPath("/"):
+            inside = PurePosixPath()  # what a container sees as the root is its own group
+        else:
+            continue  # a mount of other groups
         innermost = Path(folder) / inside
         yield from [innermost, *list(innermost.parents)[: len(inside.parts)]]
 

@@ -12,6 +12,7 @@ namespace {
 constexpr double kBetweenMarks = 1e-3, kDecision = 1e-2, kFirstPause = 0.01, kLongestPause = 3.2;
 // The part of a processor that each thread has to get. Waits for each other count as work.
 constexpr double kEnough = 0.8;
+constexpr std::chrono::microseconds kLongAside{100};
 
 // What the last draw that ended with fewer threads than it had found out.
 struct Learnt {
@@ -56,9 +57,13 @@ void Pace::start_row() {
   if (team_.active() < wanted_) {  // not all have come
     if (team_.came_late()) lower(team_.active(), Clock::now());
     wanted_ = team_.active();
+    has_base_ = false;
   }
   marks_ = wanted_ > 1;
-  has_base_ = false;
+  // While thread 0 is aside, the others wait and sleep. Rows may have only a few steps, so what was
+  // measured in the one before counts if that was not for long.
+  if (team_.time_aside() - aside_ > kLongAside) has_base_ = false;
+  aside_ = team_.time_aside();
 }
 
 void Pace::mark(int thread) {
@@ -108,6 +113,7 @@ void Pace::end_row() {
     int larger = team_.size();
     while (larger / 2 > wanted_) larger /= 2;
     wanted_ = larger;
+    has_base_ = false;
   }
   team_.set_active(wanted_);
 }

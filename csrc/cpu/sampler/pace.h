@@ -24,15 +24,14 @@ class Pace {
   explicit Pace(Team& team);
   ~Pace();
 
-  // Thread 0 before the first position of a row: the time until then is not measured, because
-  // others may wait for what is done after a row.
+  // Thread 0 before the steps that complete a row.
   void start_row();
   // Every active thread at each position, before a barrier; thread 0 at the same barrier before and
   // after.
   void mark(int thread);
   void choose() { team_.set_active(wanted_); }
   void measure();
-  // Thread 0 after a row, before a barrier.
+  // Thread 0 after them, before a barrier.
   void end_row();
 
  private:
@@ -46,10 +45,11 @@ class Pace {
   void lower(int threads, Clock::time_point now);
 
   Team& team_;
-  std::vector<Used> used_;         // [threads], processor time so far
-  bool marks_ = false;             // whether the next position is marked
-  bool has_base_ = false;          // whether there is a mark to compare with
-  double before_ = 0;              // processor time of all at the last mark
+  std::vector<Used> used_;  // [threads], processor time so far
+  bool marks_ = false;      // whether the next position is marked
+  bool has_base_ = false;   // whether there is a mark to compare with
+  double before_ = 0;       // processor time of all at the last mark
+  std::chrono::nanoseconds aside_{0};
   double given_ = 0, passed_ = 0;  // processor time and time of the marks since the last decision
   Clock::time_point last_, retry_;
   double pause_;

@@ -3,12 +3,12 @@
 // wherever the outputs of one become the inputs of another.
 //
 // A step computes `positions` positions of each sample, from (i, j) on. They are either one column
-// in each of several rows (schedule.h), of which everything that they read is final. Or, with a
-// window (State::window > 1), they are neighbouring columns of one row. Then codes[j..] hold
-// guesses. Each column is computed as if the guesses before it were right, and the codes drawn
-// replace them. The first column is always right, and column k is if the guesses before it were
-// drawn again. Everything after the last right column is computed again in the next step. Network
-// row r = k * rows + n is position k of row n of the batch.
+// in each of several rows (schedule.h), and everything that they read is final. Or, with a window
+// (State::window > 1), they are neighbouring columns of one row. Then codes[j..] hold guesses. Each
+// column is computed as if the guesses before it were right, and the codes drawn replace them. The
+// first column is always right, and column k is if the guesses before it were drawn again.
+// Everything after the last right column is computed again in the next step. Network row r = k *
+// rows + n is position k of row n of the batch.
 #pragma once
 
 #include "../kernels.h"
@@ -29,7 +29,7 @@ class Pixel {
   int64_t position_of(int64_t k) const { return row_of(k) * plan.width + column_of(k); }
   // Where position k lies in the segment: its column there, and the number of its row.
   int64_t offset_of(int64_t k) const { return time - segment_begin + (in_window ? k : 0); }
-  int64_t segment_row_of(int64_t k) const { return row_of(k) - segment_row; }
+  int64_t segment_row_of(int64_t k) const { return row_of(k) - segment_first_row; }
   void go_to(int64_t time);
   void look_up_shares();  // of as many threads as are active
   // Waits until all threads have done this stage and can see its results.
@@ -84,7 +84,7 @@ class Pixel {
   const Range times;
   const bool in_window;
   const Shares* shares = nullptr;
-  int64_t time = 0, segment_begin = 0, segment_row = 0;
+  int64_t time = 0, segment_begin = 0, segment_first_row = 0;
   int64_t i = 0, j = 0, positions = 1;
   int64_t parity = 0;                          // of the step
   int64_t last_positions = 0, last_right = 0;  // of the step before

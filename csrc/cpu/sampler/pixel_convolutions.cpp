@@ -29,9 +29,10 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
   const int64_t offset = plan.taps.first_current + tap;
   int64_t served = Taps::columns_served(offset);
-  // Done before, in all rows or in none; or left of the map. If it is so in later rows alone, zeros
-  // are added there.
+  // Added already, in all rows or in none; or left of the map in all rows. Where only later rows
+  // lie left of it, zeros are added.
   if (j % served != 0 || j + served <= -offset) return;
+  // Only a segment of a whole row may end before.
   served = std::min(served, s.schedule.segment - offset_of(0));
   const int64_t matrix = layer * plan.taps.num_current + tap;
   const int64_t panel_stride = panel_words(convolutions.format, channels);

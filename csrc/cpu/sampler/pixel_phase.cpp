@@ -1,4 +1,5 @@
-// Pixel phase: one position, or a window of guessed ones, at a time. This file has the pointwise
+// Pixel phase: one step at a time, which is a position, one in each of several rows, or a window of
+// guesses. This file has the pointwise
 // part of the network and the attention; the rest of the class is in pixel_convolutions.cpp,
 // pixel_integers.cpp and pixel_draw.cpp.
 #include <string.h>
@@ -32,7 +33,7 @@ void Pixel::go_to(int64_t to) {
   const Schedule& schedule = s.schedule;
   time = to;
   segment_begin = schedule.segment_begin(time);
-  segment_row = schedule.first_row(segment_begin);
+  segment_first_row = schedule.first_row(segment_begin);
   i = schedule.first_row(time);
   j = schedule.column(i, time);
   positions = in_window ? std::min(plan.width - j, s.window) : schedule.end_row(time) - i;

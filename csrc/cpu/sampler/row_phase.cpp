@@ -92,7 +92,7 @@ class ConvolutionPanel {
 
   void compute() {
     const Taps& taps = plan_.taps;
-    for (int64_t row = segment_.first_row; row < segment_.end_row; ++row) begin(row);
+    for (int64_t row = segment_.first_row; row < segment_.end_row; ++row) write_start(row);
     const int64_t inputs = taps.num_columns * convolutions_.channels;
     const int64_t words = panel_words(convolutions_.format, inputs);
     const float* weights =
@@ -117,7 +117,7 @@ class ConvolutionPanel {
   }
 
   // Where the sums begin: bias, class and condition, or zero if they are integers.
-  void begin(int64_t row) {
+  void write_start(int64_t row) {
     const Range columns = segment_.columns(row);
     const bool first = columns.begin == 0, integer = convolutions_.integer();
     if (gates_ && first && !plan_.condition.maps.empty() && row % plan_.condition.down == 0) {
@@ -142,6 +142,7 @@ class ConvolutionPanel {
     const int64_t group_stride = state_.schedule.segment * outputs;
     float* const c = at(row, 0, segment_.columns(row).begin);
     std::vector<const void*> starts;
+    starts.reserve((end - row) * rows);
     for (int64_t each = row; each < end; ++each) {
       const int64_t column = segment_.columns(each).begin + plan_.taps.first_column;
       for (int64_t n = 0; n < rows; ++n) {

@@ -3,9 +3,9 @@
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
-// A segment is a quarter of the row, so that about three rows are drawn at once, within these
-// limits. In shorter segments the products of the taps above are slow, because they have few
-// columns; longer ones leave fewer rows at once.
+// A segment is a quarter of the row, within these limits, so that about three rows are drawn at
+// once, and more in wide maps. In shorter segments the products of the taps above are slow, because
+// they have few columns; longer ones leave fewer rows at once.
 constexpr int64_t kSegmentsOfRow = 4, kShortest = 4, kLongest = 16;
 // With more network rows, the products of one position are as fast as those of several, unless each
 // reads more weights than a last-level cache holds.
@@ -34,7 +34,7 @@ Schedule Schedule::of_one_row(const Plan& plan) {
 Schedule Schedule::of_several_rows(const Plan& plan, int64_t rows) {
   const bool cached = bytes_of_position(plan) <= kCachedBytes;
   if (rows > (cached ? kMostRows : kMostRowsFromMemory)) return of_one_row(plan);
-  if (plan.attention.num_heads > 0) return of_one_row(plan);
+  if (plan.attention.num_heads > 0 || plan.height == 1) return of_one_row(plan);
   // A tap that serves several columns does so in all rows at the same times.
   const int64_t served = plan.taps.most_served();
   const int64_t wanted = std::clamp(plan.width / kSegmentsOfRow, kShortest, kLongest);

@@ -3,9 +3,10 @@
 //
 // Without attention, a position depends only on what its convolutions reach. So a row need not wait
 // for the end of the row above: at time t, each row i whose column t - lag * i is in the map draws
-// that column. The taps in the rows above are added for a segment of each row at a time, at each
-// multiple of its columns. They reach some columns to the right, so the row above has to be ahead
-// by these and by the segment. One row at a time is the case lag = segment = width.
+// that column. Whenever the time is a multiple of `segment`, the taps in the rows above are added
+// for the next `segment` columns of each row. They reach some columns to the right, so the row
+// above has to be ahead by these and by the segment. One row at a time is the case lag = segment =
+// width.
 #pragma once
 
 #include <stdint.h>
@@ -18,7 +19,8 @@ namespace vqvae2_fast::cpu::sampler {
 
 struct Schedule {
   int64_t height, width;
-  int64_t segment, lag;  // columns, and times
+  int64_t segment;  // columns
+  int64_t lag;      // times that a row is behind the one above
 
   static Schedule of_one_row(const Plan& plan);
   // Of as many rows at once as are fast with so many network rows.
@@ -43,7 +45,7 @@ struct Schedule {
     return std::min(height, (width + segment - 2) / lag + 1);
   }
   // How many rows to keep of what the taps read. A row replaces, column by column, the one that is
-  // so many rows above it, after all that read it there.
+  // so many rows above it, by when everything that reads it there has done so.
   int64_t ring_rows(const Taps& taps) const {
     return taps.rows_above + std::max<int64_t>(1, (taps.left() + lag - 1) / lag);
   }

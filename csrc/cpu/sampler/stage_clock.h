@@ -38,7 +38,7 @@ constexpr const char* kStageNames[] = {
 };
 constexpr int kNumStages = sizeof(kStageNames) / sizeof(kStageNames[0]);
 
-// One thread's clock of one row.
+// One thread's clock of one call of pixel_phase.
 class StageClock {
  public:
   // profile [positions, kNumStages, threads, 2]: working and waiting, added to; or null.

@@ -25,7 +25,7 @@ bool keeps_reads_once_out() {
 #endif
 }
 
-// How many rows of the condition the rows of a segment lie below.
+// How many rows of the condition the rows of a segment lie below, at most.
 int64_t coarse_rows(const Schedule& schedule, const Condition& condition) {
   return (schedule.rows_of_segment() + condition.down - 2) / condition.down + 1;
 }

@@ -102,18 +102,19 @@ struct State {
   Buffer features;          // [B, h, w, condition channels]
   Buffer of_condition;      // [layers, coarse rows, B, w, conv2 outputs]
   Buffer stem_rows;         // [segment, rows of the segment, B, channels]
-  Buffer gated;             // [layers, positions * rows, channels]: what each layer adds
-  Buffer x, y;              // [positions * rows, channels]: a block's input, its layers' sum so far
-  Buffer merged[2];         // [.., channels + kPanel]: y, coordinates; by parity of the block
-  Buffer joined, joined_activated;           // [rows, joined]: x, y, coordinates
-  Buffer key_inner, query_inner, out_inner;  // [rows, inner]
-  Buffer key_gates, query_gates, out_gates;  // [rows, 2 * channels out]
-  Buffer key_features, query_features;       // [rows, channels out]
-  Buffer query, key_value;                   // [rows, heads * dim], twice that; padded
-  Buffer out_inputs;                         // [rows, channels + heads * dim]: ELU of y, attended
+  // Of a step, which has step = positions * rows network rows:
+  Buffer gated;      // [layers, step, channels]: what each layer adds
+  Buffer x, y;       // [step, channels]: a block's input, its layers' sum so far
+  Buffer merged[2];  // [step, channels + kPanel]: y, coordinates; by parity of the block
+  Buffer joined, joined_activated;           // [step, joined]: x, y, coordinates
+  Buffer key_inner, query_inner, out_inner;  // [step, inner]
+  Buffer key_gates, query_gates, out_gates;  // [step, 2 * channels out]
+  Buffer key_features, query_features;       // [step, channels out]
+  Buffer query, key_value;                   // [step, heads * dim], twice that; padded
+  Buffer out_inputs;                         // [step, channels + heads * dim]: ELU of y, attended
   Buffer keys, values;                       // [blocks, rows, heads, positions]: attention.cpp
-  Buffer activated;                          // [rows, channels]: ELU(x) for the last layers
-  Buffer logits;                             // [rows, K padded]
+  Buffer activated;                          // [step, channels]: ELU(x) for the last layers
+  Buffer logits;                             // [step, K padded]
   Buffer scores;                             // [threads, positions padded]
   Buffer zeros;                              // a row of biases where there are none
   Buffer row_noise;                          // [B, W, noise_stride], if window > 1

@@ -59,6 +59,8 @@ class Team {
     aside_ += ThreadWatch::now() - start;
     return result;
   }
+  // How long such functions have taken in all.
+  std::chrono::nanoseconds time_aside() const { return aside_; }
   // Whether the pool's threads did not come in time, so that thread 0 began alone.
   bool came_late() const { return came_late_; }
   // Thread 0 calls this before a barrier after which all threads look at `is_active`: how many take

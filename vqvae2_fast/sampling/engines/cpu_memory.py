@@ -29,8 +29,9 @@ def cache_bytes(
         attention   L·N·h·(d·⌈HW⌉ to 32 + ⌈d⌉ to 16·HW)
         condition   B·w'·(h'·c + q·n·2C)
 
-    What a draw holds besides is the activations of a step, and the packed weights: once per prior
-    and dtype.
+    This is for a draw that does not divide its samples into groups, without a window and without
+    streams to decode. What a draw holds besides is the activations of a step, and the packed
+    weights: once per prior and dtype.
 
     Args:
         schedule: s, the steps that a row is behind the one above, and r, as the packed plan says

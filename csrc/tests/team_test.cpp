@@ -196,7 +196,8 @@ bool pools() {
   return good;
 }
 
-// Rows that have too few steps for two marks (pace.cpp), with a thread that sleeps most of the time.
+// Rows that have too few steps for two marks (pace.cpp), with a thread that sleeps most of the
+// time.
 bool short_rows() {
   using vqvae2_fast::cpu::sampler::Pace;
   Team team(2);

@@ -2,9 +2,11 @@
 ceilings.
 
     python benchmarks/sampler.py [--batch 1] [--threads 2] [--weights bfloat16] [--naive-rows 0]
+    python benchmarks/sampler.py --preset ffhq1024 --maps bottom --rounds 1 --naive-rows 0
 
 One 256×256 image is 32×32 top codes (84.9 M parameters) and 64×64 bottom codes (89.8 M), float32,
-with random weights, on which time does not depend. In this process, the ceilings in turns with the
+with random weights, on which time does not depend; `--preset` takes the sizes of a preset's priors
+in their place. In this process, the ceilings in turns with the
 draws and the naive sampler after them:
 
 - sgemm ceiling: `torch.mm` of [1024, 1280] by [1280, 1024], the best rate seen. The row phase's
@@ -32,8 +34,9 @@ import measure
 import torch
 from torch import Tensor
 
-from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling import calibrate, interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.noise import DrawNoise
@@ -70,10 +73,14 @@ PRIORS = {
 WEIGHTS = ("float32", "bfloat16", "int8", "w8a8")
 
 
+def labels_of(config: PixelSNAILConfig, batch: int) -> Tensor | None:
+    return torch.zeros(batch, dtype=torch.int64) if config.num_classes else None
+
+
 def request_of(config: PixelSNAILConfig, batch: int) -> DrawRequest:
     maps = [torch.randint(config.num_embeddings, (batch, *size)) for size in config.condition_sizes]
     noise = DrawNoise(batch, config.size[1], config.num_embeddings, torch.device("cpu"))
-    return DrawRequest(batch, maps, None, None, noise, DrawSettings())
+    return DrawRequest(batch, maps, labels_of(config, batch), None, noise, DrawSettings())
 
 
 def prepared(config: PixelSNAILConfig, batch: int) -> tuple[PixelSNAIL, SamplingPlan, DrawRequest]:
@@ -94,7 +101,8 @@ def packed_as(
     if weights != "w8a8":
         return stored_as(weights)
     codes = torch.randint(plan.num_embeddings, (1, *plan.size))
-    calibrate(prior, [(codes, [codes[:1] for codes in request.maps], None)])
+    maps = [codes[:1] for codes in request.maps]
+    calibrate(prior, [(codes, maps, labels_of(prior.config, 1))])
     return checked_ranges(prior, plan)
 
 
@@ -214,12 +222,14 @@ def add_naive_rows(parser: argparse.ArgumentParser, default: int) -> None:
 def naive_seconds(config: PixelSNAILConfig, prior, batch: int, num_rows: int) -> float:
     height, width = config.size
     maps = [torch.zeros(batch, *size, dtype=torch.int64) for size in config.condition_sizes]
+    labels = labels_of(config, batch)
     rows = sorted({round(n * (height - 1) / (num_rows - 1)) for n in range(num_rows)})
     with torch.inference_mode():
         each = []
         for row in rows:
             codes = torch.zeros(batch, row + 1, width, dtype=torch.int64)
-            each.append(min(seconds_of(lambda codes=codes: prior(codes, maps)) for _ in range(2)))
+            seconds = [seconds_of(lambda codes=codes: prior(codes, maps, labels)) for _ in range(2)]
+            each.append(min(seconds))
     pairs = zip(zip(rows, each, strict=True), zip(rows[1:], each[1:], strict=True), strict=False)
     area = sum((after[0] - before[0]) * (before[1] + after[1]) / 2 for before, after in pairs)
     # The rule covers height - 1 intervals: half a row is missing at each end.
@@ -230,12 +240,20 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--weights", choices=WEIGHTS, default="float32")
+    parser.add_argument("--preset", choices=preset_names())
+    parser.add_argument("--maps", nargs="+", choices=level_names(3), default=level_names(3))
     add_naive_rows(parser, default=5)
     arguments = measure.parse(parser)
+    priors = PRIORS
+    if arguments.preset is not None:
+        configs = preset(arguments.preset).priors
+        priors = dict(zip(level_names(len(configs)), configs, strict=True))
     batch, stored = arguments.batch, stored_as(arguments.weights)
     print(f"{measure.machine()}, batch {batch}, {arguments.weights} weights")
     images, naive = 0.0, 0.0
-    for name, config in PRIORS.items():
+    for name, config in priors.items():
+        if name not in arguments.maps:
+            continue
         prior, plan, request = prepared(config, batch)
         weights = packed_as(arguments.weights, prior, plan, request)
         draw_cpu_timed(plan, request, weights)  # packs the weights

@@ -19,10 +19,10 @@ from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import checked_integer, kind_of
-from vqvae2_fast.runs.quota import within_quota
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import checked_interface, interface_of
+from vqvae2_fast.sampling.quota import within_quota
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import level_settings
 from vqvae2_fast.sampling.subclasses import subclass_labels

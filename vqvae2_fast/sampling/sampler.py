@@ -18,7 +18,6 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.ops._checks import check_tensor, checked_integer
-from vqvae2_fast.runs.quota import within_quota
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.choice import (
     ENGINES,
@@ -32,6 +31,7 @@ from vqvae2_fast.sampling.engines.cuda import LaunchError
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import PriorInterface, checked_interface
+from vqvae2_fast.sampling.quota import within_quota
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 

@@ -209,6 +209,7 @@ bool short_rows() {
       bool stays = true;
       for (int step = 0; step < 2 && stays; ++step) {
         if (thread == 1) Team::nap();
+        team.barrier();  // as after the convolutions
         pace.mark(thread);
         if (thread == 0) pace.choose();
         team.barrier();

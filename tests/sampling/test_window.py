@@ -52,7 +52,10 @@ def test_known_codes_are_scored_in_wide_steps():
 def assert_same_bits(prior, inputs, windows, **arguments):
     expected, steps = drawn(prior, inputs, 1, **arguments)
     height, width = prior.config.size
-    assert steps <= height * width
+    if prior.config.attention or inputs["codes"].shape[0] > 2:
+        assert steps == height * width
+    else:  # several rows at once (test_rows_at_once.py)
+        assert steps < height * width
     for window in windows:
         own, steps = drawn(prior, inputs, window, **arguments)
         assert all(torch.equal(a, b) for a, b in zip(own, expected, strict=True))

@@ -1,7 +1,6 @@
 // Pixel phase: one step at a time, which is a position, one in each of several rows, or a window of
-// guesses. This file has the pointwise
-// part of the network and the attention; the rest of the class is in pixel_convolutions.cpp,
-// pixel_integers.cpp and pixel_draw.cpp.
+// guesses. This file has the pointwise part of the network and the attention; the rest of the class
+// is in pixel_convolutions.cpp, pixel_integers.cpp and pixel_draw.cpp.
 #include <string.h>
 
 #include <algorithm>

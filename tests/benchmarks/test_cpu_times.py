@@ -41,10 +41,11 @@ def test_a_single_row_of_the_naive_sampler_is_refused(measuring, monkeypatch, ca
 
 def test_rows_of_the_naive_sampler_are_summed(sampler, monkeypatch):
     """Each of the 8 codes of row i, from 0 to 3, takes i + 1 seconds."""
-    config = SimpleNamespace(size=(4, 8), condition_sizes=())
+    config = SimpleNamespace(size=(4, 8), condition_sizes=(), num_classes=0)
     now = [0.0]
 
-    def prior(codes, maps):
+    def prior(codes, maps, labels):
+        assert labels is None
         now[0] += codes.shape[1]
 
     monkeypatch.setattr(sampler, "clock", lambda: now[0])

@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -33,6 +35,9 @@ using torch::stable::Tensor;
 // Elements that a thread takes at a time: enough to pay for waking it.
 constexpr int64_t kElementGrain = 1 << 15;
 constexpr int64_t kNoiseGrain = 4096;
+// Floats of a result that is written past the caches. It would push out what is still needed, and a
+// line that is written in a cache is read from memory first.
+constexpr int64_t kUncachedFloats = 2 << 20;
 
 // An output with one entry per row of z. `new_empty` would go through the dispatcher, which takes a
 // sixth of a call with a few vectors; it would only add that memory is filled when torch is asked
@@ -88,6 +93,7 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Te
   problem.z = rows_of(z, "vector_quantize: expected z");
   problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
   problem.z_q = z_q.mutable_data_ptr();
+  problem.z_q_past_caches = num_rows * dim >= kUncachedFloats;
   problem.block_errors = errors.data();
   search(problem, num_rows, codebook, "vector_quantize: expected codebook", kernels);
   double total = 0;
@@ -97,28 +103,47 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Te
 }
 
 Tensor vector_quantize_backward_cpu(const Tensor& dz_q, const Tensor& dcommitment, const Tensor& z,
-                                    const Tensor& z_q) {
-  STD_TORCH_CHECK(dz_q.dim() == 2 && z.dim() == 2 && z_q.dim() == 2 && dz_q.size(0) == z.size(0) &&
-                      dz_q.size(1) == z.size(1) && z_q.size(0) == z.size(0) &&
-                      z_q.size(1) == z.size(1) && dcommitment.dim() == 0 &&
-                      dcommitment.scalar_type() == ScalarType::Float,
-                  "vector_quantize_backward: expected dz_q, z and z_q [N, D] and dcommitment 0-d "
-                  "float32.");
+                                    const Tensor& codes, const std::optional<Tensor>& indices) {
+  STD_TORCH_CHECK(dz_q.dim() == 2 && z.dim() == 2 && codes.dim() == 2 &&
+                      dz_q.size(0) == z.size(0) && dz_q.size(1) == z.size(1) &&
+                      codes.size(1) == z.size(1) && dcommitment.dim() == 0 &&
+                      dcommitment.scalar_type() == ScalarType::Float &&
+                      (indices ? indices->dim() == 1 && indices->size(0) == z.size(0) &&
+                                     indices->scalar_type() == ScalarType::Long
+                               : codes.size(0) == z.size(0)),
+                  "vector_quantize_backward: expected dz_q and z [N, D], dcommitment 0-d float32, "
+                  "and codes [N, D], or codes [K, D] and indices int64 [N].");
   const int64_t num_rows = z.size(0), dim = z.size(1);
   Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
   if (num_rows == 0) return dz;
   const double scale =
       2 * static_cast<double>(*static_cast<const float*>(dcommitment.const_data_ptr())) /
       (static_cast<double>(num_rows) * static_cast<double>(dim));
-  const cpu::Rows incoming = rows_of(dz_q, "vector_quantize_backward: expected dz_q");
-  const cpu::Rows rows = rows_of(z, "vector_quantize_backward: expected z");
-  const cpu::Rows codes = rows_of(z_q, "vector_quantize_backward: expected z_q");
-  void* const out = dz.mutable_data_ptr();
+  cpu::QuantizeGradient problem = {};
+  problem.dz_q = rows_of(dz_q, "vector_quantize_backward: expected dz_q");
+  problem.z = rows_of(z, "vector_quantize_backward: expected z");
+  problem.code = rows_of(codes, "vector_quantize_backward: expected codes");
+  problem.code_rows = indices ? static_cast<const int64_t*>(indices->const_data_ptr()) : nullptr;
+  problem.code_rows_stride = indices ? indices->stride(0) : 0;
+  problem.scale = static_cast<float>(scale);
+  problem.dim = dim;
+  problem.dz = dz.mutable_data_ptr();
+  problem.past_caches = num_rows * dim >= kUncachedFloats;
   const cpu::KernelTable& kernels = cpu::kernels();
+  const int64_t num_codes = codes.size(0);
+  std::atomic<bool> are_codes{true};
   parallel_for(0, num_rows, 1 + kElementGrain / (dim + 1), [&](int64_t begin, int64_t end) {
-    kernels.quantize_backward(incoming, rows, codes, static_cast<float>(scale), dim, begin, end,
-                              out);
+    for (int64_t n = begin; problem.code_rows && n < end; ++n) {
+      const int64_t k = problem.code_rows[n * problem.code_rows_stride];
+      if (k < 0 || k >= num_codes) {
+        are_codes = false;
+        return;
+      }
+    }
+    kernels.quantize_backward(problem, begin, end);
   });
+  STD_TORCH_CHECK(are_codes, "vector_quantize_backward: expected indices in 0..", num_codes - 1,
+                  ".");
   return dz;
 }
 

@@ -36,9 +36,8 @@ struct KernelTable {
                             const PanelBuffers& out);
   // How to pack a codebook for products of bytes; false if the next screen alone is faster.
   bool (*byte_layout)(int64_t num_codes, int64_t dim, ByteLayout& layout);
-  // dz = dz_q + scale (z - code) of rows begin..end; dz contiguous, in z's dtype.
-  void (*quantize_backward)(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
-                            int64_t dim, int64_t begin, int64_t end, void* dz);
+  // Rows begin..end of the gradient.
+  void (*quantize_backward)(const QuantizeGradient& problem, int64_t begin, int64_t end);
 
   ResidualKernels residual;
 

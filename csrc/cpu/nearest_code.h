@@ -150,8 +150,20 @@ struct NearestCodeProblem {
   int64_t* indices;
   float* sqdist;  // float64 distances in the order of d, rounded once
   void* z_q;      // [N, D] contiguous, codes in z's dtype
+  bool z_q_past_caches;
   // Sum of squared errors of each block of rows, in any order.
   double* block_errors;
+};
+
+// dz = dz_q + scale (z - code) with the code in row n, or in row code_rows[n * code_rows_stride].
+struct QuantizeGradient {
+  Rows dz_q, z, code;
+  const int64_t* code_rows;
+  int64_t code_rows_stride;
+  float scale;
+  int64_t dim;
+  void* dz;  // [N, D] contiguous, in z's dtype
+  bool past_caches;
 };
 
 // A search of one SIMD level. `Problem` has a `codebook`; its other fields concern only its kernels

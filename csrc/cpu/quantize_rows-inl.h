@@ -40,6 +40,16 @@ inline double squared_error(const float* z, const float* e, int64_t dim) {
   return total;
 }
 
+// Whether rows of `dim` floats at `first` are whole vectors, each at a multiple of its size.
+inline bool in_whole_vectors(const void* first, int64_t dim) {
+  return dim % Vec::kLanes == 0 && reinterpret_cast<uintptr_t>(first) % sizeof(Vec) == 0;
+}
+
+inline void stream_code(const float* code, int64_t dim, void* z_q, int64_t row) {
+  float* out = static_cast<float*>(z_q) + row * dim;
+  for (int64_t d = 0; d < dim; d += Vec::kLanes) Vec::load(code + d).stream(out + d);
+}
+
 inline void store_code(const float* code, int64_t dim, Dtype dtype, void* z_q, int64_t row) {
   if (dtype == Dtype::kFloat32) {
     float* out = static_cast<float*>(z_q) + row * dim;
@@ -77,27 +87,49 @@ inline void finish_rows(const NearestCodeProblem& problem, const float* const* r
     }
   }
   if (problem.z_q) {
+    const Dtype dtype = problem.z.dtype;
+    const bool stream =
+        problem.z_q_past_caches && dtype == Dtype::kFloat32 && in_whole_vectors(problem.z_q, dim);
     double error = 0;
     for (int64_t i = 0; i < count; ++i) {
       const float* code = codes + index[i] * dim;
-      store_code(code, dim, problem.z.dtype, problem.z_q, first + i);
+      if (stream) {
+        stream_code(code, dim, problem.z_q, first + i);
+      } else {
+        store_code(code, dim, dtype, problem.z_q, first + i);
+      }
       error += squared_error(rows[i], code, dim);
     }
+    if (stream) Vec::finish_streaming();
     problem.block_errors[block] = error;
   }
 }
 
-// dz = dz_q + scale (z - code) of rows begin..end, rounded once to z's dtype; dz is contiguous.
-inline void quantize_backward(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
-                              int64_t dim, int64_t begin, int64_t end, void* dz) {
+// Rows begin..end of a gradient, rounded once to z's dtype.
+inline void quantize_backward(const QuantizeGradient& problem, int64_t begin, int64_t end) {
+  const Rows &dz_q = problem.dz_q, &z = problem.z, &code = problem.code;
+  const int64_t dim = problem.dim;
+  const float scale = problem.scale;
+  const bool is_plain = z.dtype == Dtype::kFloat32 && code.dtype == Dtype::kFloat32 &&
+                        dz_q.dtype == Dtype::kFloat32 && z.stride_col == 1 &&
+                        dz_q.stride_col == 1 && code.stride_col == 1;
+  const bool stream = problem.past_caches && in_whole_vectors(problem.dz, dim);
   for (int64_t n = begin; n < end; ++n) {
-    if (z.dtype == Dtype::kFloat32 && code.dtype == Dtype::kFloat32 && z.stride_col == 1 &&
-        dz_q.stride_col == 1 && code.stride_col == 1) {
+    const int64_t code_row =
+        problem.code_rows ? problem.code_rows[n * problem.code_rows_stride] : n;
+    if (is_plain) {
       const float* incoming = static_cast<const float*>(dz_q.data) + n * dz_q.stride_row;
       const float* row = static_cast<const float*>(z.data) + n * z.stride_row;
-      const float* nearest = static_cast<const float*>(code.data) + n * code.stride_row;
-      float* out = static_cast<float*>(dz) + n * dim;
-      for (int64_t d = 0; d < dim; ++d) out[d] = incoming[d] + scale * (row[d] - nearest[d]);
+      const float* nearest = static_cast<const float*>(code.data) + code_row * code.stride_row;
+      float* out = static_cast<float*>(problem.dz) + n * dim;
+      if (!stream) {
+        for (int64_t d = 0; d < dim; ++d) out[d] = incoming[d] + scale * (row[d] - nearest[d]);
+        continue;
+      }
+      for (int64_t d = 0; d < dim; d += Vec::kLanes) {
+        const Vec pull = Vec::broadcast(scale) * (Vec::load(row + d) - Vec::load(nearest + d));
+        (Vec::load(incoming + d) + pull).stream(out + d);
+      }
       continue;
     }
     for (int64_t d = 0; d < dim; ++d) {
@@ -105,16 +137,17 @@ inline void quantize_backward(const Rows& dz_q, const Rows& z, const Rows& code,
           load_element(dz_q.data, n * dz_q.stride_row + d * dz_q.stride_col, dz_q.dtype);
       const float value = load_element(z.data, n * z.stride_row + d * z.stride_col, z.dtype);
       const float nearest =
-          load_element(code.data, n * code.stride_row + d * code.stride_col, code.dtype);
+          load_element(code.data, code_row * code.stride_row + d * code.stride_col, code.dtype);
       const float result = incoming + scale * (value - nearest);
       if (z.dtype == Dtype::kFloat32) {
-        static_cast<float*>(dz)[n * dim + d] = result;
+        static_cast<float*>(problem.dz)[n * dim + d] = result;
       } else {
-        static_cast<uint16_t*>(dz)[n * dim + d] =
+        static_cast<uint16_t*>(problem.dz)[n * dim + d] =
             z.dtype == Dtype::kBFloat16 ? bfloat16_from_float(result) : half_from_float(result);
       }
     }
   }
+  if (stream) Vec::finish_streaming();
 }
 
 }  // namespace

@@ -111,7 +111,9 @@ void test_quantize(int64_t rows, int64_t num_codes, int64_t dim) {
         for (const double error : errors) total += error;
         check(fabs(total - expected) <= 1e-6 * expected, "squared error", "gaussian");
         const Rows codes = {z_q.data(), dim, 1, z.dtype};
-        kernels().quantize_backward(codes, z, codes, 0.5f, dim, 0, rows, dz.data());
+        const QuantizeGradient gradient_problem = {
+            .dz_q = codes, .z = z, .code = codes, .scale = 0.5f, .dim = dim, .dz = dz.data()};
+        kernels().quantize_backward(gradient_problem, 0, rows);
         double largest = 0;
         for (int64_t i = 0; i < rows * dim; ++i) {
           const float nearest = load_element(z_q.data(), i, z.dtype);

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops.vector_quantize.gradient import VECTOR_QUANTIZE_BACKWARD
 from vqvae2_fast.ops.vector_quantize.reference import vector_quantize_backward_reference
 
 
@@ -52,14 +54,52 @@ def test_no_gradient_reaches_the_codebook():
     assert codebook.grad is None
 
 
+def test_few_codes_and_many_have_the_same_gradient():
+    """Whether backward reads codes from z_q or from a copy of the codebook does not show."""
+    z, codebook = inputs(torch.float32)
+    unused = torch.full((8, 6), 1e9)
+    gradients = []
+    for codes in (codebook[:3], torch.cat([codebook[:3], unused])):
+        z_q, _, commitment = ops.vector_quantize(z, codes)
+        gradients += torch.autograd.grad(z_q.square().sum() + 3 * commitment, z)
+    assert torch.equal(*gradients)
+
+
+def test_a_result_larger_than_the_caches_has_the_same_values():
+    """Results of 8 MiB are written past the caches, if their rows are whole vectors."""
+    generator = torch.Generator().manual_seed(4)
+    z, dz_q = (torch.randn(2**18, 16, generator=generator) for _ in range(2))
+    codebook = torch.randn(5, 16, generator=generator)
+    for dim in (16, 15):
+        part = z[:, :dim].clone().requires_grad_()
+        z_q, indices, commitment = ops.vector_quantize(part, codebook[:, :dim].contiguous())
+        torch.autograd.backward([z_q, commitment], [dz_q[:, :dim], torch.ones(())])
+        assert torch.equal(z_q, codebook[indices, :dim])
+        expected = vector_quantize_backward_reference(
+            dz_q[:, :dim], torch.ones(()), part.detach(), z_q
+        )
+        torch.testing.assert_close(part.grad, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_backward_refuses_an_index_outside_of_the_codebook():
+    z, codebook = torch.zeros(5, 4), torch.zeros(3, 4)
+    for k in (3, -1):
+        indices = torch.tensor([0, 1, 2, k, 0])
+        with torch.no_grad(), pytest.raises(RuntimeError, match=r"expected indices in 0\.\.2"):
+            VECTOR_QUANTIZE_BACKWARD(z, torch.ones(()), z, codebook, indices)
+
+
 def test_commitment_is_float32_for_half_input():
     z, codebook = inputs(torch.bfloat16)
     assert ops.vector_quantize(z, codebook)[2].dtype == torch.float32
 
 
-def test_backward_does_not_need_the_codebook_as_it_was():
-    """The averages may move the codebook between forward and backward."""
+@pytest.mark.parametrize("num_codes", [11, 3])
+def test_backward_does_not_need_the_codebook_as_it_was(num_codes):
+    """The averages may move the codebook between forward and backward, which reads z_q or, of few
+    codes, a copy."""
     z, codebook = inputs(torch.float32)
+    codebook = codebook[:num_codes]
     z_q, _, commitment = ops.vector_quantize(z, codebook)
     (expected,) = torch.autograd.grad(z_q.sum() + commitment, z, retain_graph=True)
     codebook.zero_()
@@ -81,8 +121,10 @@ def test_commitment_does_not_depend_on_threads():
     assert results[0] == results[1] == results[2]
 
 
-def test_compiled_gradient_equals_eager():
+@pytest.mark.parametrize("num_codes", [11, 3])
+def test_compiled_gradient_equals_eager(num_codes):
     z, codebook = inputs(torch.float32)
+    codebook = codebook[:num_codes]
     loss = lambda z: sum(r.sum() for r in ops.vector_quantize(z, codebook)[::2])  # noqa: E731
     (expected,) = torch.autograd.grad(loss(z), z)
     torch._dynamo.reset()

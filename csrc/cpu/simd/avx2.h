@@ -32,6 +32,10 @@ struct Vec {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(packed))};
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
+  // As store, past the caches: p is aligned to a vector, and others see what is stored after
+  // `finish_streaming`.
+  void stream(float* p) const { _mm256_stream_ps(p, v); }
+  static void finish_streaming() { _mm_sfence(); }
   void store_first(float* p, int64_t count) const {
     if (count == kLanes) return store(p);
     _mm256_maskstore_ps(p, first_lanes(count), v);

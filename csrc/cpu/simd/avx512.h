@@ -31,6 +31,10 @@ struct Vec {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed))};
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
+  // As store, past the caches: p is aligned to a vector, and others see what is stored after
+  // `finish_streaming`.
+  void stream(float* p) const { _mm512_stream_ps(p, v); }
+  static void finish_streaming() { _mm_sfence(); }
   void store_first(float* p, int64_t count) const {
     _mm512_mask_storeu_ps(p, first_lanes(count), v);
   }

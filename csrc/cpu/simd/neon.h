@@ -37,6 +37,9 @@ struct Vec {
     return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(eight)))))};
   }
   void store(float* p) const { vst1q_f32(p, v); }
+  // Other levels store past the caches here.
+  void stream(float* p) const { store(p); }
+  static void finish_streaming() {}
   void store_first(float* p, int64_t count) const {
     if (count == kLanes) return store(p);
     float lanes[kLanes];

@@ -47,6 +47,9 @@ struct Vec {
   void store(float* p) const {
     for (int l = 0; l < kLanes; ++l) p[l] = v[l];
   }
+  // Other levels store past the caches here.
+  void stream(float* p) const { store(p); }
+  static void finish_streaming() {}
   void store_first(float* p, int64_t count) const {
     if (count == kLanes) return store(p);
     float lanes[kLanes];

@@ -81,8 +81,8 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     Note:
         No gradient flows to the codebook or to indices: the codebook learns by `ema_update_`.
-        Second and forward-mode derivatives go straight through z_q too. Backward needs z_q
-        unchanged: after an operation in place on it, backward raises RuntimeError.
+        Second and forward-mode derivatives go straight through z_q too. Do not change z_q in
+        place: where backward needs it, it raises RuntimeError then.
     """
     # The condition repeats the check because a Python call costs more.
     if not (isinstance(z, Tensor) and isinstance(codebook, Tensor)):

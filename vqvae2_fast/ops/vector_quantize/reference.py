@@ -47,11 +47,12 @@ def vector_quantize_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tens
 
 
 def vector_quantize_backward_reference(
-    dz_q: Tensor, dcommitment: Tensor, z: Tensor, z_q: Tensor
+    dz_q: Tensor, dcommitment: Tensor, z: Tensor, codes: Tensor, indices: Tensor | None = None
 ) -> Tensor:
     scale = dcommitment * (2.0 / max(z.numel(), 1))
     # As the kernels do, in float32 at least: of many vectors the scale is 0 in float16.
     dtype = torch.promote_types(z.dtype, torch.float32)
-    # The saved z_q is straight-through: its gradient would cancel that of z.
-    difference = z.to(dtype) - z_q.detach().to(dtype)
+    # A saved z_q is straight-through: its gradient would cancel that of z.
+    codes = codes.detach() if indices is None else codes.detach()[indices]
+    difference = z.to(dtype) - codes.to(dtype)
     return (dz_q.to(dtype) + scale * difference).to(z.dtype)

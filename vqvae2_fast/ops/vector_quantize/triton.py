@@ -35,17 +35,19 @@ def _vector_quantize_bwd_kernel(
     dz_q_ptr,
     dcommitment_ptr,
     z_ptr,
-    z_q_ptr,
+    codes_ptr,
+    indices_ptr,
     dz_ptr,
     size,
     D,
     gain,
     dz_q_strides,
     z_strides,
-    z_q_strides,
+    codes_strides,
+    GATHERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dz = dz_q + dcommitment · 2 / (N·D) · (z − z_q); reads three values, writes one."""
+    """dz = dz_q + dcommitment · 2 / (N·D) · (z − e); reads three values, writes one."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < size
     n = entry // D
@@ -53,13 +55,14 @@ def _vector_quantize_bwd_kernel(
     scale = tl.load(dcommitment_ptr) * gain
     dz_q = tl.load(dz_q_ptr + n * dz_q_strides[0] + d * dz_q_strides[1], mask=inside, other=0.0)
     z = tl.load(z_ptr + n * z_strides[0] + d * z_strides[1], mask=inside, other=0.0)
-    z_q = tl.load(z_q_ptr + n * z_q_strides[0] + d * z_q_strides[1], mask=inside, other=0.0)
-    dz = dz_q.to(tl.float32) + scale * (z.to(tl.float32) - z_q.to(tl.float32))
+    row = tl.load(indices_ptr + n, mask=inside, other=0) if GATHERS else n
+    e = tl.load(codes_ptr + row * codes_strides[0] + d * codes_strides[1], mask=inside, other=0.0)
+    dz = dz_q.to(tl.float32) + scale * (z.to(tl.float32) - e.to(tl.float32))
     tl.store(dz_ptr + entry, dz, mask=inside)
 
 
 def vector_quantize_backward_triton(
-    dz_q: Tensor, dcommitment: Tensor, z: Tensor, z_q: Tensor
+    dz_q: Tensor, dcommitment: Tensor, z: Tensor, codes: Tensor, indices: Tensor | None = None
 ) -> Tensor:
     dz = z.new_empty(z.shape)
     config = configuration("vector_quantize_backward", z.device)
@@ -69,14 +72,16 @@ def vector_quantize_backward_triton(
         dz_q,
         dcommitment,
         z,
-        z_q,
+        codes,
+        indices if indices is not None else z,  # not read without
         dz,
         z.numel(),  # int64 if int32 does not hold it
         z.shape[1],
         2.0 / max(z.numel(), 1),
         dz_q.stride(),
         z.stride(),
-        z_q.stride(),
+        codes.stride(),
+        GATHERS=indices is not None,
         **config,
     )
     return dz
@@ -87,3 +92,5 @@ def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         z = torch.ones(512, 64, dtype=dtype)
         yield vector_quantize_backward_triton, (z, torch.ones(()), z, z)
+        indices = torch.zeros(512, dtype=torch.int64)
+        yield vector_quantize_backward_triton, (z, torch.ones(()), z, z, indices)

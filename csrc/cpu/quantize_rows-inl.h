@@ -50,20 +50,6 @@ inline void stream_code(const float* code, int64_t dim, void* z_q, int64_t row) 
   for (int64_t d = 0; d < dim; d += Vec::kLanes) Vec::load(code + d).stream(out + d);
 }
 
-inline void store_code(const float* code, int64_t dim, Dtype dtype, void* z_q, int64_t row) {
-  if (dtype == Dtype::kFloat32) {
-    float* out = static_cast<float*>(z_q) + row * dim;
-    for (int64_t d = 0; d < dim; ++d) out[d] = code[d];
-    return;
-  }
-  uint16_t* out = static_cast<uint16_t*>(z_q) + row * dim;
-  if (dtype == Dtype::kBFloat16) {
-    for (int64_t d = 0; d < dim; ++d) out[d] = bfloat16_from_float(code[d]);
-  } else {
-    for (int64_t d = 0; d < dim; ++d) out[d] = half_from_float(code[d]);
-  }
-}
-
 inline void finish_rows(const NearestCodeProblem& problem, const float* const* rows, int64_t first,
                         int64_t count, int64_t block) {
   const float* codes = problem.codebook->codes;
@@ -96,7 +82,7 @@ inline void finish_rows(const NearestCodeProblem& problem, const float* const* r
       if (stream) {
         stream_code(code, dim, problem.z_q, first + i);
       } else {
-        store_code(code, dim, dtype, problem.z_q, first + i);
+        store_numbers(code, dim, dtype, problem.z_q, (first + i) * dim);
       }
       error += squared_error(rows[i], code, dim);
     }
@@ -107,44 +93,33 @@ inline void finish_rows(const NearestCodeProblem& problem, const float* const* r
 
 // Rows begin..end of a gradient, rounded once to z's dtype.
 inline void quantize_backward(const QuantizeGradient& problem, int64_t begin, int64_t end) {
-  const Rows &dz_q = problem.dz_q, &z = problem.z, &code = problem.code;
+  constexpr int64_t kPart = 256;
   const int64_t dim = problem.dim;
   const float scale = problem.scale;
-  const bool is_plain = z.dtype == Dtype::kFloat32 && code.dtype == Dtype::kFloat32 &&
-                        dz_q.dtype == Dtype::kFloat32 && z.stride_col == 1 &&
-                        dz_q.stride_col == 1 && code.stride_col == 1;
-  const bool stream = problem.past_caches && in_whole_vectors(problem.dz, dim);
+  const Dtype dtype = problem.z.dtype;
+  const bool stream =
+      problem.past_caches && dtype == Dtype::kFloat32 && in_whole_vectors(problem.dz, dim);
+  float copies[3][kPart], result[kPart];
   for (int64_t n = begin; n < end; ++n) {
     const int64_t code_row =
         problem.code_rows ? problem.code_rows[n * problem.code_rows_stride] : n;
-    if (is_plain) {
-      const float* incoming = static_cast<const float*>(dz_q.data) + n * dz_q.stride_row;
-      const float* row = static_cast<const float*>(z.data) + n * z.stride_row;
-      const float* nearest = static_cast<const float*>(code.data) + code_row * code.stride_row;
-      float* out = static_cast<float*>(problem.dz) + n * dim;
-      if (!stream) {
-        for (int64_t d = 0; d < dim; ++d) out[d] = incoming[d] + scale * (row[d] - nearest[d]);
+    for (int64_t first = 0; first < dim; first += kPart) {
+      const int64_t count = dim - first < kPart ? dim - first : kPart;
+      const float* const incoming = part_as_float(problem.dz_q, n, first, count, copies[0]);
+      const float* const row = part_as_float(problem.z, n, first, count, copies[1]);
+      const float* const code = part_as_float(problem.code, code_row, first, count, copies[2]);
+      if (stream) {
+        float* const out = static_cast<float*>(problem.dz) + n * dim + first;
+        for (int64_t d = 0; d < count; d += Vec::kLanes) {
+          const Vec pull = Vec::broadcast(scale) * (Vec::load(row + d) - Vec::load(code + d));
+          (Vec::load(incoming + d) + pull).stream(out + d);
+        }
         continue;
       }
-      for (int64_t d = 0; d < dim; d += Vec::kLanes) {
-        const Vec pull = Vec::broadcast(scale) * (Vec::load(row + d) - Vec::load(nearest + d));
-        (Vec::load(incoming + d) + pull).stream(out + d);
-      }
-      continue;
-    }
-    for (int64_t d = 0; d < dim; ++d) {
-      const float incoming =
-          load_element(dz_q.data, n * dz_q.stride_row + d * dz_q.stride_col, dz_q.dtype);
-      const float value = load_element(z.data, n * z.stride_row + d * z.stride_col, z.dtype);
-      const float nearest =
-          load_element(code.data, code_row * code.stride_row + d * code.stride_col, code.dtype);
-      const float result = incoming + scale * (value - nearest);
-      if (z.dtype == Dtype::kFloat32) {
-        static_cast<float*>(problem.dz)[n * dim + d] = result;
-      } else {
-        static_cast<uint16_t*>(problem.dz)[n * dim + d] =
-            z.dtype == Dtype::kBFloat16 ? bfloat16_from_float(result) : half_from_float(result);
-      }
+      float* const out =
+          dtype == Dtype::kFloat32 ? static_cast<float*>(problem.dz) + n * dim + first : result;
+      for (int64_t d = 0; d < count; ++d) out[d] = incoming[d] + scale * (row[d] - code[d]);
+      if (out == result) store_numbers(result, count, dtype, problem.dz, n * dim + first);
     }
   }
   if (stream) Vec::finish_streaming();

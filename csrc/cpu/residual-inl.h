@@ -61,7 +61,7 @@ inline void quantize_residuals(const ResidualProblem& problem, int64_t first, in
     errors[q] = error;
   }
   for (int64_t i = 0; i < count; ++i) {
-    store_code(totals + i * dim, dim, problem.z.dtype, problem.z_q, first + i);
+    store_numbers(totals + i * dim, dim, problem.z.dtype, problem.z_q, (first + i) * dim);
   }
 }
 
@@ -171,7 +171,7 @@ inline void residual_backward(const ResidualBackward& problem, int64_t begin, in
         Vec::load(dz + d).add_product(scale, left).store(dz + d);
       }
     }
-    store_code(dz, dim, problem.z.dtype, problem.dz, n);
+    store_numbers(dz, dim, problem.z.dtype, problem.dz, n * dim);
   }
 }
 

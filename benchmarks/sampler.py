@@ -6,14 +6,16 @@ ceilings.
 
 One 256×256 image is 32×32 top codes (84.9 M parameters) and 64×64 bottom codes (89.8 M), float32,
 with random weights, on which time does not depend; `--preset` takes the sizes of a preset's priors
-in their place. In this process, the ceilings in turns with the
-draws and the naive sampler after them:
+in their place. In this process, the ceilings in turns with the draws and the naive sampler after
+them:
 
 - sgemm ceiling: `torch.mm` of [1024, 1280] by [1280, 1024], the best rate seen. The row phase's
   share is its live multiplications and additions per second over that.
-- read ceiling: `torch.sum` over as many bytes as a position's weights, the best time seen. The
-  pixel phase's share is that time over a position's. The tap at −2 is read at every second
-  position, so `torch.sum` reads all bytes at one position and the rest of them at the next.
+- read ceiling: `torch.sum` over as many bytes as a step's weights, the best time seen. The pixel
+  phase's shares are that time over a step's, and over a position's: where several rows are drawn at
+  once, the positions of a step share a reading, and the second share may exceed 100 %. The tap at
+  −2 is read at every second step, so `torch.sum` reads all bytes in one step and the rest of them
+  in the next.
 - naive: the full forward on rows 0..i for each code of row i, measured at some rows and summed
   (trapezium rule); its ratio to the median draw has no spread.
 
@@ -164,7 +166,7 @@ def pointwise_weights(plan: SamplingPlan) -> dict[str, int]:
 
 
 def pixel_bytes(plan: SamplingPlan, weights: torch.dtype) -> dict[int, float]:
-    """Bytes of weights that a position reads at every column, at every second one and so on."""
+    """Bytes of weights that a step reads at every column, at every second one and so on."""
     found = {1: float(sum(pointwise_weights(plan).values()))}
     for conv in (plan.layers.conv1, plan.layers.conv2):
         for offset in conv.current_offsets:
@@ -176,7 +178,7 @@ def pixel_bytes(plan: SamplingPlan, weights: torch.dtype) -> dict[int, float]:
 
 
 def mean_bytes(bytes_of: dict[int, float]) -> float:
-    """Of a position, over a row."""
+    """Of a step, over a row."""
     return sum(count / every for every, count in bytes_of.items())
 
 
@@ -191,12 +193,12 @@ def row_flops(plan: SamplingPlan, batch: int) -> float:
 def timed_draw(
     plan: SamplingPlan, request: DrawRequest, weights: torch.dtype | InputRanges
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of a draw, and of its phases."""
+    """Seconds of a draw, and of its phases; also its steps."""
     start, wall_start = clock(), time.perf_counter()
     parts = draw_cpu_timed(plan, request, weights)[1]
     seconds, wall = clock() - start, time.perf_counter() - wall_start
-    phases = ("condition", "rows", "pixels")
-    return seconds, {name: parts[name] * seconds / wall for name in phases}
+    phases = {name: parts[name] * seconds / wall for name in ("condition", "rows", "pixels")}
+    return seconds, {**phases, "steps": parts["steps"]}
 
 
 def naive_rows(text: str) -> int:
@@ -241,18 +243,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--weights", choices=WEIGHTS, default="float32")
     parser.add_argument("--preset", choices=preset_names())
-    parser.add_argument("--maps", nargs="+", choices=level_names(3), default=level_names(3))
+    parser.add_argument("--maps", nargs="+", choices=level_names(3), help="all by default")
     add_naive_rows(parser, default=5)
     arguments = measure.parse(parser)
     priors = PRIORS
     if arguments.preset is not None:
         configs = preset(arguments.preset).priors
         priors = dict(zip(level_names(len(configs)), configs, strict=True))
+    maps = arguments.maps or list(priors)
+    if other := [name for name in maps if name not in priors]:
+        parser.error(f"--maps: expected some of {', '.join(priors)}, got {', '.join(other)}")
     batch, stored = arguments.batch, stored_as(arguments.weights)
     print(f"{measure.machine()}, batch {batch}, {arguments.weights} weights")
     images, naive = 0.0, 0.0
     for name, config in priors.items():
-        if name not in arguments.maps:
+        if name not in maps:
             continue
         prior, plan, request = prepared(config, batch)
         weights = packed_as(arguments.weights, prior, plan, request)
@@ -266,6 +271,7 @@ def main() -> None:
             read.append(read_seconds(bytes_of))
         draws.sort(key=lambda draw: draw[0])
         seconds, parts = draws[len(draws) // 2]
+        step = parts["pixels"] / parts["steps"]
         position = parts["pixels"] / (config.size[0] * config.size[1])
         row_rate = row_flops(plan, batch) / parts["rows"]
         print(
@@ -274,7 +280,8 @@ def main() -> None:
             f"  row phase {parts['rows']:.2f} s, {row_rate / 1e9:.0f} GFLOP/s, "
             f"{row_rate * min(flop):.0%} of sgemm at {1e-9 / min(flop):.0f}\n"
             f"  pixel phase {parts['pixels']:.2f} s, {position * 1e6:.0f} us per position, "
-            f"{num_bytes / 1e6:.1f} MB, {min(read) / position:.0%} of a read loop at "
+            f"{step * 1e6:.0f} per step; a read loop over a step's {num_bytes / 1e6:.1f} MB takes "
+            f"{min(read) / position:.0%} and {min(read) / step:.0%} of them, at "
             f"{num_bytes / min(read) / 1e9:.0f} GB/s"
         )
         images += statistics.median(draw[0] for draw in draws)
@@ -282,6 +289,8 @@ def main() -> None:
             slow = naive_seconds(config, prior, batch, arguments.naive_rows)
             naive += slow
             print(f"  naive {slow:.0f} s, {slow / seconds:.0f} times this")
+    if set(maps) != set(priors):
+        return
     print(f"{batch} image(s): {images:.2f} s")
     if naive:
         print(f"naive {naive:.0f} s: {naive / images:.0f} times")

@@ -8,11 +8,13 @@ for all. Steps are counted over all samples; times are medians, of CPU time with
 busy machine disturbs little, and otherwise (also on a GPU) of wall time; ratios to window 1, which
 has to come first, are those of medians, without their spread. Window 1 of engine `cpu` draws
 several rows at once where a prior has no attention, so its steps have several codes; wider windows
-do not. `--port` adds the cost of a step of
-the port's default priors. It uses the first row of each map, so there is hardly any row phase, and
-random weights, on which the number of codes kept depends but time does not. The gain of a window
-there follows from that cost and from the codes that a trained prior keeps; there is no trained
-prior of that size to measure it.
+do not.
+
+`--port` adds the cost of a step of the port's default priors. It uses the first row of each map, so
+there is hardly any row phase, and random weights, on which the number of codes kept depends but
+time does not. For the top map, the gain of a window follows from that cost and from the codes that
+a trained prior keeps; there is no trained prior of that size to measure it. The bottom is compared
+with one row at a time there.
 """
 
 from __future__ import annotations

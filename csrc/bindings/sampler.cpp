@@ -203,7 +203,7 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
 
 // Columns of a segment, the steps that a row is behind the one above, and rows of a segment.
 std::tuple<int64_t, int64_t, int64_t> schedule_of(const sampler::Plan& plan, int64_t rows) {
-  const auto schedule = sampler::Schedule::of_several_rows(plan, rows);
+  const auto schedule = sampler::Schedule::of(plan, rows);
   return {schedule.segment, schedule.lag, schedule.rows_of_segment()};
 }
 

@@ -23,8 +23,16 @@ def test_a_draw_is_timed_by_the_clock_of_what_it_is_compared_with(sampler, monke
     monkeypatch.setattr(sampler, "draw_cpu_timed", lambda *arguments: (None, parts))
     assert sampler.timed_draw(None, None, None) == (
         2.0,
-        {"condition": 0.25, "rows": 0.75, "pixels": 1.0},
+        {"condition": 0.25, "rows": 0.75, "pixels": 1.0, "steps": 9},
     )
+
+
+def test_maps_that_the_priors_lack_are_refused(sampler, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sampler.py", "--maps", "middle", "top"])
+    with pytest.raises(SystemExit) as raised:
+        sampler.main()
+    assert raised.value.code == 2
+    assert "--maps: expected some of top, bottom, got middle" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sampler", "sampler_eager"])

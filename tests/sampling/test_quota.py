@@ -71,8 +71,9 @@ def test_the_quota_of_the_first_version(tmp_path, microseconds, expected):
     assert system.quota == expected
 
 
-def test_a_mount_of_other_groups_is_none_of_the_process(tmp_path):
-    system = System(tmp_path, "0::/user\n", UNIFIED, root="/other")
+@pytest.mark.parametrize("group", ["/user", "/"])
+def test_a_mount_of_other_groups_is_none_of_the_process(tmp_path, group):
+    system = System(tmp_path, f"0::{group}\n", UNIFIED, root="/other")
     assert system.write(".", cpu__max="100000 100000").quota is None
 
 
@@ -87,9 +88,17 @@ def test_a_container_sees_its_own_group_as_the_root(tmp_path):
     assert system.write(".", cpu__cfs_quota_us=300000, cpu__cfs_period_us=100000).quota == 3.0
 
 
-@pytest.mark.parametrize("text", ["", "cgroup", "0::/\n"])
-def test_without_control_groups_there_is_no_quota(tmp_path, text):
-    assert System(tmp_path, text, "no mount\n").quota is None
+def test_without_a_mount_of_control_groups_there_is_no_quota(tmp_path):
+    mount = "21 20 0:20 / /proc rw,nosuid - proc proc rw\n"
+    system = System(tmp_path, "0::/\n", mount)
+    assert system.write(".", cpu__max="100000 100000").quota is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts"), [("", "no mount\n"), ("cgroup", UNIFIED), ("0::/\n", "no mount\n")]
+)
+def test_text_of_another_form_has_no_quota(tmp_path, groups, mounts):
+    assert System(tmp_path, groups, mounts).quota is None
 
 
 def test_without_linux_there_is_no_quota(tmp_path):

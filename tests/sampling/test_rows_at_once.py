@@ -23,7 +23,7 @@ def prior_of(**overrides):
 
 
 def drawn(prior, inputs, *, at_once, weights=torch.float32, **arguments):
-    """Codes, log-probabilities and logits of a draw, and what it says of itself."""
+    """Codes, log-probabilities and logits of a draw, and its number of steps."""
     batch, config = inputs["codes"].shape[0], prior.config
     height, width = config.size
     request = DrawRequest(
@@ -68,12 +68,25 @@ def test_rows_at_once_have_the_same_bits(mask, kernel_size, batch_size):
     assert_same_bits(prior, prior_inputs(prior, batch_size))
 
 
-@pytest.mark.parametrize("size", [(1, 9), (4, 1), (2, 8), (5, 7), (9, 33), (3, 100)])
-def test_maps_of_any_size(size):
+@pytest.mark.parametrize(
+    ("size", "steps"),
+    [
+        ((1, 9), 9),
+        ((4, 1), 4),
+        # Rows follow each other by segments of 4, 4, 8 and 16 columns, and the 2 that they look at.
+        ((2, 8), 8 + 6),
+        ((5, 7), 7 + 4 * 6),
+        ((9, 33), 33 + 8 * 10),
+        ((3, 100), 100 + 2 * 18),
+    ],
+)
+def test_maps_of_any_size(size, steps):
     prior = prior_of(size=size, kernel_size=5)
     inputs = prior_inputs(prior, 1)
     expected, _ = drawn(prior, inputs, at_once=False)
-    assert torch.equal(drawn(prior, inputs, at_once=True)[0].logits, expected.logits)
+    own, own_steps = drawn(prior, inputs, at_once=True)
+    assert torch.equal(own.logits, expected.logits)
+    assert own_steps == steps
 
 
 @pytest.mark.parametrize("down", [1, 2, 3])
@@ -109,7 +122,7 @@ def test_integer_inputs(mask):
 
 @pytest.mark.parametrize("level", simd_levels())
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("batch_size", [1, 2])  # two threads draw a sample of two each
+@pytest.mark.parametrize("batch_size", [1, 2])  # with two threads, each draws a sample of two
 def test_any_level_and_number_of_threads(level, threads, batch_size):
     prior = prior_of(num_embeddings=40, channels=54, size=(4, 13))
     inputs = prior_inputs(prior, batch_size)
@@ -118,15 +131,26 @@ def test_any_level_and_number_of_threads(level, threads, batch_size):
     torch.set_num_threads(threads)
     try:
         with simd_level(level):
-            own, _ = drawn(prior, inputs, at_once=True)
+            own, steps = drawn(prior, inputs, at_once=True)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(own.logits, expected.logits)
+    assert steps == 13 + 3 * 5
 
 
 def test_each_row_follows_the_one_above_by_a_segment_and_what_it_looks_at():
     # Segments of 4 columns, and one column to the right: 5 steps behind.
     assert drawn(prior_of(), prior_inputs(prior_of(), 1), at_once=True)[1] == 16 + 5 * 5
+
+
+def test_four_samples_of_a_prior_that_no_cache_holds():
+    """The current taps have 33 MiB, so that sharing a reading of them pays in a larger batch."""
+    prior = prior_of(
+        size=(2, 12), channels=256, residual_channels=256, num_blocks=11, layers_per_block=4
+    )
+    inputs = prior_inputs(prior, 4)
+    assert_same_bits(prior, inputs)
+    assert drawn(prior, prior_inputs(prior, 5), at_once=True)[1] == 2 * 12
 
 
 @pytest.mark.parametrize(("attention", "batch_size"), [(True, 1), (False, 3)])

@@ -61,7 +61,7 @@ class Command:
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one."""
     threads: int = 0
-    """Threads of the CPU; 0 leaves PyTorch's choice."""
+    """Threads of the CPU; 0 leaves PyTorch's choice, within a container's quota."""
     quiet: bool = False
     """Show no progress."""
     json: bool = False

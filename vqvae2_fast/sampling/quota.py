@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["quota_of", "threads_within_quota", "within_quota"]
 
-# Two threads were slower than one with a quota of 1.5 processors, and as fast with 1.75.
+# The part of a processor that a last thread needs. On two cores of a Zen 4, two threads were slower
+# than one with a quota of 1.5 processors, and as fast with 1.75.
 _WORTH_A_THREAD = 0.75
 
 
@@ -36,7 +37,8 @@ def threads_within_quota(threads: int) -> int:
 def within_quota() -> Iterator[None]:
     """In the block or decorated function, PyTorch has no more threads than the quota has room for.
 
-    The number that PyTorch gives to threads which first use it meanwhile is lowered too.
+    A Python thread that first uses PyTorch during the block also gets the lower number, and keeps
+    it.
     """
     threads = torch.get_num_threads()
     fewer = threads_within_quota(threads)
@@ -87,8 +89,8 @@ def _groups(process: Path) -> Iterator[Path]:
         path = paths[kind]
         if path.is_relative_to(root):
             inside = path.relative_to(root)
-        elif path == PurePosixPath("/"):
-            inside = PurePosixPath()  # what a container sees as the root is its own group
+        elif path == PurePosixPath("/") and root.startswith("/.."):
+            inside = PurePosixPath()  # the mount is an outer group; its own is not to be seen
         else:
             continue  # a mount of other groups
         innermost = Path(folder) / inside

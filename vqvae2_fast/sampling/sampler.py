@@ -107,11 +107,11 @@ def sample_codes(
             thread.
         window: How many codes a step of engine `cpu` or `cuda`, exact or rounded, computes. The
             engine guesses the next codes of the row, computes all of them as if the guesses were
-            right, and keeps those for which they were. The bits are the same as with one code at a
-            time; there are fewer steps, but each costs more. It pays at batch 1 where codes are
-            easy to guess. engines/README.md has measurements for `cpu`, and
-            csrc/cuda/sampler/README.md says what to expect of `cuda`. Under `auto`, one code at a
-            time is drawn where windows are not possible.
+            right, and keeps those for which they were. The bits are the same as without; there are
+            fewer steps, but each costs more. It pays at batch 1 where codes are easy to guess, and
+            seldom for a prior without attention: there, `cpu` draws several rows at once without a
+            window. engines/README.md has measurements for `cpu`, and csrc/cuda/sampler/README.md
+            says what to expect of `cuda`. Under `auto`, it is given up where it is not possible.
 
     Returns:
         Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.

@@ -11,8 +11,6 @@
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
-int64_t padded_size(int64_t size) { return (size + kPanel - 1) / kPanel * kPanel; }
-
 int64_t first_largest(const float* values, const float* added, int64_t count) {
   int64_t best = 0;
   float largest = -INFINITY;
@@ -38,7 +36,7 @@ Drawer::Drawer(const KernelTable& kernels, const Rule& rule, int64_t num_embeddi
     : kernels_(kernels),
       rule_(rule),
       num_embeddings_(num_embeddings),
-      padded_(padded_size(num_embeddings)),
+      padded_(rounded_up(num_embeddings)),
       logits_(padded_),
       exponentials_(padded_),
       noise_(padded_),

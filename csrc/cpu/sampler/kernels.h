@@ -15,6 +15,11 @@ constexpr int64_t kPanel = 32;
 constexpr int64_t kHalfPanel = kPanel / 2;
 constexpr int64_t kQuarterPanel = kPanel / 4;
 
+// To whole panels, unless told otherwise.
+constexpr int64_t rounded_up(int64_t value, int64_t multiple = kPanel) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
 // How the weights of a panel are stored, in words of 4 bytes.
 enum class Format : int64_t {
   kFloat32,   // [inputs, kPanel]
@@ -30,7 +35,7 @@ constexpr int64_t kQuad = 4;
 
 // Inputs whose zero weights are stored too.
 constexpr int64_t stored_inputs(Format format, int64_t inputs) {
-  return format == Format::kQuads ? (inputs + kQuad - 1) / kQuad * kQuad : inputs;
+  return format == Format::kQuads ? rounded_up(inputs, kQuad) : inputs;
 }
 
 // Words of a panel.

@@ -12,6 +12,7 @@ namespace {
 constexpr double kBetweenMarks = 1e-3, kDecision = 1e-2, kFirstPause = 0.01, kLongestPause = 3.2;
 // The part of a processor that each thread has to get. Waits for each other count as work.
 constexpr double kEnough = 0.8;
+// Twice what a thread that sleeps needs to come back.
 constexpr std::chrono::microseconds kLongAside{100};
 
 // What the last draw that ended with fewer threads than it had found out.
@@ -60,8 +61,8 @@ void Pace::start_row() {
     has_base_ = false;
   }
   marks_ = wanted_ > 1;
-  // While thread 0 is aside, the others wait and sleep. Rows may have only a few steps, so what was
-  // measured in the one before counts if that was not for long.
+  // A row may be too short for two marks, so the last mark of the row before still counts, unless
+  // thread 0 was aside for long: the others slept then.
   if (team_.time_aside() - aside_ > kLongAside) has_base_ = false;
   aside_ = team_.time_aside();
 }

@@ -29,8 +29,8 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
   const int64_t offset = plan.taps.first_current + tap;
   int64_t served = Taps::columns_served(offset);
-  // Added already, in all rows or in none; or left of the map in all rows. Where only later rows
-  // lie left of it, zeros are added.
+  // Nothing to do if the tap was added at an earlier column, then in every row, or if it lies left
+  // of the map in every row. If it does so only in the lower rows, these add zeros.
   if (j % served != 0 || j + served <= -offset) return;
   // Only a segment of a whole row may end before.
   served = std::min(served, s.schedule.segment - offset_of(0));

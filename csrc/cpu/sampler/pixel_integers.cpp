@@ -63,7 +63,7 @@ void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const 
 // Notes what `Kernels::quantize` returned for inputs of position k.
 void Pixel::note(int64_t k, int64_t clamped) {
   if (clamped == 0) return;
-  Seen& seen = s.seen[parity * s.positions + k];
+  Seen& seen = s.seen[parity * s.most_positions + k];
   if (clamped > 0) {
     seen.clamped.fetch_add(clamped, std::memory_order_relaxed);
   } else {
@@ -77,7 +77,7 @@ void Pixel::note(int64_t k, int64_t clamped) {
 void Pixel::settle(int64_t parity) {
   if (s.seen.empty()) return;
   for (int64_t k = 0; k < last_positions; ++k) {
-    Seen& seen = s.seen[parity * s.positions + k];
+    Seen& seen = s.seen[parity * s.most_positions + k];
     const int64_t clamped = seen.clamped.exchange(0, std::memory_order_relaxed);
     const bool invalid = seen.invalid.exchange(false, std::memory_order_relaxed);
     if (k >= last_right) continue;

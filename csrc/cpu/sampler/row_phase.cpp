@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "../kernels.h"
 #include "state.h"
@@ -136,34 +135,39 @@ class ConvolutionPanel {
     }
   }
 
+  static constexpr int64_t kMostGroups = 64;  // of a product
+
   // Adds the taps that are `above` rows above rows [row, end).
   void multiply(int64_t row, int64_t end, int64_t above, const float* weights, int64_t inputs) {
     const int64_t outputs = convolutions_.outputs(), rows = state_.rows;
     const int64_t group_stride = state_.schedule.segment * outputs;
-    float* const c = at(row, 0, segment_.columns(row).begin);
-    std::vector<const void*> starts;
-    starts.reserve((end - row) * rows);
-    for (int64_t each = row; each < end; ++each) {
-      const int64_t column = segment_.columns(each).begin + plan_.taps.first_column;
-      for (int64_t n = 0; n < rows; ++n) {
-        starts.push_back(ring_.at(layer_, n, each - above, column));
+    float* const first = at(row, 0, segment_.columns(row).begin);
+    const int64_t groups = (end - row) * rows;
+    const void* starts[kMostGroups];
+    for (int64_t done = 0; done < groups; done += kMostGroups) {
+      const int64_t count = std::min(groups - done, kMostGroups);
+      for (int64_t g = 0; g < count; ++g) {
+        const int64_t of = row + (done + g) / rows, n = (done + g) % rows;
+        const int64_t column = segment_.columns(of).begin + plan_.taps.first_column;
+        starts[g] = ring_.at(layer_, n, of - above, column);
       }
+      float* const c = first + done * group_stride;
+      state_.kernels.product({.a_stride = ring_.channels,
+                              .a_of_groups = starts,
+                              .groups = count,
+                              .rows = segment_.columns(row).size(),
+                              .weights = weights,
+                              .format = convolutions_.format,
+                              .panels = 1,
+                              .inputs = inputs,
+                              .initial = c,
+                              .initial_group_stride = group_stride,
+                              .initial_stride = outputs,
+                              .c = c,
+                              .c_group_stride = group_stride,
+                              .c_stride = outputs,
+                              .scales = convolutions_.scale(layer_, panel_)});
     }
-    state_.kernels.product({.a_stride = ring_.channels,
-                            .a_of_groups = starts.data(),
-                            .groups = (end - row) * rows,
-                            .rows = segment_.columns(row).size(),
-                            .weights = weights,
-                            .format = convolutions_.format,
-                            .panels = 1,
-                            .inputs = inputs,
-                            .initial = c,
-                            .initial_group_stride = group_stride,
-                            .initial_stride = outputs,
-                            .c = c,
-                            .c_group_stride = group_stride,
-                            .c_stride = outputs,
-                            .scales = convolutions_.scale(layer_, panel_)});
   }
 
   State& state_;

@@ -24,7 +24,7 @@ struct Schedule {
 
   static Schedule of_one_row(const Plan& plan);
   // Of as many rows at once as are fast with so many network rows.
-  static Schedule of_several_rows(const Plan& plan, int64_t rows);
+  static Schedule of(const Plan& plan, int64_t rows);
 
   // Rows [first_row, end_row) draw a column at this time.
   int64_t first_row(int64_t time) const { return time < width ? 0 : (time - width) / lag + 1; }
@@ -43,11 +43,6 @@ struct Schedule {
   int64_t rows_of_segment() const {
     if (lag % segment == 0) return rows_at_once();  // rows begin with segments
     return std::min(height, (width + segment - 2) / lag + 1);
-  }
-  // How many rows to keep of what the taps read. A row replaces, column by column, the one that is
-  // so many rows above it, by when everything that reads it there has done so.
-  int64_t ring_rows(const Taps& taps) const {
-    return taps.rows_above + std::max<int64_t>(1, (taps.left() + lag - 1) / lag);
   }
 };
 

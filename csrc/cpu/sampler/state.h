@@ -67,8 +67,8 @@ struct Seen {
 
 // What a thread needs to multiply integers.
 struct Integers {
-  Buffer inputs;  // [positions * rows, stored inputs] bytes
-  Buffer sums;    // [positions * rows, outputs] int32
+  Buffer inputs;  // [step, stored inputs] bytes
+  Buffer sums;    // [step, outputs] int32
   Buffer row;     // [outputs] of one convolution, float32
   Buffer start;   // [outputs], what is added to them
 };
@@ -88,21 +88,22 @@ struct State {
   // Columns of a step, at most the map's; if more than 1, all except the first are guesses.
   const int64_t window;
   const Schedule schedule;
-  // The most positions of a step: columns of a window, or rows.
-  const int64_t positions;
+  const int64_t segment_rows;  // the most map rows of a segment
+  // The most positions of a step: columns of a window, or map rows.
+  const int64_t most_positions;
   int64_t steps = 0;
   int64_t clamped = 0;                 // inputs of final columns that were clamped to int8
   std::atomic<bool> too_large{false};  // a logit was beyond the rule's largest, or NaN
 
   Ring ring1, ring2;
-  // [layers, rows of the segment, rows, segment, outputs]: bias and taps above, then all taps. Of
+  // [layers, map rows, network rows, segment, outputs]: bias and taps above, then all taps. Of
   // integer convolutions these are int32 sums without bias.
   Buffer out1, out2;
   Buffer window1, window2;  // [window * rows, outputs]: all taps of one layer, if window > 1
   Buffer features;          // [B, h, w, condition channels]
   Buffer of_condition;      // [layers, coarse rows, B, w, conv2 outputs]
-  Buffer stem_rows;         // [segment, rows of the segment, B, channels]
-  // Of a step, which has step = positions * rows network rows:
+  Buffer stem_rows;         // [segment, map rows, B, channels]
+  // Of a step, which has step = most_positions * rows network rows:
   Buffer gated;      // [layers, step, channels]: what each layer adds
   Buffer x, y;       // [step, channels]: a block's input, its layers' sum so far
   Buffer merged[2];  // [step, channels + kPanel]: y, coordinates; by parity of the block
@@ -121,8 +122,9 @@ struct State {
   std::vector<char> matches;                 // [window, B]: the guess was drawn again
   std::vector<std::vector<float>> attended;  // [threads][head_dim padded]
   std::vector<Integers> integers;            // [threads], empty if nothing is integer
-  std::vector<Seen> seen;                    // [2, positions]: by parity of the step; likewise
-  std::vector<Buffer> gathered;              // [threads]: inputs of a tap in several rows
+  // [2, most_positions], by parity of the step; empty if nothing is integer
+  std::vector<Seen> seen;
+  std::vector<Buffer> gathered;  // [threads]: inputs of a tap in several rows
   std::vector<std::unique_ptr<Drawer>> drawers;
 
   // By the number of active threads: all, half of them, and so on to one.
@@ -138,10 +140,10 @@ struct State {
   // Where the outputs of a layer are in out1 or out2, in units of the outputs: those of network row
   // n at column `offset` of the segment, in its row `row`.
   int64_t place(int64_t layer, int64_t row, int64_t n, int64_t offset) const {
-    return ((layer * schedule.rows_of_segment() + row) * rows + n) * schedule.segment + offset;
+    return ((layer * segment_rows + row) * rows + n) * schedule.segment + offset;
   }
   float* stem_at(int64_t offset, int64_t row, int64_t sample) const {
-    const int64_t at = (offset * schedule.rows_of_segment() + row) * batch + sample;
+    const int64_t at = (offset * segment_rows + row) * batch + sample;
     return stem_rows.data() + at * plan.channels;
   }
   // Whether the convolutions of all layers at a position run at once.

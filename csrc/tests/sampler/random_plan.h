@@ -46,14 +46,14 @@ struct Drawn {
 // The inner channels are more than twice the others, so that each is the widest somewhere.
 class RandomPlan {
  public:
-  static constexpr int64_t kHeight = 3, kWidth = 6, kPositions = kHeight * kWidth, kCodes = 37;
+  static constexpr int64_t kHeight = 6, kWidth = 9, kPositions = kHeight * kWidth, kCodes = 37;
   static constexpr int64_t kChannels = 32, kInner = 96, kLayers = 2, kHeads = 2, kHeadDim = 5;
   static constexpr int64_t kRowsAbove = 2, kColumns = 3, kClasses = 3;
   // Of a condition of two coarser levels.
-  static constexpr int64_t kMapSizes[2][2] = {{1, 1}, {3, 2}};
+  static constexpr int64_t kMapSizes[2][2] = {{1, 1}, {3, 3}};
 
   RandomPlan(const Kind& kind, Format format) : kind_(kind), format_(format) {
-    const int64_t current = kind.reads_itself ? 2 : 1;
+    const int64_t current = kind.reads_itself ? 3 : 2;
     describe_sizes(current);
     values("stem.above", 3 * kCodes * kChannels, 1.0f);
     values("stem.left", 2 * kCodes * kChannels, 1.0f);
@@ -151,7 +151,7 @@ class RandomPlan {
                              {"taps.rows_above", {kRowsAbove}},
                              {"taps.first_column", {-1}},
                              {"taps.num_columns", {kColumns}},
-                             {"taps.first_current", {-1}},
+                             {"taps.first_current", {-2}},
                              {"taps.num_current", {current}},
                              {"attention.num_heads", {kind_.attention ? kHeads : 0}},
                              {"attention.head_dim", {kHeadDim}},

@@ -21,8 +21,7 @@ def cache_bytes(
     A rows of taps above, an H×W map, L blocks with attention of h heads of d channels, and a
     condition of c channels at h'×w'; C, R and c count in whole panels of 32, 4 bytes per value.
     A segment has s columns of each of r rows, which lie below q rows of the condition; if one row
-    is drawn at a time, s = W and r = q = 1. A + 1 rows of inputs are kept, or more if taps reach
-    farther to the left than a row is behind the one above.
+    is drawn at a time, s = W and r = q = 1.
 
         inputs      n·N·(A + 1)·(W + columns outside the map that a tap reads)·(C + R)
         outputs     n·N·r·s·(R + 2C)
@@ -45,10 +44,9 @@ def cache_bytes(
     left = -min(above + list(conv.current_offsets), default=0)
     columns = max(left, 0) + width + max(above, default=0)
     per_row = layers.num_layers * rows
-    segment, lag, segment_rows = schedule
-    ring_rows = conv.rows_above + max(1, -(-left // lag))
+    segment, _, segment_rows = schedule
     values = {
-        "inputs": per_row * ring_rows * columns * (channels + inner),
+        "inputs": per_row * (conv.rows_above + 1) * columns * (channels + inner),
         "outputs": per_row * segment_rows * segment * (inner + 2 * channels),
         "attention": 0,
         "condition": 0,

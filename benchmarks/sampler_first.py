@@ -9,9 +9,9 @@ over the rounds, and ratios of them without their spread. With one thread the ti
 processor, which other load disturbs little, else of the wall clock.
 
 The library takes its memory in pages of 2 MiB, all threads at once. The host of a virtual machine
-that has taken back the free memory needs about 4 ms for each, which can be most of what a first
-draw takes more. So the comparison is made again without the time in which the packed weights get
-their memory and nothing else happens.
+that has taken back the free memory needs about 4 ms for each; then the rest is taken in small
+pages. The comparison is made again without the time in which the packed weights get their memory
+and nothing else happens.
 """
 
 from __future__ import annotations

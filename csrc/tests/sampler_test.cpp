@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <fstream>
 
 #include "../cpu/kernels.h"
 #include "sampler/random_plan.h"
@@ -16,6 +17,7 @@ using namespace sampler_test;
 using vqvae2_fast::cpu::kernels;
 using vqvae2_fast::cpu::set_simd_level;
 using vqvae2_fast::cpu::simd_levels;
+using vqvae2_fast::cpu::sampler::Buffer;
 
 constexpr const char* kFormats[] = {"float32", "bfloat16", "int8", "quads"};
 
@@ -116,6 +118,39 @@ void test_not_finite(const RandomPlan& plan) {
   }
 }
 
+// Whether the kernel has an advice for the memory at an address: "hg", huge pages, or "nh", none.
+bool is_advised(const float* memory, const char* advice) {
+  const auto address = reinterpret_cast<uintptr_t>(memory);
+  std::ifstream maps("/proc/self/smaps");
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t begin = 0, end = 0;
+    if (sscanf(line.c_str(), "%zx-%zx ", &begin, &end) == 2) {
+      inside = begin <= address && address < end;
+    } else if (inside && line.rfind("VmFlags:", 0) == 0) {
+      return (line + " ").find(std::string(" ") + advice + " ") != std::string::npos;
+    }
+  }
+  return false;
+}
+
+// From now on all memory is in small pages.
+void test_small_pages() {
+  subject = "memory";
+  const Buffer buffer(int64_t{4} << 20);
+  const float* const last = buffer.data() + buffer.size() - 1;
+  if (!is_advised(last, "hg")) return;  // a system without huge pages, or one that does not tell
+  buffer.populate(0, 1, /*patience=*/0);
+  check(std::all_of(buffer.data(), buffer.data() + buffer.size(), [](float x) { return x == 0; }),
+        "zeros");
+  check(is_advised(buffer.data(), "hg"), "the first page is a huge one");
+  check(is_advised(last, "nh"), "small pages after two that took their time");
+  buffer.merge_pages();
+  check(is_advised(last, "hg"), "they may be merged later");
+  const Buffer later(buffer.size());
+  check(is_advised(later.data(), "nh"), "later memory in small pages");
+}
+
 void test(const Kind& kind, Format format) {
   subject = std::string(kind.name) + " in " + kFormats[static_cast<int64_t>(format)];
   const RandomPlan plan(kind, format);
@@ -150,6 +185,7 @@ int main() {
   }
   test(kinds[2], Format::kBfloat16);
   test(kinds[2], Format::kInt8);
+  test_small_pages();
   printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -1,4 +1,5 @@
-// Memory of the sampler: zeroed floats on cache-line boundaries, in huge pages if there are many.
+// Memory of the sampler: zeroed floats on cache-line boundaries, in huge pages if there are many
+// and the system has them at hand.
 #pragma once
 
 #include <stdint.h>
@@ -17,13 +18,19 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
 
   // Makes part `n` of `parts` of the pages memory, which the first write to each would do. Where
-  // the system takes its time for that, all threads should share it.
-  void populate(int64_t n, int64_t parts) const;
+  // the system takes its time for that, all threads should share it. Once two huge pages have taken
+  // `patience` seconds each, the rest of this buffer and all later ones are in small pages.
+  void populate(int64_t n, int64_t parts, double patience = kPatience) const;
+  // Lets the system make huge pages of small ones in the background.
+  void merge_pages() const;
 
   float* data() const { return data_; }
   int64_t size() const { return size_; }
 
  private:
+  // Most machines need a tenth of a millisecond.
+  static constexpr double kPatience = 1.5e-3;
+
   float* data_ = nullptr;
   int64_t size_ = 0;
   void* mapped_ = nullptr;  // pages of its own

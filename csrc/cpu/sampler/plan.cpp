@@ -124,6 +124,7 @@ class Reader {
 Plan::Plan(const Description& description, int threads)
     : memory_(Reader::size_of(description)), words_(memory_.data()), size_(memory_.size()) {
   Team(threads).run([&](int thread) { memory_.populate(thread, threads); });
+  memory_.merge_pages();
   read(description);
   for (const auto& [name, tensor] : description.tensors) {
     if (tensor.data && places_.count(name)) {

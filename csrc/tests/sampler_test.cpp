@@ -171,7 +171,8 @@ void test(const Kind& kind, Format format) {
 
 }  // namespace
 
-int main() {
+// Tests all kinds of priors, or the one whose name is given.
+int main(int argc, char** argv) {
   const Kind kinds[] = {
       {.name = "attention"},
       {.name = "a condition", .attention = false, .condition = true, .output_layers = 0},
@@ -179,12 +180,18 @@ int main() {
       {.name = "taps at the position", .reads_itself = true, .classes = true},
       {.name = "several rows at once", .reads_itself = true, .attention = false},
   };
+  bool found = argc == 1;
   for (const Kind& kind : kinds) {
+    if (argc > 1 && strcmp(argv[1], kind.name) != 0) continue;
+    found = true;
     test(kind, Format::kFloat32);
     test(kind, Format::kQuads);
   }
-  test(kinds[2], Format::kBfloat16);
-  test(kinds[2], Format::kInt8);
+  check(found, "there is a kind of that name");
+  if (argc == 1) {
+    test(kinds[2], Format::kBfloat16);
+    test(kinds[2], Format::kInt8);
+  }
   test_small_pages();
   printf("%d failures\n", failures);
   return failures != 0;

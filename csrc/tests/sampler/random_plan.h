@@ -46,11 +46,11 @@ struct Drawn {
 // The inner channels are more than twice the others, so that each is the widest somewhere.
 class RandomPlan {
  public:
-  static constexpr int64_t kHeight = 6, kWidth = 9, kPositions = kHeight * kWidth, kCodes = 37;
+  static constexpr int64_t kHeight = 4, kWidth = 7, kPositions = kHeight * kWidth, kCodes = 37;
   static constexpr int64_t kChannels = 32, kInner = 96, kLayers = 2, kHeads = 2, kHeadDim = 5;
   static constexpr int64_t kRowsAbove = 2, kColumns = 3, kClasses = 3;
   // Of a condition of two coarser levels.
-  static constexpr int64_t kMapSizes[2][2] = {{1, 1}, {3, 3}};
+  static constexpr int64_t kMapSizes[2][2] = {{1, 1}, {2, 7}};
 
   RandomPlan(const Kind& kind, Format format) : kind_(kind), format_(format) {
     const int64_t current = kind.reads_itself ? 3 : 2;

@@ -5,8 +5,8 @@
 Priors of one shape on maps of 8x8 to 128x128, with and without attention, batch 1; and batches of 1
 to 64 on a 16x16 map. With attention, a code costs more the more positions are before it. Without,
 it costs less on wide maps, where more rows are drawn at once, in batches of 1 and 2. A code should
-cost less in a batch, until arithmetic takes all the time. With
---threads 1 times are CPU time, which is meaningful even on a busy machine.
+cost less in a batch, until arithmetic takes all the time. With --threads 1 times are CPU time,
+which is meaningful even on a busy machine.
 """
 
 from __future__ import annotations

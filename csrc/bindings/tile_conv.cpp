@@ -157,7 +157,7 @@ Gradients tile_conv_backward(const Tensor& dy, const Tensor& x, const PlacedWeig
   float* const dx_data = mutable_floats(dx);
   convolve(problem, true, {}, nullptr, above, dx_data,
            [&](int64_t image, int64_t first, int64_t last) {
-             if (!activation.elu && activation.dropout_p == 0) return;
+             if (activation.is_identity()) return;
              const int64_t begin = image * area + first * shape.width;
              const int64_t end = image * area + last * shape.width;
              float* const part = dx_data + begin * inputs;

@@ -71,7 +71,7 @@ PointTensor weight_panels(const Problem& problem, bool inputs_first) {
 
 // rows [B, H, W, C] after the activation, or the rows themselves if there is none.
 Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
-  if (!activation.elu && activation.dropout_p == 0) return rows;
+  if (activation.is_identity()) return rows;
   const Tensor x = torch::stable::contiguous(rows);
   Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
   const int64_t channels = x.size(3);
@@ -177,7 +177,7 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
               input_tiles(problem.transforms, dm, u, part.first_channel, nullptr, map, problem.top,
                           problem.left, image, part, dx_data);
             });
-  if (activation.elu || activation.dropout_p > 0) {
+  if (!activation.is_identity()) {
     const Tensor rows = torch::stable::contiguous(as_rows(x));
     const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
     const int64_t channels = weight.inputs, count = rows.numel() / channels;

@@ -13,6 +13,8 @@ struct Activation {
   uint64_t seed = 0;    // entry (image, position, channel) is dropped as `dropout_mask` says
   uint32_t first_image = 0;
   int64_t positions = 0;
+
+  bool is_identity() const { return !elu && dropout_p == 0; }
 };
 
 struct GatedLayer {

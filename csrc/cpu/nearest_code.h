@@ -158,12 +158,12 @@ struct NearestCodeProblem {
 // dz = dz_q + scale (z - code) with the code in row n, or in row code_rows[n * code_rows_stride].
 struct QuantizeGradient {
   Rows dz_q, z, code;
-  const int64_t* code_rows;
-  int64_t code_rows_stride;
+  const int64_t* code_rows = nullptr;
+  int64_t code_rows_stride = 0;
   float scale;
   int64_t dim;
   void* dz;  // [N, D] contiguous, in z's dtype
-  bool past_caches;
+  bool past_caches = false;
 };
 
 // A search of one SIMD level. `Problem` has a `codebook`; its other fields concern only its kernels

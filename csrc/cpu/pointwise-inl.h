@@ -70,7 +70,7 @@ inline void pack(const PointwiseLayer& layer, bool backward, float* packed) {
 inline const float* activated(const PointwiseLayer& layer, const float* x, int64_t first,
                               int64_t last, float* memory) {
   const float* rows = x + first * layer.inputs;
-  if (!layer.activation.elu && layer.activation.dropout_p == 0) return rows;
+  if (layer.activation.is_identity()) return rows;
   gated_layer::activate(layer.activation, rows, layer.inputs, first, last, memory);
   return memory;
 }
@@ -131,7 +131,7 @@ inline void backward(const PointwiseLayer& layer, const float* packed, const flo
                                .panel_stride = outputs * kPanel,
                                .c = target,
                                .c_stride = inputs});
-    if (layer.activation.elu || layer.activation.dropout_p > 0) {
+    if (!layer.activation.is_identity()) {
       gated_layer::activate_backward(layer.activation, x + row * inputs, target, inputs, row,
                                      row + rows, target);
     }

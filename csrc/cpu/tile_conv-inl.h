@@ -12,7 +12,7 @@ constexpr int64_t kTile = kTileHeight;       // places, or channels, of a tile
 constexpr int64_t kDepth = 2 * kTileHeight;  // channels, or places, that a product sums over
 constexpr int64_t kTileHalves = kTile * kDepth;
 
-inline int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+inline int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // Rows above a map and columns before it in its padded image; -1 if the map's first is left out.
 struct Padding {
@@ -44,7 +44,7 @@ inline int64_t padded_places(const Shape& shape, int64_t rows) {
 }
 
 inline int64_t padded_halves(const Shape& shape, bool adjoint, int64_t rows) {
-  return padded_places(shape, rows) * round_up(shape.from(adjoint), kDepth);
+  return padded_places(shape, rows) * rounded_up(shape.from(adjoint), kDepth);
 }
 
 // A thread's memory: the padded image, a row of it in float32, sums of four tiles, and the bias.
@@ -53,15 +53,15 @@ struct Workspace {
   float *row, *sums, *bias;
 
   static int64_t bytes(const Shape& shape, bool adjoint, int64_t rows) {
-    const int64_t floats = round_up(shape.width * shape.from(adjoint), kTile) + 4 * kTile * kTile +
-                           round_up(shape.to(adjoint), kTile);
-    return round_up(2 * padded_halves(shape, adjoint, rows), 64) + 4 * floats;
+    const int64_t floats = rounded_up(shape.width * shape.from(adjoint), kTile) +
+                           4 * kTile * kTile + rounded_up(shape.to(adjoint), kTile);
+    return rounded_up(2 * padded_halves(shape, adjoint, rows), 64) + 4 * floats;
   }
   Workspace(const Shape& shape, bool adjoint, int64_t rows, void* memory)
       : padded(static_cast<uint16_t*>(memory)) {
     row = reinterpret_cast<float*>(static_cast<char*>(memory) +
-                                   round_up(2 * padded_halves(shape, adjoint, rows), 64));
-    sums = row + round_up(shape.width * shape.from(adjoint), kTile);
+                                   rounded_up(2 * padded_halves(shape, adjoint, rows), 64));
+    sums = row + rounded_up(shape.width * shape.from(adjoint), kTile);
     bias = sums + 4 * kTile * kTile;
   }
 };
@@ -79,10 +79,10 @@ inline void round_channels(const float* values, int64_t channels, uint16_t* halv
 inline void fill_padded(const Shape& shape, const Padding& padding, int64_t channels,
                         const Activation& activation, int64_t image, const float* x, int64_t first,
                         int64_t last, float* row_memory, uint16_t* padded) {
-  const int64_t depth = round_up(channels, kDepth), width = shape.width;
+  const int64_t depth = rounded_up(channels, kDepth), width = shape.width;
   const int64_t begin = padding.left < 0 ? -padding.left : 0;
   const int64_t fits = shape.pitch() - padding.left, end = fits < width ? fits : width;
-  const bool activates = activation.elu || activation.dropout_p > 0;
+  const bool activates = !activation.is_identity();
   for (int64_t p = 0; p < last - first + shape.kernel - 1; ++p) {
     const int64_t row = first + p - padding.top;
     uint16_t* const to = padded + p * shape.pitch() * depth;
@@ -103,7 +103,7 @@ inline void fill_padded(const Shape& shape, const Padding& padding, int64_t chan
 }
 
 inline int64_t packed_bytes(const Shape& shape, bool adjoint) {
-  return 2 * round_up(shape.to(adjoint), kTile) * round_up(shape.from(adjoint), kDepth) *
+  return 2 * rounded_up(shape.to(adjoint), kTile) * rounded_up(shape.from(adjoint), kDepth) *
          shape.num_taps();
 }
 
@@ -112,7 +112,7 @@ inline void pack(const Shape& shape, bool adjoint, const PointwiseLayer& weight,
                  int64_t last, void* packed) {
   auto* const halves = static_cast<uint16_t*>(packed);
   const int64_t taps = shape.num_taps(), area = shape.kernel * shape.kernel;
-  const int64_t chunks = round_up(shape.from(adjoint), kDepth) / kDepth;
+  const int64_t chunks = rounded_up(shape.from(adjoint), kDepth) / kDepth;
   for (int64_t o = first; o < last; ++o) {
     const float factor = pointwise::scale_of(weight, o);
     for (int64_t i = 0; i < shape.inputs; ++i) {
@@ -205,11 +205,11 @@ inline void convolve(const Shape& shape, bool adjoint, const Activation& activat
                      const void* packed, const float* bias, const float* x, int64_t first,
                      int64_t last, void* memory, float* y) {
   const int64_t rows = last - first, from = shape.from(adjoint), to = shape.to(adjoint);
-  const int64_t depth = round_up(from, kDepth), pitch = shape.pitch();
+  const int64_t depth = rounded_up(from, kDepth), pitch = shape.pitch();
   const Workspace work(shape, adjoint, rows, memory);
   fill_padded(shape, padding_of(shape, adjoint), from, activation, image, x, first, last, work.row,
               work.padded);
-  for (int64_t c = 0; c < round_up(to, kTile); ++c) work.bias[c] = bias && c < to ? bias[c] : 0;
+  for (int64_t c = 0; c < rounded_up(to, kTile); ++c) work.bias[c] = bias && c < to ? bias[c] : 0;
   // Tiles of one row where they fill it; otherwise they pass over the places between the rows.
   const bool by_rows = shape.width % kTile == 0;
   const int64_t in_row = shape.width / kTile;
@@ -258,7 +258,7 @@ inline void convolve(const Shape& shape, bool adjoint, const Activation& activat
 // Places of an image that the weight's gradient sums over: those of the map's rows, with the ones
 // between them, whose dy is zero.
 inline int64_t summed_places(const Shape& shape) {
-  return round_up(shape.height * shape.pitch(), kDepth);
+  return rounded_up(shape.height * shape.pitch(), kDepth);
 }
 
 // Halves from one channel's places to the next one's: an odd number of cache lines, so that a
@@ -270,11 +270,11 @@ inline int64_t channel_halves(const Shape& shape) {
 }
 
 inline int64_t places_bytes(const Shape& shape) {
-  return 2 * round_up(shape.inputs, kTile) * channel_halves(shape);
+  return 2 * rounded_up(shape.inputs, kTile) * channel_halves(shape);
 }
 
 inline int64_t pairs_bytes(const Shape& shape) {
-  return 2 * round_up(shape.outputs, kTile) * summed_places(shape);
+  return 2 * rounded_up(shape.outputs, kTile) * summed_places(shape);
 }
 
 // Words [16] of the places `place` and the next one, 16 channels from `channel` on.
@@ -289,7 +289,7 @@ inline void pair_of(const uint16_t* padded, int64_t depth, int64_t places, int64
 
 inline void to_places(const Shape& shape, const Activation& activation, int64_t image,
                       const float* x, void* memory, void* out) {
-  const int64_t depth = round_up(shape.inputs, kDepth), stride = channel_halves(shape);
+  const int64_t depth = rounded_up(shape.inputs, kDepth), stride = channel_halves(shape);
   const int64_t places = padded_places(shape, shape.height);
   const Workspace work(shape, false, shape.height, memory);
   fill_padded(shape, padding_of(shape, false), shape.inputs, activation, image, x, 0, shape.height,
@@ -310,7 +310,7 @@ inline void to_places(const Shape& shape, const Activation& activation, int64_t 
 }
 
 inline void to_pairs(const Shape& shape, const float* dy, void* memory, void* out) {
-  const int64_t depth = round_up(shape.outputs, kDepth), width = round_up(shape.outputs, kTile);
+  const int64_t depth = rounded_up(shape.outputs, kDepth), width = rounded_up(shape.outputs, kTile);
   const int64_t places = shape.height * shape.pitch();
   const Workspace work(shape, true, shape.height, memory);
   fill_padded(shape, Padding{0, 0}, shape.outputs, {}, 0, dy, 0, shape.height, work.row,
@@ -324,15 +324,15 @@ inline void to_pairs(const Shape& shape, const float* dy, void* memory, void* ou
 }
 
 inline int64_t parts(const Shape& shape) {
-  return round_up(shape.inputs, 2 * kTile) / (2 * kTile) * shape.num_taps() *
-         (round_up(shape.outputs, 2 * kTile) / (2 * kTile));
+  return rounded_up(shape.inputs, 2 * kTile) / (2 * kTile) * shape.num_taps() *
+         (rounded_up(shape.outputs, 2 * kTile) / (2 * kTile));
 }
 
 // sums [inputs, outputs] (tiles 0 to 3) of ROWS tiles of inputs and COLUMNS of outputs for a tap.
 template <int ROWS, int COLUMNS>
 inline void sum_places(const Shape& shape, int64_t images, const char* places, const char* pairs,
                        int64_t from_place) {
-  const int64_t stride = 2 * channel_halves(shape), width = round_up(shape.outputs, kTile);
+  const int64_t stride = 2 * channel_halves(shape), width = rounded_up(shape.outputs, kTile);
   const int64_t summed = summed_places(shape);
   const TwoTiles of_rows = {stride, kTile * stride}, of_columns = {4 * width, kTileBytes};
   Tiles::zero<0>();
@@ -353,7 +353,7 @@ inline void weight_gradient(const Shape& shape, int64_t images, const void* plac
                             const void* pairs, int64_t first, int64_t last, float* dw,
                             int64_t stride) {
   const int64_t taps = shape.num_taps(), area = shape.kernel * shape.kernel;
-  const int64_t blocks = round_up(shape.outputs, 2 * kTile) / (2 * kTile);
+  const int64_t blocks = rounded_up(shape.outputs, 2 * kTile) / (2 * kTile);
   alignas(64) float sums[kTile][kTile];
   const Tiles owned;
   for (int64_t part = first; part < last; ++part) {

@@ -1,6 +1,7 @@
-// One thread's work at a few positions, implemented in pixel_phase.cpp. All threads run it in
-// parallel, each on its own panels of outputs, channels, heads or positions, and meet at a barrier
-// wherever the outputs of one become the inputs of another.
+// One thread's work at a few positions (pixel_phase.cpp, pixel_convolutions.cpp, pixel_integers.cpp
+// and pixel_draw.cpp). All threads run it in parallel, each on its own panels of outputs, channels,
+// heads or positions, and meet at a barrier wherever the outputs of one become the inputs of
+// another.
 //
 // A step computes `positions` positions of each sample, from (i, j) on. They are either one column
 // in each of several rows (schedule.h), and everything that they read is final. Or, with a window
@@ -45,7 +46,7 @@ class Pixel {
   void settle(int64_t parity);
 
   // pixel_convolutions.cpp: the current taps, and the gates of the causal layers.
-  void convolve_side_by_side();
+  void convolve_layers_at_once();
   void convolve_in_turn(int64_t block);
   void add_tap(const Convolutions& convolutions, const Ring& ring, float* out, int64_t layer,
                int64_t tap, Range panels);
@@ -55,7 +56,7 @@ class Pixel {
   const void* gather(const Ring& ring, int64_t layer, int64_t offset, int64_t served);
   void activate_first(int64_t layer, Range panels);
 
-  // pixel_phase.cpp: the pointwise layers, attention, and the draw.
+  // pixel_phase.cpp: the order of the stages, the pointwise layers and the attention.
   void multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
                 float* c);
   void activate(const Matrices& m, Range panels, float* c);
@@ -69,7 +70,7 @@ class Pixel {
   void attend(int64_t block);
   void finish();
 
-  // pixel_draw.cpp
+  // pixel_draw.cpp: guesses, noise and the draw.
   void guess_row(int64_t row);
   void make_noise(int64_t b, int64_t position, float* noise);
   const float* logits_of(int64_t item) const;

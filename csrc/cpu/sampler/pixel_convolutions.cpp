@@ -144,7 +144,7 @@ void Pixel::activate_first(int64_t layer, Range panels) {
 }
 
 // If no layer reads its own position: all layers at once.
-void Pixel::convolve_side_by_side() {
+void Pixel::convolve_layers_at_once() {
   const int64_t last = plan.taps.num_current - 1;
   // For all layers, the taps that serve several columns come first. Then what is read at every
   // position is read again sooner, from the last-level cache if that can hold it.

@@ -42,12 +42,12 @@ bool Pixel::draw() {
   // Without a tap at its own position no convolution depends on the code before, or on another
   // layer at this position: they all run while the code before is being drawn. In a window they
   // depend on the columns before, and so on the layers before.
-  const bool side_by_side = s.side_by_side();
+  const bool layers_at_once = s.layers_at_once();
   if (in_window) guess_row(s.schedule.first_row(times.begin));
   for (int64_t next = times.begin; next < times.end;) {
     go_to(next);
     clock.start(i * plan.width + j);
-    if (side_by_side) convolve_side_by_side();
+    if (layers_at_once) convolve_layers_at_once();
     if (!in_window) meet(Stage::kConvolutions);
     const Range channels = shares->of_channels[thread];
     add_stem(channels);
@@ -63,7 +63,7 @@ bool Pixel::draw() {
       settle(1 - parity);
     }
     for (int64_t block = 0; block < plan.num_blocks; ++block) {
-      if (!side_by_side) convolve_in_turn(block);
+      if (!layers_at_once) convolve_in_turn(block);
       if (plan.attention.num_heads > 0) {
         attend(block);
       } else {
@@ -150,7 +150,7 @@ void Pixel::begin_block(int64_t block, Range channels) {
     const int64_t at = r * plan.channels + channels.begin;
     float* y = s.y.data() + at;
     memcpy(y, s.x.data() + at, channels.size() * sizeof(float));
-    if (!s.side_by_side()) {
+    if (!s.layers_at_once()) {
       put(s.ring1, first, r, channels.begin, y, channels.size());
       continue;
     }
@@ -159,7 +159,7 @@ void Pixel::begin_block(int64_t block, Range channels) {
       kernels.add(y, s.gated.data() + layer * num_rows() * plan.channels + at, y, channels.size());
     }
   }
-  if (s.side_by_side()) end_layers(block, channels);
+  if (s.layers_at_once()) end_layers(block, channels);
 }
 
 // Once y is known in these channels, puts it where the rest of the block reads it.

@@ -10,7 +10,7 @@
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
-constexpr uintptr_t kLineBytes = 64;
+constexpr int64_t kLineBytes = 64;
 
 // Finds the description's tensors in one block, one after another, and checks each size, because
 // the kernels trust them.
@@ -49,56 +49,55 @@ class Reader {
     return words_ + place;
   }
 
-  Matrices matrices(const std::string& name, int64_t count, int64_t inputs, int64_t outputs,
-                    bool with_bias = true) {
+  // "format", or "condition.format": the conditioning stack may be float32 whatever the rest is.
+  Format format(const std::string& name) const {
+    const auto format = static_cast<Format>(integer(name));
+    if (format < Format::kFloat32 || format > Format::kQuads) fail("unknown format");
+    return format;
+  }
+
+  Matrices matrices(const std::string& name, Format format, int64_t count, int64_t inputs,
+                    int64_t outputs, bool with_bias = true) {
     Matrices m;
     m.inputs = inputs;
     m.panels = panels_of(name, outputs);
-    m.format = format(name);
+    m.format = format;
     m.weights = tensor(name + ".weight", count * m.panels * m.panel_stride());
     if (with_bias) m.biases = tensor(name + ".bias", count * m.outputs());
-    m.scales = scales(name, count * m.outputs());
-    m.input_scales = input_scales(name, count * scaled_inputs(inputs));
+    m.scales = scales(name, format, count * m.outputs());
+    m.input_scales = input_scales(name, format, count * scaled_inputs(inputs));
     return m;
   }
 
-  Convolutions convolutions(const std::string& name, const Taps& taps, int64_t count,
+  Convolutions convolutions(const std::string& name, Format format, const Taps& taps, int64_t count,
                             int64_t channels, int64_t outputs) {
     Convolutions c;
     c.channels = channels;
     c.panels = panels_of(name, outputs);
-    c.format = format(name);
+    c.format = format;
     c.above = tensor(name + ".above", count * c.panels * taps.rows_above *
                                           panel_words(c.format, taps.num_columns * channels));
     c.current = tensor(name + ".current",
                        count * taps.num_current * c.panels * panel_words(c.format, channels));
     c.biases = tensor(name + ".bias", count * c.outputs());
-    c.scales = scales(name, count * c.outputs());
-    c.input_scales = input_scales(name, count * channels);
+    c.scales = scales(name, format, count * c.outputs());
+    c.input_scales = input_scales(name, format, count * channels);
     return c;
   }
 
-  PointwiseLayers pointwise(const std::string& name, int64_t count, int64_t inputs, int64_t inner,
-                            int64_t out_channels) {
-    return {matrices(name + ".first", count, inputs, inner),
-            matrices(name + ".second", count, inner, 2 * out_channels)};
+  PointwiseLayers pointwise(const std::string& name, Format format, int64_t count, int64_t inputs,
+                            int64_t inner, int64_t out_channels) {
+    return {matrices(name + ".first", format, count, inputs, inner),
+            matrices(name + ".second", format, count, inner, 2 * out_channels)};
   }
 
  private:
-  // The conditioning stack is float32 whatever the rest is, if it says so.
-  Format format(const std::string& name) const {
-    const bool of_condition = name.find("condition") != std::string::npos;
-    const auto format = static_cast<Format>(integer(of_condition ? "condition.format" : "format"));
-    if (format < Format::kFloat32 || format > Format::kQuads) fail("unknown format");
-    return format;
+  const float* scales(const std::string& name, Format format, int64_t size) {
+    return format >= Format::kInt8 ? tensor(name + ".scale", size) : nullptr;
   }
 
-  const float* scales(const std::string& name, int64_t size) {
-    return format(name) >= Format::kInt8 ? tensor(name + ".scale", size) : nullptr;
-  }
-
-  const float* input_scales(const std::string& name, int64_t size) {
-    return format(name) == Format::kQuads ? tensor(name + ".input_scale", size) : nullptr;
+  const float* input_scales(const std::string& name, Format format, int64_t size) {
+    return format == Format::kQuads ? tensor(name + ".input_scale", size) : nullptr;
   }
 
   [[noreturn]] static void fail(const std::string& what) {
@@ -111,7 +110,7 @@ class Reader {
   }
 
   // Each tensor starts a cache line.
-  static int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
+  static int64_t padded(int64_t size) { return rounded_up(size, kLineBytes / sizeof(float)); }
 
   const Description& description_;
   const float* words_;
@@ -160,6 +159,7 @@ float* Plan::memory(const std::string& name) const {
 
 void Plan::read(const Description& description) {
   Reader read(description, words_, places_);
+  const Format format = read.format("format");
   height = read.integer("height");
   width = read.integer("width");
   num_embeddings = read.integer("num_embeddings");
@@ -188,8 +188,8 @@ void Plan::read(const Description& description) {
   taps.num_columns = read.integer("taps.num_columns");
   taps.first_current = read.integer("taps.first_current");
   taps.num_current = read.integer("taps.num_current");
-  conv1 = read.convolutions("conv1", taps, num_layers, channels, inner);
-  conv2 = read.convolutions("conv2", taps, num_layers, inner, 2 * channels);
+  conv1 = read.convolutions("conv1", format, taps, num_layers, channels, inner);
+  conv2 = read.convolutions("conv2", format, taps, num_layers, inner, 2 * channels);
   if (num_labels > 0) {
     classes = read.tensor("classes", num_layers * num_labels * conv2.outputs());
   }
@@ -198,30 +198,31 @@ void Plan::read(const Description& description) {
   if (attention.num_heads > 0) {
     attention.head_dim = read.integer("attention.head_dim");
     const int64_t all = attention.num_heads * attention.head_dim;
-    const int64_t padded = (all + kPanel - 1) / kPanel * kPanel;
-    const int64_t padded_pair = (2 * all + kPanel - 1) / kPanel * kPanel;
+    const int64_t padded = rounded_up(all);
+    const int64_t padded_pair = rounded_up(2 * all);
     const int64_t attention_inner = read.integer("attention.inner_channels");
-    attention.key =
-        read.pointwise("attention.key", num_blocks, 2 * channels + 2, attention_inner, joined());
-    attention.query = read.pointwise("attention.query", num_blocks, channels + 2, attention_inner,
-                                     joined() - channels);
-    attention.out =
-        read.pointwise("attention.out", num_blocks, channels + all, attention_inner, channels);
+    attention.key = read.pointwise("attention.key", format, num_blocks, 2 * channels + 2,
+                                   attention_inner, joined());
+    attention.query = read.pointwise("attention.query", format, num_blocks, channels + 2,
+                                     attention_inner, joined() - channels);
+    attention.out = read.pointwise("attention.out", format, num_blocks, channels + all,
+                                   attention_inner, channels);
     attention.query_weight =
-        read.matrices("attention.query_weight", num_blocks, channels + 2, padded);
-    attention.key_value_weight =
-        read.matrices("attention.key_value_weight", num_blocks, 2 * channels + 2, padded_pair);
+        read.matrices("attention.query_weight", format, num_blocks, channels + 2, padded);
+    attention.key_value_weight = read.matrices("attention.key_value_weight", format, num_blocks,
+                                               2 * channels + 2, padded_pair);
   } else {
-    merge = read.matrices("merge", num_blocks, channels + 2, channels);
+    merge = read.matrices("merge", format, num_blocks, channels + 2, channels);
   }
   if (num_output_layers > 0) {
-    output = read.pointwise("output", num_output_layers, channels,
+    output = read.pointwise("output", format, num_output_layers, channels,
                             read.integer("output.inner_channels"), channels);
   }
-  head = read.matrices("head", 1, channels, (num_embeddings + kPanel - 1) / kPanel * kPanel);
+  head = read.matrices("head", format, 1, channels, rounded_up(num_embeddings));
 
   const std::vector<int64_t>& sizes = read.list("condition.sizes");
   if (sizes.empty()) return;
+  const Format condition_format = read.format("condition.format");
   condition.kernel = read.integer("condition.kernel");
   condition.channels = read.integer("condition.channels");
   condition.num_layers = read.integer("condition.num_layers");
@@ -238,13 +239,13 @@ void Plan::read(const Description& description) {
          .bias = read.tensor(name + ".bias", condition.channels)});
   }
   if (condition.num_layers > 0) {
-    condition.first = read.matrices("condition.first", condition.num_layers,
+    condition.first = read.matrices("condition.first", condition_format, condition.num_layers,
                                     area * condition.channels, condition_inner);
-    condition.second = read.matrices("condition.second", condition.num_layers,
+    condition.second = read.matrices("condition.second", condition_format, condition.num_layers,
                                      area * condition_inner, 2 * condition.channels);
   }
-  layer_condition = read.matrices("layer_condition", num_layers, condition.channels,
-                                  conv2.outputs(), /*with_bias=*/false);
+  layer_condition = read.matrices("layer_condition", condition_format, num_layers,
+                                  condition.channels, conv2.outputs(), /*with_bias=*/false);
 }
 
 }  // namespace vqvae2_fast::cpu::sampler

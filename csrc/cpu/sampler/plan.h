@@ -29,9 +29,7 @@ struct Description {
 };
 
 // Scales of inputs are stored to whole vectors.
-constexpr int64_t scaled_inputs(int64_t inputs) {
-  return (inputs + kHalfPanel - 1) / kHalfPanel * kHalfPanel;
-}
+constexpr int64_t scaled_inputs(int64_t inputs) { return rounded_up(inputs, kHalfPanel); }
 
 // n matrices of one shape.
 struct Matrices {

@@ -120,7 +120,7 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
     }
   }
   stem_rows = Buffer(segment_positions * batch * channels);
-  if (side_by_side()) gated = Buffer(layers * step * channels);
+  if (layers_at_once()) gated = Buffer(layers * step * channels);
   if (most_positions > window) {
     const int64_t widest = std::max(plan.conv1.channels, plan.conv2.channels);
     for (int t = 0; t < threads; ++t)

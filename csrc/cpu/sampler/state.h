@@ -147,7 +147,7 @@ struct State {
     return stem_rows.data() + at * plan.channels;
   }
   // Whether the convolutions of all layers at a position run at once.
-  bool side_by_side() const { return window == 1 && !plan.taps.reads_itself(); }
+  bool layers_at_once() const { return window == 1 && !plan.taps.reads_itself(); }
   int64_t noise_stride() const;
   int64_t key_stride() const;    // of one head
   int64_t value_stride() const;  // of one head

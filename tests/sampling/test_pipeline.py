@@ -224,6 +224,19 @@ def test_bad_labels_are_named(labels, message):
         sample_images(pipeline, 1, labels=labels)
 
 
+def test_errors_name_the_function_that_was_called():
+    pipeline, known = tiny_pipeline(3), [torch.zeros(2, 9, 9, dtype=torch.int64), None]
+    for where, call in {
+        "sample_images": sample_images,
+        "sample_levels": sample_levels,
+        "stream_images": lambda *arguments, **named: list(stream_images(*arguments, **named)),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{where}: expected labels to be a list"):
+            call(pipeline, 2, labels=5)
+        with pytest.raises(ValueError, match=f"^{where}: expected known "):
+            call(pipeline, 2, known=known)
+
+
 @pytest.mark.parametrize("labels", [5, {0}])
 def test_a_stream_names_labels_that_are_no_list(labels):
     with pytest.raises(ValueError, match="^stream_images: expected labels to be a list"):

@@ -64,6 +64,7 @@ def draw_batch(
     samples: range,
     settings: Sequence[DrawSettings],
     *,
+    where: str = "stream_images",
     labels: Tensor | None = None,
     known: Sequence[Tensor | None] | None = None,
     candidates: int | None = None,
@@ -73,6 +74,7 @@ def draw_batch(
 
     Args:
         settings: One per level, coarse to fine, see `level_settings`.
+        where: The function that was called, for messages.
         labels, known, progress: As in `sample_images`, with its errors.
         candidates: As in `fill`; None draws once.
     """
@@ -80,6 +82,7 @@ def draw_batch(
         pipeline,
         len(samples),
         settings,
+        where=where,
         labels=labels,
         first_sample=samples.start,
         known=known,

@@ -38,6 +38,7 @@ def draw_candidates(
     settings: DrawSettings,
     candidates: int,
     *,
+    where: str = "fill",
     condition: Sequence[Tensor],
     labels: Tensor | None,
     known: Tensor | None,
@@ -59,8 +60,8 @@ def draw_candidates(
     Args:
         candidates: m, at least 1.
         known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
-        condition, labels, first_sample, stream, progress: As in `draw`. `progress` counts the rows
-            of all batches of candidates.
+        where, condition, labels, first_sample, stream, progress: As in `draw`. `progress` counts
+            the rows of all batches of candidates.
 
     Returns:
         The codes that were taken, the log-probability of each, and `effective`: the effective
@@ -69,7 +70,7 @@ def draw_candidates(
     Raises:
         ValueError, TypeError: As `sample_codes`, or candidates out of range.
     """
-    where, interface = "fill", interface_of(prior)
+    interface = interface_of(prior)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
     first_sample = checked_integer(where, "first_sample", first_sample, 0, 2**32 - batch_size)
     most = 2**32 // (first_sample + batch_size)  # the noise has 32 bits for a sample's number
@@ -99,6 +100,7 @@ def draw_candidates(
                 prior,
                 len(part),
                 settings,
+                where=where,
                 condition=[maps[part] for maps in condition],
                 labels=None if labels is None else labels.to(device)[part],
                 known=known[part],

@@ -102,6 +102,7 @@ def fill(
         pipeline,
         range(first_sample, first_sample + len(images)),
         level_settings(num_levels, where="fill", seed=seed, **settings),
+        where="fill",
         labels=numbers,
         known=known,
         candidates=candidates,

@@ -218,6 +218,7 @@ def draw_levels(
     batch_size: int,
     settings: Sequence[DrawSettings],
     *,
+    where: str,
     labels: Labels = None,
     first_sample: int = 0,
     known: Sequence[Tensor | None] | None = None,
@@ -228,21 +229,21 @@ def draw_levels(
     """Draw like `sample_levels`, with the settings of each level as one object.
 
     Args:
+        where: The function that was called, for messages.
         candidates: Draw the free codes of each map this many times, and take one of these fillings
             by what follows, see `draw_candidates`.
     """
-    where, num_levels = "sample_images", len(pipeline.priors)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
     first_sample = checked_integer(where, "first_sample", first_sample, 0, 2**32 - batch_size)
-    check_known(where, known, num_levels)
+    check_known(where, known, len(pipeline.priors))
     numbers = None
     if pipeline.num_classes == 0:
         if labels is not None:
-            raise ValueError("sample_images: expected no labels: no prior has classes.")
+            raise ValueError(f"{where}: expected no labels: no prior has classes.")
         scales = [level.guidance_scale for level in settings if level.guided]
         if scales:
             raise ValueError(
-                f"sample_images: expected guidance_scale=1: no prior has classes, got {scales[0]}."
+                f"{where}: expected guidance_scale=1: no prior has classes, got {scales[0]}."
             )
     else:
         numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
@@ -255,6 +256,7 @@ def draw_levels(
             samples = torch.arange(first_sample, first_sample + len(numbers))
             told = subclass_labels(interface, numbers, samples, seed=own.seed, known=known or ())
         common: dict[str, Any] = {
+            "where": where,
             "settings": own if has_classes else replace(own, guidance_scale=1.0),
             "condition": [coarser.codes for coarser in drawn],
             "labels": told,
@@ -292,6 +294,7 @@ def sample_levels(
         pipeline,
         batch_size,
         level_settings(num_levels_of("sample_levels", pipeline), where="sample_levels", **settings),
+        where="sample_levels",
         labels=labels,
         first_sample=first_sample,
         known=known,
@@ -371,6 +374,7 @@ def sample_images(
         pipeline,
         batch_size,
         settings,
+        where="sample_images",
         labels=labels,
         first_sample=first_sample,
         known=known,

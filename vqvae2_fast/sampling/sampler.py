@@ -165,6 +165,7 @@ def draw(
     batch_size: int,
     settings: DrawSettings,
     *,
+    where: str = "sample_codes",
     condition: Sequence[Tensor] | Tensor | None = None,
     labels: Labels = None,
     known: Tensor | None = None,
@@ -177,8 +178,7 @@ def draw(
     on_row: Callable[[int, Tensor], None] | None = None,
 ) -> Drawn:
     """`sample_codes` with its settings as one object, `rows` of `DrawNoise`, and `on_row` of
-    `DrawRequest`."""
-    where = "sample_codes"
+    `DrawRequest`; `where` is the function that was called, for messages."""
     interface, device = checked_interface(where, prior), device_of(prior)
     check_not_capturing(where, device)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)

@@ -220,7 +220,7 @@ def page() -> str:
         *_quoted_lines(),
         "",
         "## Nothing measured",
-        "There are no results of a GPU, of an Arm processor, or of a model of the paper's size.",
+        "There are no results of a GPU, of an Arm processor, or of a prior of the paper's size.",
         "",
         "## All results",
         "The latest row of each workload. A factor below 1 means that the other one is faster. "

@@ -1,4 +1,4 @@
-"""The only cache of this package: what was made from a prior or a plan, kept for the next draw."""
+"""What was made from a prior or a plan, kept for the next draw for as long as its owner lives."""
 
 from __future__ import annotations
 

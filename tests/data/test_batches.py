@@ -17,6 +17,7 @@ from vqvae2_fast.data import (
     in_order,
     to_float,
 )
+from vqvae2_fast.data.cut import BatchCut
 from vqvae2_fast.testing.codes import CodeSet
 
 
@@ -133,6 +134,17 @@ def test_a_list_is_no_set_of_images(function) -> None:
     told = f"{function}: expected dataset to be a set of images, .* got list.*ImageTensorDataset"
     with pytest.raises(TypeError, match=told):
         called([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4)
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_process_that_is_not_there_is_refused(dataset, rank) -> None:
+    message = rf"rank must be in \[0, 2\) \(world_size\), got {rank}"
+    with pytest.raises(ValueError, match=f"in_order: {message}"):
+        in_order(dataset, 2, rank=rank, world_size=2)
+    with pytest.raises(ValueError, match=f"BatchCut: {message}"):
+        BatchCut(12, 1, rank, 2)
+    with pytest.raises(ValueError, match="BatchCut: accumulate must be >= 1, got 0"):
+        BatchCut(12, 0)
 
 
 def test_in_order_gives_each_image_once_with_a_short_last_batch(dataset, folder) -> None:

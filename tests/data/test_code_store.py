@@ -114,6 +114,14 @@ def test_a_selection_gives_its_records_in_its_order_and_as_often(path, memory) -
     assert again.positions.tolist() == [22, 7]
 
 
+@pytest.mark.parametrize("number", [-1, 23])
+def test_a_selection_of_records_that_are_not_there_is_refused(path, number) -> None:
+    with pytest.raises(IndexError, match=rf"in \[0, 23\), got {number} to {number}"):
+        CodeStore(path).select(torch.tensor([number]))
+    with pytest.raises(IndexError, match=rf"in \[0, 2\), got {number} to {number}"):
+        CodeStore(path).select(torch.tensor([4, 5])).select(torch.tensor([number]))
+
+
 @pytest.mark.parametrize("label", [3, -2, "c", 1.0])
 def test_unknown_labels_are_named_with_the_known(path, label) -> None:
     with pytest.raises(ValueError, match=f"no label {label!r} in .* one of a, b, ü"):

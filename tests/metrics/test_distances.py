@@ -131,6 +131,15 @@ def test_kernel_distance_is_that_of_torchmetrics():
     assert squared_discrepancy(real, fake) == pytest.approx(expected, rel=1e-9)
 
 
+def test_kernel_distance_refuses_features_that_do_not_compare():
+    real = features(200, seed=1)
+    with pytest.raises(ValueError, match=r"expected features \[N, D\] and \[M, D\], got "):
+        squared_discrepancy(real, real[:, 1:])
+    real[3, 2] = float("nan")
+    with pytest.raises(ValueError, match="expected finite features, got NaN or infinity"):
+        kernel_distance(real, features(200, seed=2))
+
+
 def test_kernel_distance_of_points_with_known_answer():
     real, fake = torch.tensor([[1.0], [1.0]]), torch.tensor([[-1.0], [-1.0]])
     # k(1, 1) = 8, k(1, -1) = 0

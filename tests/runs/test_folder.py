@@ -144,6 +144,35 @@ def test_a_run_that_goes_back_takes_its_best_back_with_it(tmp_path):
     assert state(tmp_path / "best")["best"] == {"step": 4, "metric": "bits", "value": 2}
 
 
+def test_a_best_linked_to_a_damaged_checkpoint_is_linked_to_the_repeated_one(tmp_path):
+    train(stage([4, 3, 2, 1]), CONFIG, out=tmp_path, progress=QUIET)
+    last = tmp_path / "checkpoints/step-000000008"
+    with (last / "model.safetensors").open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+    last.rename(last.with_name(f"{last.name}.damaged"))
+    train(stage([1]), CONFIG, out=tmp_path, resume=True, progress=QUIET)
+    assert state(tmp_path / "best")["step"] == 8
+    load(tmp_path / "best")
+
+
+@pytest.mark.parametrize("items", [0, 5])
+def test_a_record_on_other_held_out_items_is_given_up(tmp_path, items):
+    train(stage([3, 1]), replace(CONFIG, steps=4), out=tmp_path, progress=QUIET)
+    config = replace(CONFIG, validate_items=items)
+    train(stage([7, 8]), config, out=tmp_path, resume=True, progress=QUIET)
+    assert state(tmp_path / "best")["step"] == (6 if items else 4)
+
+
+def test_overwriting_a_run_removes_its_results(tmp_path):
+    train(stage([4, 3, 2, 1]), CONFIG, out=tmp_path, progress=QUIET)
+    results = [tmp_path / name for name in ("result.json", "curves.png", "reconstructions.png")]
+    for file in results:
+        file.touch()
+    train(stage([4, 3, 2, 1]), CONFIG, out=tmp_path, overwrite=True, progress=QUIET)
+    assert not any(file.exists() for file in results)
+
+
 def test_a_restart_from_an_older_checkpoint_keeps_what_it_saves(tmp_path, monkeypatch):
     train(stage([4, 3, 2, 1]), CONFIG, out=tmp_path, progress=QUIET)
     with (tmp_path / "checkpoints/step-000000008/model.safetensors").open("ab") as file:

@@ -12,6 +12,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.runs import InterruptedRun
+from vqvae2_fast.training import cas
 from vqvae2_fast.training.cas import classification_accuracy_score
 
 QUIET = Progress(quiet=True)
@@ -34,6 +35,20 @@ def test_a_classifier_of_other_images_names_its_folder_and_no_argument(tmp_path)
     remedy = f"Delete {tmp_path / 'real'} to train that classifier again, or name another folder."
     assert str(refused.value).endswith(remedy)
     assert "=True" not in str(refused.value)
+
+
+def test_any_number_of_processes_shares_one_batch(tmp_path, monkeypatch):
+    taken = []
+
+    def train(stage, settings, **_):
+        taken.append([settings.cut(rank, 2).batch_size for rank in range(2)])
+        raise StopIteration
+
+    monkeypatch.setattr(cas, "train", train)
+    with pytest.raises(StopIteration):
+        sets = {"real": images(200, 0)}, {"real": images(4, 1)}
+        classification_accuracy_score(*sets, out=tmp_path, steps=1, progress=QUIET)
+    assert taken == [[64, 64]]
 
 
 def test_an_interrupted_score_is_continued_by_the_same_call(tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def test_it_trains_in_one_process(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "setting", ["weight=-1.0", "weight=nan", "channels=0", "learning_rate=inf"]
+    "setting", ["weight=-1.0", "weight=nan", "weight=inf", "channels=0", "learning_rate=inf"]
 )
 def test_settings_are_checked(setting):
     name, _, value = setting.partition("=")

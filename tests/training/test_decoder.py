@@ -136,7 +136,8 @@ def test_a_run_is_not_continued_with_another_lpips(vqvae, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "setting", ["weight=-1", "weight=nan", "start=-1", "learning_rate=inf", "channels=6"]
+    "setting",
+    ["weight=-1", "weight=nan", "weight=inf", "start=inf", "learning_rate=inf", "channels=6"],
 )
 def test_settings_of_a_discriminator_are_checked(setting):
     name, _, value = setting.partition("=")
@@ -144,9 +145,9 @@ def test_settings_of_a_discriminator_are_checked(setting):
         replace(SETTINGS, **{name: float(value)})
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_the_weight_of_lpips_is_checked(weight):
-    with pytest.raises(ValueError, match="Fidelity: expected perceptual_weight >= 0"):
+    with pytest.raises(ValueError, match="Fidelity: expected a finite perceptual_weight >= 0"):
         Fidelity(None, weight)
 
 

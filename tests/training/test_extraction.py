@@ -327,6 +327,12 @@ def test_images_of_another_size_are_refused(tmp_path):
     assert not (tmp_path / "codes").exists()
 
 
+@pytest.mark.parametrize("name", ["copies", "shift", "seed"])
+def test_variants_that_are_no_integers_are_refused(name):
+    with pytest.raises(ValueError, match=f"Variants: {name} must be an integer, got 1.5"):
+        Variants(**{"copies": 1, name: 1.5})
+
+
 @pytest.mark.parametrize("name", ["copies", "shift", "zoom", "colour", "seed"])
 def test_negative_variants_are_refused(name):
     with pytest.raises(ValueError, match=f"Variants: {name} must be >= 0, got -1"):

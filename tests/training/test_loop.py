@@ -24,7 +24,7 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
-from vqvae2_fast.training import DivergedError, TrainConfig, prior_stage, train, vqvae_stage
+from vqvae2_fast.training import DivergedError, TrainConfig, loop, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.state import _as_moment
 
 CONFIG = TrainConfig(
@@ -219,6 +219,22 @@ def test_a_loss_of_nan_stops_and_keeps_the_last_good_checkpoint(make, tmp_path):
     kept = latest(tmp_path)
     assert kept is not None and kept.name == "step-000000004"
     assert all(weight.isfinite().all() for weight in load(kept).parameters())
+
+
+def test_a_loss_of_nan_between_two_checks_shows_at_the_last_step(monkeypatch):
+    stage = stage_two(CONFIG)
+    inner, calls = stage.loss, []
+
+    def loss(model, batch):
+        calls.append(None)
+        value, parts = inner(model, batch)
+        return (value * float("nan") if len(calls) == 7 else value), parts
+
+    # As on a GPU, where values are looked at only where they are logged.
+    config = replace(CONFIG, log_every=20)
+    monkeypatch.setattr(loop, "_steps_between_checks", lambda device, config: config.log_every)
+    with pytest.raises(DivergedError):
+        train(replace(stage, loss=loss), config, progress=QUIET)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):

@@ -88,6 +88,21 @@ def test_a_store_that_the_prior_is_not_for_is_refused_by_both(tmp_path, changes,
         prior_stage(PixelSNAIL(replace(SMALL_PRIOR, **changes)), store, store, CONFIG, level=1)
 
 
+@pytest.mark.parametrize("level", [-1, 0, 2])
+def test_another_level_than_the_priors_is_refused(tmp_path, level):
+    store = code_set().write(tmp_path / "store")
+    with pytest.raises(ValueError, match=f"expected level=1 of a prior .* got {level}"):
+        prior_stage(PixelSNAIL(SMALL_PRIOR), store, store, CONFIG, level=level)
+
+
+def test_an_empty_store_is_refused_by_its_argument(tmp_path):
+    store = code_set().write(tmp_path / "store")
+    empty = store.select(torch.zeros(0, dtype=torch.int64))
+    for argument, stores in (("train_set", (empty, store)), ("held_out", (store, empty))):
+        with pytest.raises(ValueError, match=f"expected {argument} to have at least one item"):
+            prior_stage(PixelSNAIL(SMALL_PRIOR), *stores, CONFIG, level=1)
+
+
 def test_a_held_out_store_of_other_codes_is_refused(tmp_path):
     ours = code_set().write(tmp_path / "ours")
     other = random_codes(8, 5, sizes=((2, 2), (4, 8))).write(tmp_path / "other")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from vqvae2_fast.data.augment import augment
-from vqvae2_fast.data.cut import BatchCut
+from vqvae2_fast.data.cut import BatchCut, check_rank
 from vqvae2_fast.data.images import ImageTensorDataset, stable_hash, to_float
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ class CodeSource(Protocol):
     def batch(self, indices: Tensor, /) -> tuple[list[Tensor], Tensor]: ...
 
 
+def _check_batch_size(count: int, batch_size: int) -> None:
+    if not 1 <= batch_size <= count:
+        raise ValueError(
+            f"batches: batch_size must be between 1 and the {count} items of the set, "
+            f"got {batch_size}."
+        )
+
+
 def shuffled_indices(
     count: int, batch_size: int, *, seed: int, start_step: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
@@ -84,11 +92,7 @@ def shuffled_indices(
     Raises:
         ValueError: batch_size is not in [1, count], or start_step is negative.
     """
-    if not 1 <= batch_size <= count:
-        raise ValueError(
-            f"batches: batch_size must be between 1 and the {count} items of the set, "
-            f"got {batch_size}."
-        )
+    _check_batch_size(count, batch_size)
     if start_step < 0:
         raise ValueError(f"batches: start_step must be >= 0, got {start_step}.")
     return _steps(count, batch_size, seed, start_step)
@@ -190,7 +194,7 @@ def batches(
     check_image_source("batches", "dataset", dataset)
     if crop_padding < 0:
         raise ValueError(f"batches: crop_padding must be >= 0, got {crop_padding}.")
-    cut = _checked(cut, batch_size)
+    cut = _checked(cut, batch_size, len(dataset))
     plan = _parts(len(dataset), cut, seed, start_step)
     # Workers read ahead of training, so they go through a second sequence of the same steps.
     ahead = _parts(len(dataset), cut, seed, start_step)
@@ -218,14 +222,14 @@ def code_batches(
 
     Order, arguments and errors are those of `batches`.
     """
-    plan = _parts(len(store), _checked(cut, batch_size), seed, start_step)
+    plan = _parts(len(store), _checked(cut, batch_size, len(store)), seed, start_step)
     return (store.batch(indices) for _, indices in plan)
 
 
-def _checked(cut: BatchCut | None, batch_size: int) -> BatchCut:
+def _checked(cut: BatchCut | None, batch_size: int, count: int) -> BatchCut:
     if cut is None:
-        # Sizes below 1 are for `shuffled_indices` to refuse.
-        return BatchCut(batch_size, world_size=min(1, batch_size))
+        _check_batch_size(count, batch_size)
+        return BatchCut(batch_size)
     if cut.batch_size != batch_size:
         raise ValueError(
             f"batches: expected a cut of batches of {batch_size}, got one of {cut.batch_size}."
@@ -241,7 +245,11 @@ def codes_in_order(
     Args:
         rank, world_size: Give every world_size-th batch from number `rank` on: the share of one
             process. Batches do not depend on them.
+
+    Raises:
+        ValueError: There is no process of this rank.
     """
+    check_rank("codes_in_order", rank, world_size)
     order = torch.arange(len(store)).split(batch_size)
     return map(store.batch, order[rank::world_size])
 
@@ -264,10 +272,12 @@ def in_order(
         rank, world_size: As in `codes_in_order`.
 
     Raises:
-        ValueError: batch_size is not positive, or the range is not one of the set's.
+        ValueError: batch_size is not positive, the range is not one of the set's, or there is no
+            process of this rank.
         TypeError: dataset is no set of images, such as a list.
     """
     check_image_source("in_order", "dataset", dataset)
+    check_rank("in_order", rank, world_size)
     if batch_size < 1:
         raise ValueError(f"in_order: batch_size must be >= 1, got {batch_size}.")
     stop = len(dataset) if stop is None else stop

@@ -149,8 +149,17 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         return self._rows is not None
 
     def select(self, indices: Tensor) -> CodeStore:
-        """The records of these numbers, int64 `[n]` in [0, N), in this order; some may repeat."""
+        """The records of these numbers, int64 `[n]` in [0, N), in this order; some may repeat.
+
+        Raises:
+            IndexError: A number that is not one of a record.
+        """
         rows = indices.numpy()
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(
+                f"CodeStore: expected numbers of records in [0, {len(self)}), got {rows.min()} to "
+                f"{rows.max()}."
+            )
         view = copy.copy(self)
         view._rows = rows if self._rows is None else self._rows[rows]
         return view

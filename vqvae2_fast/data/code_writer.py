@@ -29,6 +29,7 @@ from vqvae2_fast.data.code_manifest import (
     read_manifest,
     write_manifest,
 )
+from vqvae2_fast.data.cut import check_rank
 from vqvae2_fast.data.images import check_class_names, check_labels
 from vqvae2_fast.files.durable import (
     create_part,
@@ -330,8 +331,7 @@ def share(total: int, rank: int, world_size: int) -> tuple[int, int]:
     Raises:
         ValueError: rank is not in [0, world_size).
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"share: rank must be in [0, {world_size}) (world_size), got {rank}.")
+    check_rank("share", rank, world_size)
     return total * rank // world_size, total * (rank + 1) // world_size
 
 

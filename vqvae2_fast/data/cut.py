@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BatchCut"]
+__all__ = ["BatchCut", "check_rank"]
+
+
+def check_rank(where: str, rank: int, world_size: int) -> None:
+    """Raises ValueError unless `rank` is the number of one of `world_size` processes."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"{where}: rank must be in [0, {world_size}) (world_size), got {rank}.")
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class BatchCut:
             part of every micro-batch, and all parts are as equal as can be.
 
     Raises:
-        ValueError: A micro-batch has fewer items than there are processes.
+        ValueError: A micro-batch has fewer items than there are processes; or there is no
+            micro-batch, or no process of this number.
     """
 
     batch_size: int
@@ -30,6 +37,9 @@ class BatchCut:
     world_size: int = 1
 
     def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"BatchCut: accumulate must be >= 1, got {self.accumulate}.")
+        check_rank("BatchCut", self.rank, self.world_size)
         smallest = self.batch_size // self.accumulate
         if smallest < self.world_size:
             least = self.accumulate * self.world_size

@@ -23,8 +23,18 @@ def squared_discrepancy(real: Tensor, fake: Tensor) -> float:
     """Unbiased MMD² of features `[N, D]` and `[M, D]`, in float64 (eq. 4 of the paper).
 
     It can be negative: its mean is zero if both sets are from one distribution.
+
+    Raises:
+        ValueError: Features of two widths, or that are not finite.
     """
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise ValueError(
+            "squared_discrepancy: expected features [N, D] and [M, D], got "
+            f"{list(real.shape)} and {list(fake.shape)}."
+        )
     x, y = real.double(), fake.double()
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("squared_discrepancy: expected finite features, got NaN or infinity.")
     dim = x.shape[1]
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -49,7 +59,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Estimate:
         real, fake: Features `[N, D]` and `[M, D]`.
 
     Raises:
-        ValueError: A set has fewer than 200 images.
+        ValueError: A set has fewer than 200 images; or as `squared_discrepancy`.
     """
     images = min(len(real), len(fake))
     check_count(

@@ -24,6 +24,7 @@ from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
 from vqvae2_fast.metrics.reconstruction import PairSums
 from vqvae2_fast.metrics.results import CodecQuality, Evaluation, LevelCost
 from vqvae2_fast.metrics.shares import ALONE, terms_of_all
+from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
@@ -77,12 +78,18 @@ def evaluate_pipeline(
             batches. All get the result, which does not depend on their number.
 
     Raises:
-        ValueError: No images, or LPIPS of images that are too small for it.
+        ValueError: No images, LPIPS of images that are too small for it, priors that are not those
+            of the levels, or an unknown codec.
         TypeError: What is no set of images, such as an array.
     """
+    if unknown := [name for name in codecs if name not in CODECS]:
+        raise ValueError(
+            f"evaluate_pipeline: expected codecs from {', '.join(CODECS)}, got {unknown[0]!r}."
+        )
     check_image_source("evaluate_pipeline", "held_out", held_out)
     if train_set is not None:
         check_image_source("evaluate_pipeline", "train_set", train_set)
+    _check_priors(vqvae.config, priors)
     progress = progress or Progress(quiet=True)
     if codec_images < 1:
         raise ValueError(f"evaluate_pipeline: codec_images must be >= 1, got {codec_images}.")
@@ -213,6 +220,21 @@ def _one_pass(
     ]
     histograms = torch.tensor(processes.gathered([level.tolist() for level in counts])).sum(0)
     return _Found(reconstruction, likelihoods, list(histograms))
+
+
+def _check_priors(config: VQVAE2Config, priors: Sequence[Prior]) -> None:
+    if len(priors) != config.num_levels:
+        raise ValueError(
+            f"evaluate_pipeline: expected one prior for each of {config.num_levels} levels, got "
+            f"{len(priors)}."
+        )
+    for level, prior in enumerate(priors):
+        check_prior_fits(
+            f"evaluate_pipeline: priors[{level}]",
+            prior.config,
+            config.num_embeddings,
+            config.level_sizes[: level + 1],
+        )
 
 
 def _levels(config: VQVAE2Config, found: _Found, trained: _Found | None) -> dict[str, LevelCost]:

@@ -7,7 +7,7 @@ large images, and a small residual network for small ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from vqvae2_fast.ops._batch_part import dropout_seed
 from vqvae2_fast.ops.dropout_mask.op import dropout_mask
 
 __all__ = ["Classifier", "ClassifierConfig"]
+
+Network = Literal["small", "resnet50"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,17 @@ class ClassifierConfig:
     image_size: tuple[int, int] = (224, 224)
     image_channels: int = 3
     num_classes: int = 1000
-    network: Literal["small", "resnet50"] = "resnet50"
+    network: Network = "resnet50"
     channels: int = 64
     dropout: float = 0.0
     first_stride: int = 1
 
     def __post_init__(self) -> None:
+        if self.network not in get_args(Network):
+            raise ValueError(
+                f"ClassifierConfig: network must be one of {get_args(Network)}, got "
+                f"{self.network!r}."
+            )
         if self.num_classes < 2:
             raise ValueError(
                 f"ClassifierConfig: num_classes must be >= 2, got {self.num_classes}: the images "

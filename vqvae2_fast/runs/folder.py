@@ -17,6 +17,7 @@ from vqvae2_fast.checkpoints.files import (
     read_json,
 )
 from vqvae2_fast.checkpoints.locate import CHECKPOINTS, checkpoints_of, step_folder
+from vqvae2_fast.checkpoints.sums import check_sums
 from vqvae2_fast.files.durable import aside, remove_dead_folders, remove_folder
 from vqvae2_fast.files.folder_lock import alone_in
 from vqvae2_fast.files.mapped import check_utf8
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 _BEST = "best"
+# What a command writes at the end of a run.
+_RESULTS = ("result.json", "curves.png", "reconstructions.png")
 _OTHERS = {
     "config.json": "a checkpoint or pipeline",
     "manifest.json": "a code store",
@@ -69,12 +72,13 @@ def set_newer_aside(run: Path, whole: Path | None) -> None:
 
 
 def clear_run(run: Path) -> None:
-    """Delete the checkpoints and logs of a run, in a folder that is locked; what else is there
-    stays."""
+    """Delete the checkpoints, logs and results of a run, in a folder that is locked; what else is
+    there stays."""
     for name in (_BEST, CHECKPOINTS, "tensorboard"):
         if (run / name).exists():
             shutil.rmtree(run / name)
-    (run / "log.jsonl").unlink(missing_ok=True)
+    for name in ("log.jsonl", *_RESULTS):
+        (run / name).unlink(missing_ok=True)
 
 
 def check_run_folder(run: Path) -> None:
@@ -125,7 +129,7 @@ def keep_best(run: Path, step: int) -> None:
     Nothing happens if the step's folder was removed long ago: best/ is then all that is left of it.
     """
     best, folder = run / _BEST, step_folder(run, step)
-    if folder.is_dir() and not _same(best / "state.json", folder / "state.json"):
+    if folder.is_dir() and not _is_that(best, folder):
         link_folder(folder, best)
 
 
@@ -150,8 +154,18 @@ def best_record(state: Mapping[str, Any]) -> dict[str, Any] | None:
     return record
 
 
-def _same(first: Path, second: Path) -> bool:
+def _is_that(best: Path, folder: Path) -> bool:
+    """Whether best/ has the files of this checkpoint, or whole ones of an equal one.
+
+    It may still have those of a damaged one of the same step, which was moved aside before the run
+    came to this step again.
+    """
     try:
-        return read_json(first) == read_json(second)
-    except DamagedError:
+        if all((best / file.name).samefile(file) for file in folder.iterdir()):
+            return True
+        if read_json(best / "state.json") != read_json(folder / "state.json"):
+            return False
+        check_sums(best)
+    except (DamagedError, FileNotFoundError):
         return False
+    return True

@@ -52,9 +52,10 @@ class AdversarySettings:
     def __post_init__(self) -> None:
         # The names are those of the group, since other settings have a weight and a rate too.
         for name in ("weight", "start", "ramp"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
-                    f"AdversarySettings: adversary.{name} must be >= 0, got {getattr(self, name)}."
+                    f"AdversarySettings: adversary.{name} must be >= 0 and finite, got "
+                    f"{getattr(self, name)}."
                 )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(
@@ -147,7 +148,7 @@ class Fidelity:
         adversary: A discriminator, or None.
 
     Raises:
-        ValueError: A negative weight, or a positive one without LPIPS.
+        ValueError: A negative or infinite weight, or a positive one without LPIPS.
     """
 
     perceptual: LPIPS | None = None
@@ -156,10 +157,10 @@ class Fidelity:
 
     def __post_init__(self) -> None:
         lacks_lpips = self.perceptual_weight > 0 and self.perceptual is None
-        if not self.perceptual_weight >= 0 or lacks_lpips:
+        if not 0 <= self.perceptual_weight < math.inf or lacks_lpips:
             raise ValueError(
-                "Fidelity: expected perceptual_weight >= 0, and LPIPS if it is above 0, got "
-                f"{self.perceptual_weight} and {'LPIPS' if self.perceptual else None}."
+                "Fidelity: expected a finite perceptual_weight >= 0, and LPIPS if it is above 0, "
+                f"got {self.perceptual_weight} and {'LPIPS' if self.perceptual else None}."
             )
 
     def added_to(

@@ -77,7 +77,14 @@ def classification_accuracy_score(
     config, settings = classifier_recipe(
         first.image_shape, max(2, len(first.class_names)), len(first), epochs=epochs, steps=steps
     )
-    settings = replace(settings, seed=seed, validate_every=settings.steps)
+    settings = replace(
+        settings,
+        seed=seed,
+        validate_every=settings.steps,
+        # Any number of processes shares one batch.
+        global_batch=settings.batch_size * settings.accumulate,
+        accumulate=1,
+    )
     test = next(iter(test_sets.values()))
     for images in test_sets.values():
         check_classes("classification_accuracy_score", images, len(first.class_names))

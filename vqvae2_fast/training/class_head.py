@@ -44,9 +44,9 @@ class ClassHeadSettings:
 
     def __post_init__(self) -> None:
         # The names are those of the group, since other settings have a weight and a rate too.
-        if not self.weight >= 0:
+        if not 0 <= self.weight < math.inf:
             raise ValueError(
-                f"ClassHeadSettings: class_head.weight must be >= 0, got {self.weight}."
+                f"ClassHeadSettings: class_head.weight must be >= 0 and finite, got {self.weight}."
             )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(

@@ -16,7 +16,12 @@ from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig
-from vqvae2_fast.training.images import identity_of_images, own_batches, validation_set
+from vqvae2_fast.training.images import (
+    check_not_empty,
+    identity_of_images,
+    own_batches,
+    validation_set,
+)
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -119,6 +124,8 @@ def classifier_stage(
     Raises:
         ValueError: Images without labels, or of other classes than the model has.
     """
+    check_not_empty("classifier_stage", "train_set", train_set)
+    check_not_empty("classifier_stage", "held_out", held_out)
     check_classes("classifier_stage", train_set, model.config.num_classes)
     check_classes("classifier_stage", held_out, model.config.num_classes)
     check_same_names("classifier_stage", train_set, held_out)

@@ -6,15 +6,23 @@ Everything counts steps, never seconds: two runs with the same settings and seed
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from vqvae2_fast.data.cut import BatchCut
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.training.optimizer import OptimizerName  # noqa: TC001  (tyro reads it)
+from vqvae2_fast.training.optimizer import OptimizerName
 
 __all__ = ["TrainConfig", "learning_rate", "step_seed"]
 
+Schedule = Literal["cosine", "steps"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+_NAMES = {
+    "optimizer": get_args(OptimizerName),
+    "schedule": get_args(Schedule),
+    "precision": get_args(Precision),
+}
 _TENTHS = (30, 60, 80)  # epochs of 90 after which the rate falls, https://arxiv.org/abs/1706.02677
 
 
@@ -64,7 +72,7 @@ class TrainConfig:
     accumulate: int = 1
     global_batch: int = 0
     optimizer: OptimizerName = "adamw"
-    schedule: Literal["cosine", "steps"] = "cosine"
+    schedule: Schedule = "cosine"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     final_learning_rate: float = 0.02
@@ -77,7 +85,7 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2
     workers: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: int = 0
     recompute: bool = False
     compile: bool = False
@@ -110,6 +118,15 @@ class TrainConfig:
             if getattr(self, name) == math.inf:
                 remedy = " Use 0 to leave gradients as they are." if name == "max_grad_norm" else ""
                 raise ValueError(f"TrainConfig: {name} must be finite, got inf.{remedy}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and type(value) is not int:
+                raise ValueError(f"TrainConfig: {field.name} must be an integer, got {value!r}.")
+        for name, known in _NAMES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"TrainConfig: {name} must be one of {known}, got {getattr(self, name)!r}."
+                )
         if self.seed >= 2**64:
             raise ValueError(f"TrainConfig: seed must be < 2^64, got {self.seed}.")
         if self.global_batch and self.accumulate > 1:

@@ -1,7 +1,8 @@
 """Between the stages: a trained VQ-VAE encodes images into a store of code maps.
 
-The bytes of a store depend only on the model, the images and the variants, however often the
-writing was interrupted. Therefore images are always encoded in the same batches (sums in another
+The codes of a store depend only on the model, the images and the variants, however often the
+writing was interrupted; how they are cut into shards also depends on the number of processes.
+Therefore images are always encoded in the same batches (sums in another
 order can move a vector to another code), and a shard ends after a number of records, never after a
 time.
 """
@@ -77,6 +78,11 @@ class Variants:
         for name in ("copies", "shift", "zoom", "colour", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Variants: {name} must be >= 0, got {getattr(self, name)}.")
+        for name in ("copies", "shift", "seed"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(
+                    f"Variants: {name} must be an integer, got {getattr(self, name)!r}."
+                )
         for name in ("shift", "zoom", "colour", "seed"):
             value = getattr(self, name)
             if not self.copies and value != getattr(Variants, name):

@@ -19,7 +19,10 @@ __all__ = ["hash_of_codes", "versions"]
 
 
 def hash_of_codes(store: CodeStore) -> str:
-    """A hash of a store's manifest, which has the checksums of its shards, and of a selection."""
+    """A hash of a store's manifest, which has the checksums of its shards, and of a selection.
+
+    Equal codes that were cut into other shards, as by another number of processes, have another.
+    """
     manifest = store.manifest
     shards = [(shard.first, shard.records, shard.crc32) for shard in manifest.shards]
     what = (manifest.layout, manifest.class_names, manifest.checkpoint_hash, shards)

@@ -9,7 +9,7 @@ from vqvae2_fast.data.batches import check_image_source
 from vqvae2_fast.data.subset import spread_evenly
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sized
 
     from torch import Tensor
 
@@ -17,13 +17,26 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["check_images", "identity_of_images", "own_batches", "validation_set"]
+__all__ = [
+    "check_images",
+    "check_not_empty",
+    "identity_of_images",
+    "own_batches",
+    "validation_set",
+]
+
+
+def check_not_empty(op: str, argument: str, items: Sized) -> None:
+    """Raises ValueError for a set without items, which would only show at the first validation."""
+    if not len(items):
+        raise ValueError(f"{op}: expected {argument} to have at least one item, got none.")
 
 
 def check_images(op: str, model: VQVAE2, dataset: ImageSource, argument: str) -> None:
     """Raises ValueError unless the images of a set have the size and channels of the model, and
     TypeError for what is no set of images."""
     check_image_source(op, argument, dataset)
+    check_not_empty(op, argument, dataset)
     expected = (model.config.image_channels, *model.config.image_size)
     if dataset.image_shape != expected:
         raise ValueError(

@@ -177,8 +177,7 @@ def train(
     if folder is not None:
         _check_stored(model)
     device = device_of(model)
-    # Checking a value on a GPU makes the host wait, so it is not done at every step as on a CPU.
-    check_every = 1 if device.type == "cpu" else config.log_every
+    check_every = _steps_between_checks(device, config)
     finite = torch.ones((), dtype=torch.bool, device=device)
     autocast = autocast_of(model, config)
     ranks, cut = Ranks.of_group(), config.cut_of_group()
@@ -248,7 +247,7 @@ def train(
             if done % check_every == 0 or done % config.log_every == 0 or last:
                 figures = ranks.sum_(figures) / ranks.count
             finite &= norm.isfinite() & figures[0].isfinite()
-            if done % check_every == 0 and not finite:
+            if (done % check_every == 0 or last) and not finite:
                 raise _diverged(stage, step, float(figures[0]), float(norm), run, folder)
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
@@ -298,6 +297,11 @@ def train(
         model.load_state_dict(run.average.weights, strict=False)
     model.eval()
     return TrainResult(run.metrics, log.lines, run.best)
+
+
+def _steps_between_checks(device: torch.device, config: TrainConfig) -> int:
+    """How often values are checked: on a GPU that makes the host wait."""
+    return 1 if device.type == "cpu" else config.log_every
 
 
 def _may_take_one_thread(stage: Stage, config: TrainConfig, autocast: torch.autocast) -> bool:

@@ -28,6 +28,7 @@ from vqvae2_fast.ops._batch_part import uniform_of_part
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.extraction import variants_of
 from vqvae2_fast.training.identity import hash_of_codes
+from vqvae2_fast.training.images import check_not_empty
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def prior_stage(
     Raises:
         ValueError: A store that has no records, whose codes are not what the prior models, or that
             is of another VQ-VAE or of other classes than the other store; dropouts that are not
-            shares.
+            shares; another level than the prior's.
     """
     for option, share in (
         ("label_dropout", label_dropout),
@@ -140,7 +141,13 @@ def prior_stage(
     ):
         if not 0 <= share < 1:
             raise ValueError(f"prior_stage: expected 0 <= {option} < 1, got {share:g}.")
-    for store in (train_set, held_out):
+    if level != len(prior.config.condition_sizes):
+        raise ValueError(
+            f"prior_stage: expected level={len(prior.config.condition_sizes)} of a prior with that "
+            f"many maps as its condition, got {level}."
+        )
+    for argument, store in (("train_set", train_set), ("held_out", held_out)):
+        check_not_empty("prior_stage", argument, store)
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
     prior.vqvae_hash = train_set.checkpoint_hash

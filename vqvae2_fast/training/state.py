@@ -175,7 +175,19 @@ class TrainingRun:
         unvalidated = done == self.config.steps != before.get("steps")
         self.metrics = {} if unvalidated else saved.state["metrics"]
         self.best = best_record(saved.state)
+        if self._validates_otherwise(saved.state):
+            self.best = None  # its figure does not compare with those to come
         return changes
+
+    def _validates_otherwise(self, state: Mapping[str, Any]) -> bool:
+        """Whether a saved state was validated on other images or codes than this run will be."""
+        before, identity = state["train"], state.get("identity", {})
+        items = self.config.validate_items
+        return before.get("validate_items", items) != items or any(
+            identity.get(name, value) != value
+            for name, value in self.identity.items()
+            if name.startswith("held_out")
+        )
 
     def compared(
         self, path: Path, *, accept_changed: bool = False

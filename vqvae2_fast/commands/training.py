@@ -20,7 +20,7 @@ from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import train
 from vqvae2_fast.training.identity import versions
-from vqvae2_fast.training.loop import check_companion
+from vqvae2_fast.training.stage import check_companion
 from vqvae2_fast.training.state import TrainingRun
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ from vqvae2_fast.runs.memory import keep_freed_memory
 from vqvae2_fast.runs.shared_cores import shared_cores
 from vqvae2_fast.training.config import TrainConfig, learning_rate
 from vqvae2_fast.training.extraction import Variants, extract_codes
-from vqvae2_fast.training.loop import DivergedError, Stage, TrainResult, train
+from vqvae2_fast.training.loop import DivergedError, TrainResult, train
 from vqvae2_fast.training.muon import Muon
 from vqvae2_fast.training.preset import Preset, PresetTraining
 from vqvae2_fast.training.recipe import TrainedPipeline, train_pipeline
+from vqvae2_fast.training.stage import Stage
 from vqvae2_fast.training.stage1 import vqvae_stage
 from vqvae2_fast.training.stage2 import prior_stage
 

@@ -22,7 +22,7 @@ from vqvae2_fast.training.images import (
     own_batches,
     validation_set,
 )
-from vqvae2_fast.training.loop import Stage
+from vqvae2_fast.training.stage import Stage
 
 if TYPE_CHECKING:
     from vqvae2_fast.data import ImageSource

@@ -19,7 +19,7 @@ from vqvae2_fast.training.optimizer import make_optimizer, moments_of
 
 if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
-    from vqvae2_fast.training.loop import Stage
+    from vqvae2_fast.training.stage import Stage
 
 __all__ = ["SavedBytes", "StepCost", "free_memory", "measure_step", "state_bytes"]
 

@@ -22,7 +22,8 @@ from vqvae2_fast.training.images import (
     own_batches,
     validation_set,
 )
-from vqvae2_fast.training.loop import DivergedError, Stage
+from vqvae2_fast.training.loop import DivergedError
+from vqvae2_fast.training.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -34,80 +34,19 @@ from vqvae2_fast.runs.shared_cores import shared_cores
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 from vqvae2_fast.training.identity import versions
 from vqvae2_fast.training.network import autocast_of, prepared, syncing, whole
+from vqvae2_fast.training.stage import Stage, check_companion
 from vqvae2_fast.training.state import TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from vqvae2_fast.training.companion import Companion
+    from vqvae2_fast.data.cut import BatchCut
 
-__all__ = ["DivergedError", "Stage", "TrainResult", "train"]
+__all__ = ["DivergedError", "TrainResult", "train"]
 
 
 class DivergedError(RuntimeError):
     """What a run computed was no longer of use, such as a loss that is not finite."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage brings to the loop. Its functions are given the model and hold none.
-
-    Args:
-        name: Shown next to the progress.
-        model: Trained in place, on its own device.
-        batches: This process's parts of the micro-batches of the given step and all later ones, as
-            `TrainConfig.cut` cuts a step's batch.
-        loss: From the model (or a wrapper that calls its forward) and a collated batch to the loss
-            to descend and named values to log, all 0-d and means over the batch.
-        validate: From the model (with averaged weights, in evaluation mode) to metrics, the same on
-            all processes.
-        headline: The metric of `validate` that is shown next to the progress and that says which
-            checkpoint is the best.
-        before_step: Called with the model, the micro-batches of a step and where they stand in its
-            batch, before the first forward of a step of several micro-batches.
-        after_step: Called with the model once after each optimiser step.
-        lower_is_better: Whether the best `headline` is the lowest.
-        any_threads: Whether a step that the compiled library computes in float32 gives the same
-            bits on one thread as on two. It then takes one where another process needs a core.
-        companion: What is trained beside the model, in one process only: kept in the checkpoints.
-        identity: What the result depends on in addition to model and settings, ready for JSON:
-            hashes of the data, and how they are augmented.
-    """
-
-    name: str
-    model: nn.Module
-    batches: Callable[[int], Iterator[Any]]
-    loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
-    validate: Callable[[Any], dict[str, float]]
-    headline: str
-    before_step: Callable[[Any, list[Any], list[BatchPart]], object] = lambda *_: None
-    after_step: Callable[[Any], object] = lambda model: None
-    lower_is_better: bool = False
-    any_threads: bool = False
-    companion: Companion | None = None
-    identity: Callable[[], dict[str, Any]] = dict
-
-
-def check_companion(stage: Stage, config: TrainConfig, ranks: Ranks) -> None:
-    """Checks that a stage with a companion can run as it is to run.
-
-    Raises:
-        NotImplementedError: In several processes.
-        ValueError: Compiled, although the companion does not allow it.
-    """
-    companion = stage.companion
-    if companion is None:
-        return
-    if ranks.count > 1:
-        raise NotImplementedError(
-            f"train: a {companion.what} trains in one process, got {ranks.count}. Use one, or no "
-            f"{companion.what}."
-        )
-    if config.compile and companion.needs_eager:
-        raise ValueError(
-            f"train: compile=True does not work with a {companion.what}. Use compile=False, or no "
-            f"{companion.what}: {companion.group}.weight=0."
-        )
 
 
 @dataclass
@@ -183,8 +122,6 @@ def train(
     ranks, cut = Ranks.of_group(), config.cut_of_group()
     check_companion(stage, config, ranks)
     parts = [BatchPart(part.start, cut.batch_size) for part in cut.parts()]
-    # Gradients are averaged over processes: with these weights that is the mean over the batch.
-    weights = [len(part) * ranks.count / cut.batch_size for part in cut.parts()]
     identity = {**stage.identity(), **versions()} if folder is not None else versions()
     with ExitStack() as held:
         held.enter_context(_only_training())
@@ -229,18 +166,9 @@ def train(
             if len(parts) > 1:
                 with autocast:
                     stage.before_step(model, micro_batches, parts)
-            found = []
             with nullcontext() if threads is None else threads.taken():
-                for number, batch in enumerate(micro_batches):
-                    # All parts draw from the same numbers, each at the places of its own items.
-                    torch.manual_seed(step_seed(config.seed, step))
-                    last_part = number == len(parts) - 1
-                    with batch_part(parts[number]), syncing(network, last_part):
-                        with autocast:
-                            total, named = stage.loss(network, batch)
-                        (total * weights[number]).backward()
-                    found.append(torch.stack([total.detach(), *named.values()]) * weights[number])
-                figures = torch.stack(found).sum(0)
+                seed = step_seed(config.seed, step)
+                figures, names = _gradients(stage, network, micro_batches, cut, autocast, seed)
                 limit = config.max_grad_norm or float("inf")
                 norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
             done, last = step + 1, step + 1 == config.steps
@@ -261,7 +189,7 @@ def train(
                 log.write(
                     done,
                     loss=loss,
-                    **dict(zip(named, values, strict=True)),
+                    **dict(zip(names, values, strict=True)),
                     grad_norm=float(norm),
                     learning_rate=learning_rate(step, config),
                     seconds=round(time.monotonic() - start, 3),
@@ -297,6 +225,31 @@ def train(
         model.load_state_dict(run.average.weights, strict=False)
     model.eval()
     return TrainResult(run.metrics, log.lines, run.best)
+
+
+def _gradients(
+    stage: Stage,
+    network: nn.Module,
+    micro_batches: Sequence[Any],
+    cut: BatchCut,
+    autocast: torch.autocast,
+    seed: int,
+) -> tuple[Tensor, list[str]]:
+    """Adds a step's gradients to those there; its loss, then its other figures, and their names."""
+    found, names = [], list[str]()
+    for number, (batch, items) in enumerate(zip(micro_batches, cut.parts(), strict=True)):
+        # All parts draw from the same numbers, each at the places of its own items.
+        torch.manual_seed(seed)
+        # Gradients are averaged over processes: with this weight that is the mean over the batch.
+        weight = len(items) * cut.world_size / cut.batch_size
+        part, last = BatchPart(items.start, cut.batch_size), number == cut.accumulate - 1
+        with batch_part(part), syncing(network, last):
+            with autocast:
+                total, named = stage.loss(network, batch)
+            (total * weight).backward()
+        found.append(torch.stack([total.detach(), *named.values()]) * weight)
+        names = list(named)
+    return torch.stack(found).sum(0), names
 
 
 def _steps_between_checks(device: torch.device, config: TrainConfig) -> int:

@@ -24,7 +24,7 @@ from vqvae2_fast.modules.seeded import seeded
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.extraction import Variants, extract_codes
-from vqvae2_fast.training.loop import Stage, train
+from vqvae2_fast.training.loop import train
 from vqvae2_fast.training.stage1 import vqvae_stage
 from vqvae2_fast.training.stage2 import prior_config, prior_stage
 from vqvae2_fast.training.state import OtherRunError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.prior import Prior
     from vqvae2_fast.training.config import TrainConfig
     from vqvae2_fast.training.preset import Preset
+    from vqvae2_fast.training.stage import Stage
 
 __all__ = ["TrainedPipeline", "train_pipeline"]
 

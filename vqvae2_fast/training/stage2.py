@@ -29,7 +29,7 @@ from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.extraction import variants_of
 from vqvae2_fast.training.identity import hash_of_codes
 from vqvae2_fast.training.images import check_not_empty
-from vqvae2_fast.training.loop import Stage
+from vqvae2_fast.training.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

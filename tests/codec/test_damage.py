@@ -134,9 +134,16 @@ def test_a_single_image_is_named_as_one() -> None:
 
 
 def test_too_many_images_are_refused_before_they_are_read(monkeypatch) -> None:
-    monkeypatch.setattr(bitstream, "_read_segment", lambda *_: pytest.fail("was read"))
+    monkeypatch.setattr(bitstream, "_read_payloads", lambda *_: pytest.fail("was read"))
     with pytest.raises(ValueError, match="at most 3 images"):
         codec.describe(DATA, max_images=3)
+
+
+def test_a_damaged_count_is_damage_and_no_reason_to_raise_the_limit() -> None:
+    data = bytearray(DATA)
+    data[25] ^= 1  # its highest byte
+    with pytest.raises(ValueError, match="a header is damaged: its check differs"):
+        codec.describe(bytes(data), max_images=1000)
 
 
 def test_another_pipeline() -> None:

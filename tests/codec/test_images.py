@@ -10,6 +10,7 @@ import torch
 from vqvae2_fast import codec
 from vqvae2_fast.codec.bitstream import read_segments, write_segment
 from vqvae2_fast.codec.tiles import Tiling
+from vqvae2_fast.data import pixels
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.pipeline import Pipeline, decoded
 from vqvae2_fast.testing.pipelines import tiny_pipeline
@@ -71,6 +72,25 @@ def test_images_of_any_floating_type_are_taken(pipeline: Pipeline, dtype: torch.
     given = images(2, 3, 16, 16).to(dtype)
     data = codec.encode_images(pipeline, given)
     assert data == codec.encode_images(pipeline, given.float())
+
+
+def test_a_file_of_larger_images_than_are_decoded_is_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = codec.encode_images(pipeline, images(1, 3, 40, 23))
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 919)
+    monkeypatch.setattr(Tiling, "decode", lambda *_: pytest.fail("was decoded"))
+    told = "at most 919 pixels, the file has some of 40x23, which are 920. To decode them, raise"
+    with pytest.raises(ValueError, match=f"decode_images: expected images of {told}"):
+        codec.decode_images(pipeline, data)
+
+
+def test_images_that_could_not_be_decoded_are_not_encoded(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 919)
+    with pytest.raises(ValueError, match="encode_images: expected images of at most 919 pixels"):
+        codec.encode_images(pipeline, images(1, 3, 40, 23))
 
 
 def pattern() -> torch.Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,10 @@ import torch
 from PIL import Image
 
 from vqvae2_fast import codec
+from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import compress
-from vqvae2_fast.data import CodeStore, CodeWriter, codes_in_order
+from vqvae2_fast.data import CodeStore, CodeWriter, ImageTensorDataset, codes_in_order
 from vqvae2_fast.ops import _native
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 
@@ -192,6 +196,114 @@ def test_a_full_disk_is_named_and_leaves_no_file(
     assert code == 1
     assert f"cannot write {out}: " in capsys.readouterr().err
     assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room and start again"),
+        (errno.EDQUOT, "make room and start again"),
+        (errno.EROFS, "name another folder"),
+    ],
+)
+def test_only_a_full_disk_is_to_be_made_room_on(
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number,
+    remedy,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(compress, "write_all", fail)
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") != 0
+    told = f"{os.strerror(number)}. What was there before, if anything, is unchanged; {remedy}"
+    assert f"cannot write x.vq2: {told}" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_encoded(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # it holds root back, too
+    monkeypatch.setattr(compress, "encode_images", None)
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 2
+    assert f"{workplace} cannot be written to. Name another folder" in capsys.readouterr().err
+
+
+def encoded_together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images that the command will encode together."""
+    counts, encode_images = [], compress.encode_images
+
+    def encode(pipeline, images, **options):
+        counts.append(len(images))
+        return encode_images(pipeline, images, **options)
+
+    monkeypatch.setattr(compress, "encode_images", encode)
+    return counts
+
+
+def test_small_images_are_counted_by_the_tiles_that_they_fill(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "dots").mkdir()
+    for number in range(5):
+        Image.new("RGB", (1, 1)).save(workplace / "dots" / f"{number}.png")
+    monkeypatch.setattr(compress, "_PIXELS", 2 * 16 * 16)
+    counts = encoded_together(monkeypatch)
+    assert run("compress dots --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert counts == [2, 2, 1]
+
+
+@pytest.fixture
+def named_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images by the name emoji."""
+    images = torch.zeros(5, 3, 16, 16, dtype=torch.uint8)
+    source = ImageTensorDataset(images, torch.zeros(5, dtype=torch.int64), ("a",))
+    monkeypatch.setattr(compress, "open_images", lambda *_, **__: source)
+
+
+def test_images_of_a_named_source_are_encoded_within_the_same_bound(
+    workplace: Path, named_source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compress, "_PIXELS", 2 * 16 * 16)
+    counts = encoded_together(monkeypatch)
+    assert run("compress emoji --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert counts == [2, 2, 1]
+
+
+def test_images_of_a_named_source_are_counted_before_they_are_encoded(
+    workplace: Path, named_source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compress emoji --pipeline pipeline --out x.vq2") == 0
+    assert "compress  5/5  took" in capsys.readouterr().err
+
+
+def test_images_that_are_left_out_count_as_done(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("1", "3"):
+        (workplace / "photos" / f"{name}.png").write_bytes(b"no image")
+    assert run("compress photos --skip-corrupt --pipeline pipeline --out x.vq2") == 0
+    assert "compress  4/4  took" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_grey_model_warns_once_of_colour(workplace: Path) -> None:
+    save(tiny_pipeline(0, image_channels=1), workplace / "grey")
+    Image.new("L", (16, 16)).save(workplace / "photos" / "0.png")
+    with pytest.warns(UserWarning) as told:
+        assert run("compress photos --pipeline grey --out x.vq2 --quiet") == 0
+    (text,) = {str(warning.message) for warning in told}
+    assert text.startswith("photos/1.png has colour, and the model's images are grey")
+    assert len(told) == 1
+
+
+def test_a_grey_model_warns_of_no_grey_image(workplace: Path) -> None:
+    save(tiny_pipeline(0, image_channels=1), workplace / "grey")
+    Image.new("LA", (16, 16)).save(workplace / "grey.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("compress grey.png --pipeline grey --out x.vq2 --quiet") == 0
 
 
 def test_a_refused_image_leaves_no_folder(workplace: Path) -> None:

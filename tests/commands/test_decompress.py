@@ -12,7 +12,7 @@ from PIL import Image
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import decompress
-from vqvae2_fast.data import CodeWriter
+from vqvae2_fast.data import CodeWriter, pixels
 from vqvae2_fast.ops import _native
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 
@@ -29,6 +29,18 @@ def test_a_failed_decoding_writes_no_image(workplace: Path) -> None:
     data[-1] ^= 1
     (workplace / "x.vq2").write_bytes(data)
     assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 2
+    assert not (workplace / "out").exists()
+
+
+def test_images_that_are_too_large_are_refused_before_any_is_written(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 800)
+    monkeypatch.setattr(decompress, "pictures", lambda _: pytest.fail("was decoded"))
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 2
+    told = "x.vq2: expected images of at most 800 pixels, the file has some of 40x23"
+    assert told in capsys.readouterr().err
     assert not (workplace / "out").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -50,7 +52,10 @@ def test_own_search_is_refused_for_onnx(pipelines, run, tmp_path):
 
 @pytest.mark.parametrize(
     ("out", "expected"),
-    [("folder.onnx", "is a folder; expected the name of a file"), ("file/a.onnx", "cannot write")],
+    [
+        ("folder.onnx", "is a folder; expected the name of a file"),
+        ("file/a.onnx", "file is a file"),
+    ],
 )
 def test_a_destination_that_cannot_be_written_is_refused_before_the_export(
     pipelines, run, tmp_path, monkeypatch, out, expected
@@ -59,8 +64,34 @@ def test_a_destination_that_cannot_be_written_is_refused_before_the_export(
     (tmp_path / "file").touch()
     monkeypatch.setattr(module, "export_program", None)
     code, _, error = run("export", pipelines / "classes", "--out", tmp_path / out)
-    assert code in (1, 2)
+    assert code == 2
     assert expected in error
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_export(
+    pipelines, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # it holds root back, too
+    monkeypatch.setattr(module, "export_program", None)
+    code, _, error = run("export", pipelines / "classes", "--out", tmp_path / "a.onnx")
+    assert code == 2
+    assert f"{tmp_path} cannot be written to. Name another folder" in error
+
+
+def test_a_file_that_exists_is_kept(pipelines, run, tmp_path):
+    out = tmp_path / "mine.onnx"
+    out.write_bytes(b"mine")
+    code, _, error = run("export", pipelines / "classes", "--out", out)
+    assert code == 2
+    assert f"--out: {out} exists already. Add --overwrite to replace it" in error
+    assert out.read_bytes() == b"mine"
+
+
+def test_a_file_that_exists_is_replaced_on_request(pipelines, run, tmp_path):
+    out = tmp_path / "old.pt2"
+    out.write_bytes(b"old")
+    assert run("export", pipelines / "classes", "--out", out, "--overwrite")[0] == 0
+    assert torch.export.load(out)
 
 
 @pytest.mark.parametrize("size", ["0 0", "16 17"])

@@ -12,6 +12,8 @@ import torch
 from vqvae2_fast import VQVAE2, from_preset
 from vqvae2_fast.data import load_emoji, to_float
 from vqvae2_fast.export import PARTS, export_program, save_onnx, save_program
+from vqvae2_fast.export.decompositions import _scalar_quantize
+from vqvae2_fast.ops.scalar_quantize.reference import scalar_quantize_reference
 from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 QUANTIZERS = ("lfq", "fsq:4,4", "residual:4,4", "residual:2,8")  # of 16 codes each
@@ -92,6 +94,15 @@ def test_half_precision_searches_in_float32(quantizer):
     model, images = model.eval().bfloat16(), images.bfloat16()
     program = export_program(model, "encoder", (16, 16))
     assert near_ties_only(program.module()(images), model.encode(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("symmetric", "hard"), [(False, False), (True, False), (False, True)])
+def test_scalars_are_rounded_in_float32_at_least(dtype, symmetric, hard):
+    z = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = scalar_quantize_reference(z, (4000, 5), symmetric, hard)
+    found = _scalar_quantize(z, (4000, 5), symmetric, hard)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 def test_float64_takes_any_number_of_images():

@@ -164,7 +164,8 @@ class TooManyImagesError(ValueError):
 
 
 class UnfitFileError(ValueError):
-    """A sound file, of another pipeline or of another kind than was asked for.
+    """A sound file, of another pipeline, of another kind than was asked for, or of images that are
+    too large.
 
     Args:
         reason: What was expected and what came.
@@ -214,6 +215,8 @@ def read_segments(
         raise ValueError(f"{where}: expected a .vq2 file, got no bytes.")
     while start:
         header, flags = _read_header(start, images == 0, where)
+        # Before the limit: a count that is damaged is no reason to raise it.
+        table = _read_table(file, start, header, where)
         images += header.num_images
         if limit is not None and images > limit:
             most = counted(limit, "image or tile", "images or tiles")
@@ -221,8 +224,8 @@ def read_segments(
                 f"{where}: expected at most {most}, the file has at least {images:,}; raise "
                 "max_images to decode it."
             )
-        segment, start = _read_segment(file, start, header, flags, where)
-        yield segment
+        yield _read_payloads(file, table, header, flags, where)
+        start = _read(file, _HEADER.size)
 
 
 def begins_as_compressed(path: str | os.PathLike[str]) -> bool:
@@ -266,16 +269,21 @@ def describe(data: bytes | IO[bytes], *, max_images: int | None = None) -> Descr
     return found
 
 
-def _read_segment(
-    file: IO[bytes], packed: bytes, header: Header, flags: int, where: str
-) -> tuple[Segment, bytes]:
-    """The segment whose header is given, also as its bytes, and the bytes of the next header."""
+def _read_table(file: IO[bytes], packed: bytes, header: Header, where: str) -> bytes:
+    """The table after a header, which is also given as its bytes, if the check of both is right."""
     table = _read(file, header.num_levels * _LEVEL.size)
     if len(table) < header.num_levels * _LEVEL.size:
         raise ValueError(f"{where}: the file is truncated in a header.")
     unchecked, check = packed[: -_CHECK.size], packed[-_CHECK.size :]
     if check != _check_of(unchecked, table):
         raise ValueError(f"{where}: a header is damaged: its check differs.")
+    return table
+
+
+def _read_payloads(
+    file: IO[bytes], table: bytes, header: Header, flags: int, where: str
+) -> Segment:
+    """The segment whose header and table are given."""
     labels: tuple[int, ...] = ()
     levels: list[list[bytes]] = []
     for level, (size, crc) in enumerate(_LEVEL.iter_unpack(table)):
@@ -300,7 +308,7 @@ def _read_segment(
             labels = struct.unpack_from(f"<{header.num_images}h", payload)
             payload = payload[head:]
         levels.append(_split(payload, header.num_images, level, where))
-    return Segment(header, levels, labels), _read(file, _HEADER.size)
+    return Segment(header, levels, labels)
 
 
 def _read(file: IO[bytes], size: int) -> bytes:

@@ -18,6 +18,7 @@ from vqvae2_fast.codec.codes import (
 )
 from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.console.words import counted
+from vqvae2_fast.data import pixels
 from vqvae2_fast.models.code_checks import check_labels, check_pixels
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.labels import label_tensor
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.pipeline import Pipeline
 
-__all__ = ["decode_image_stream", "decode_images", "encode_images"]
+__all__ = ["check_image_size", "decode_image_stream", "decode_images", "encode_images"]
 
 MAX_SIDE = 2**16 - 1
 _BATCH = 64  # tiles whose codes are decoded at a time
@@ -51,12 +52,12 @@ def encode_images(
     border.
 
     Args:
-        images: Float `[B, C, H, W]` in [-1, 1], of any size.
+        images: Float `[B, C, H, W]` in [-1, 1], of any size up to `data.pixels.MAX_PIXELS` pixels.
         labels, engine, levels, seed: See `encode_codes`.
 
     Raises:
-        ValueError: Images of other channels, that are not finite, or that have values outside
-            [-2, 2]; or as `encode_codes`.
+        ValueError: Images of other channels, that are too large, that are not finite, or that have
+            values outside [-2, 2]; or as `encode_codes`.
         TypeError: Images that are no tensor; or as `encode_codes`.
         RuntimeError: As `encode_codes`.
     """
@@ -79,6 +80,12 @@ def encode_images(
         raise ValueError(
             f"{where}: expected images with B >= 1 and sides of 1 to {MAX_SIDE}, got "
             f"{list(images.shape)}."
+        )
+    if height * width > pixels.MAX_PIXELS:
+        raise ValueError(
+            f"{where}: expected images of at most {pixels.MAX_PIXELS:,} pixels, since larger "
+            f"ones are not decoded, got {height}x{width}, which are {height * width:,}. Cut them "
+            "into several, or raise vqvae2_fast.data.pixels.MAX_PIXELS there and here."
         )
     check_pixels(where, images)
     num_levels = checked_levels(where, pipeline, levels, seed)
@@ -112,7 +119,8 @@ def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: in
         max_images: Refuse a file of more images, or tiles of images.
 
     Raises:
-        ValueError: As `decode_codes`; a file of code maps; or images of several sizes.
+        ValueError: As `decode_codes`; a file of code maps; images of more pixels than
+            `data.pixels.MAX_PIXELS`, which is read at each call; or images of several sizes.
         TypeError: As `decode_codes`; or a pipeline with another VQ-VAE than a `VQVAE2`.
         RuntimeError: As `decode_codes`.
     """
@@ -139,6 +147,7 @@ def decode_image_stream(
     for segment in read_segments(data, max_images=max_images, where=where):
         header = segment.header
         check_pipeline(where, header, coder.hash)
+        check_image_size(where, header.height, header.width)
         tiling = Tiling(vqvae, header.height, header.width, header.margins)
         rows, columns = tiling.grid
         if not rows * columns or header.num_images % (rows * columns):
@@ -158,6 +167,17 @@ def decode_image_stream(
                 parts.append(decoded_codes(where, coder, part, first)[0])
                 first += part.header.num_images
             yield tiling.decode(pipeline, [torch.cat(maps) for maps in zip(*parts, strict=True)])
+
+
+def check_image_size(where: str, height: int, width: int) -> None:
+    """Raises UnfitFileError if images of a file are larger than any that is decoded. A file may be
+    much smaller than they are."""
+    if height * width > pixels.MAX_PIXELS:
+        raise UnfitFileError(
+            f"{where}: expected images of at most {pixels.MAX_PIXELS:,} pixels, the file has some "
+            f"of {height}x{width}, which are {height * width:,}.",
+            "To decode them, raise vqvae2_fast.data.pixels.MAX_PIXELS in Python.",
+        )
 
 
 def _vqvae(where: str, pipeline: Pipeline) -> VQVAE2:

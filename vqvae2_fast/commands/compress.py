@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from contextlib import ExitStack
+import warnings
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,39 +17,49 @@ import tyro
 
 from vqvae2_fast.codec import describe, encode_codes, encode_images
 from vqvae2_fast.codec.bitstream import begins_as_compressed
-from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_one_store
+from vqvae2_fast.codec.tiles import Tiling
+from vqvae2_fast.commands.common import (
+    Command,
+    ModelOptions,
+    Result,
+    check_one_store,
+    check_out,
+)
 from vqvae2_fast.console.words import counted
 from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.folder import image_names, whole_images
 from vqvae2_fast.data.groups import classes_of_prior, labels_of_prior
+from vqvae2_fast.data.pixels import check_image
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import explained, renamed_into_place, sync_file, write_all
-from vqvae2_fast.files.printable import short
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_codes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
+    from vqvae2_fast.data import ImageSource
     from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = ["Compress"]
 
 _EXPECTED = "compress: expected IMAGES to be an image, a folder of images, a code store"
 _SEGMENT = 256  # images, or records of a store, that are encoded together
-_PIXELS = 2**24  # pixels of images of one size that are encoded together
+_PIXELS = 2**24  # pixels of images of one size, padded to tiles, that are encoded together
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(kw_only=True)
 class Compress(Command):
     """Compress images to a file, with as many bits as a pipeline's priors give their codes.
 
-    The codes are kept exactly; only the VQ-VAE loses information. Any machine decodes what another
-    has compressed.
+    The codes are kept exactly, and any machine decodes what another has compressed. Information is
+    lost by the VQ-VAE, and before it where the model's images cannot hold it: transparency becomes
+    white, 16 bits become 8, and a model of grey images loses colour, of which a warning tells.
     """
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -78,10 +91,11 @@ class Compress(Command):
             )
         levels = None if self.levels is None else names.index(self.levels) + 1
         begun = time.monotonic()
-        pixels = 0
+        pixels = done = 0
+        source = None if Path(self.images).exists() else self._named_source(pipeline)
         skipped: list[str] | None = [] if self.skip_corrupt else None
-        segments = self._segments(pipeline, levels, skipped)
-        with self.progress().task("compress", self._count()) as task:
+        segments = self._segments(pipeline, source, levels, skipped)
+        with self.progress().task("compress", self._count(source)) as task:
             # Images that cannot be read are refused here, before there is a folder.
             first = list(islice(segments, 1))
             with ExitStack() as stack:
@@ -93,7 +107,9 @@ class Compress(Command):
                     with self._explained():
                         write_all(file, data)
                     pixels += size
-                    task.advance(count)
+                    done += count
+                    task.update(done + len(skipped or ()))
+                task.update(done + len(skipped or ()))  # also those after the last segment
                 with self._explained():  # some file systems are full only now
                     sync_file(file)
         with self.out.open("rb") as written:
@@ -125,20 +141,25 @@ class Compress(Command):
             lines.insert(1, f"left out, to be drawn by decompress: {', '.join(drawn)}")
         return Result(values, lines)
 
-    def _explained(self) -> AbstractContextManager[None]:
-        return explained(
-            f"cannot write {self.out}",
-            "What was there before, if anything, is unchanged; make room and start again",
-        )
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        unchanged = "What was there before, if anything, is unchanged"
+        try:
+            yield
+        except OSError as error:
+            remedy = "make room and start again" if error.errno in _FULL else "name another folder"
+            with explained(f"cannot write {self.out}", f"{unchanged}; {remedy}"):
+                raise
 
     def _check_out(self) -> None:
-        """Raises ValueError if --out is a folder, one of the files that are read, or a file that no
-        compress has written."""
+        """Raises ValueError if --out is a folder, lies in one that cannot be written to, is one of
+        the files that are read, or a file that no compress has written."""
         if self.out.is_dir():
             raise ValueError(
                 f"--out: {self.out} is a folder; expected the name of a file, such as "
                 f"{self.out / 'images.vq2'}."
             )
+        check_out(self.out.absolute().parent)
         if self.out.exists() and any(map(self.out.samefile, self._inputs())):
             raise ValueError(
                 f"--out: {self.out} is one of the files to compress, which would be replaced. Name "
@@ -161,17 +182,34 @@ class Compress(Command):
         elif path.exists():
             yield path
 
-    def _count(self) -> int:
-        """The number of images or records, if that is known before they are read."""
+    def _named_source(self, pipeline: Pipeline) -> ImageSource:
+        """The images of emoji, fashion and so on."""
+        config = pipeline.networks()[0].config
+        return open_images(
+            DataOptions(data=self.images),
+            "all",
+            config.image_channels,
+            config.image_size,
+            expected=_EXPECTED,
+        )
+
+    def _count(self, source: ImageSource | None) -> int:
+        """The number of images, of a named source or of a path, or of records."""
+        if source is not None:
+            return len(source)
         path = Path(self.images)
         if (path / MANIFEST).is_file():
             return len(CodeStore(path))
-        return len(image_names("compress", path)) if path.exists() else 0
+        return len(image_names("compress", path))
 
     def _segments(
-        self, pipeline: Pipeline, levels: int | None, skipped: list[str] | None
+        self,
+        pipeline: Pipeline,
+        source: ImageSource | None,
+        levels: int | None,
+        skipped: list[str] | None,
     ) -> Iterator[tuple[bytes, int, int]]:
-        """Bytes, pixels and number of images of each segment."""
+        """Bytes, pixels and number of images of each segment of a named source, or of a path."""
         path = Path(self.images)
         if (path / MANIFEST).is_file():
             store, classes = CodeStore(path), pipeline.num_classes
@@ -192,28 +230,47 @@ class Compress(Command):
                 data = encode_codes(pipeline, maps, labels=told, levels=levels, seed=self.seed)
                 yield data, 0, len(labels)
             return
-        for images in self._images(pipeline, path, skipped):
+        if source is None:
+            batches = _images_at(path, pipeline, skipped)
+        else:
+            room = max(1, min(_SEGMENT, _PIXELS // prod(source.image_shape[1:])))
+            batches = (batch for batch, _ in in_order(source, room))
+        for images in batches:
             data = encode_images(pipeline, images, levels=levels, seed=self.seed)
             yield data, len(images) * images.shape[2] * images.shape[3], len(images)
 
-    def _images(
-        self, pipeline: Pipeline, path: Path, skipped: list[str] | None
-    ) -> Iterator[torch.Tensor]:
-        """Images `[B, C, H, W]`, neighbours of one size together."""
-        assert isinstance(pipeline.vqvae, VQVAE2)  # of a checkpoint
-        config = pipeline.vqvae.config
-        if not path.exists():
-            source = DataOptions(data=self.images)
-            images = open_images(
-                source, "all", config.image_channels, config.image_size, expected=_EXPECTED
+
+def _images_at(path: Path, pipeline: Pipeline, skipped: list[str] | None) -> Iterator[torch.Tensor]:
+    """Images `[B, C, H, W]` of a folder or a file, neighbours of one size together."""
+    vqvae, _ = pipeline.networks()
+    channels, tile = vqvae.config.image_channels, prod(vqvae.config.image_size)
+    inside = path if path.is_dir() else None
+    keeps_colour = channels > 1
+    batch: list[torch.Tensor] = []
+    for name, image in whole_images("compress", path, channels, skipped):
+        file = path if inside is None else path / name
+        if not keeps_colour and _has_colour(file, inside):
+            warnings.warn(
+                f"{printable(file)} has colour, and the model's images are grey: its colour is "
+                "lost, as is that of any such image after it.",
+                stacklevel=2,
             )
-            yield from (batch for batch, _ in in_order(images, _SEGMENT))
-            return
-        batch: list[torch.Tensor] = []
-        for _, image in whole_images("compress", path, config.image_channels, skipped):
-            room = _PIXELS // (image.shape[1] * image.shape[2])
-            if batch and (image.shape != batch[0].shape or len(batch) >= room):
-                yield to_float(torch.stack(batch))
-                batch = []
-            batch.append(image)
-        yield to_float(torch.stack(batch))
+            keeps_colour = True  # one warning is enough
+        # Each image fills whole tiles, however small it is.
+        rows, columns = Tiling(vqvae, image.shape[1], image.shape[2], margins=False).grid
+        room = _PIXELS // (rows * columns * tile)
+        if batch and (image.shape != batch[0].shape or len(batch) >= room):
+            yield to_float(torch.stack(batch))
+            batch = []
+        batch.append(image)
+    yield to_float(torch.stack(batch))
+
+
+def _has_colour(path: Path, inside: Path | None) -> bool:
+    """Whether an image that was decoded has more channels than a grey one."""
+    with open_untrusted(path, inside=inside) as file:
+        try:
+            check_image(file, "compress", (1, 1, 1), convert_channels=False)
+        except ValueError:
+            return True
+    return False

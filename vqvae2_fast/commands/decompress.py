@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vqvae2_fast.codec import decode_image_stream, decode_stream, describe, open_compressed
+from vqvae2_fast.codec.images import check_image_size
 from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out, out_is_taken
 from vqvae2_fast.console.words import counted
@@ -81,6 +82,7 @@ class Decompress(Command):
         vqvae, total = pipeline.vqvae, 0
         assert isinstance(vqvae, VQVAE2)  # of a checkpoint
         for (height, width), maps in found.maps_of_size.items():
+            check_image_size("decode_images", height, width)  # of all, before any is written
             rows, columns = Tiling(vqvae, height, width, margins=False).grid
             total += maps // max(1, rows * columns)  # 0 only in a file that is then refused
         batches = decode_image_stream(pipeline, file, max_images=self.max_images)

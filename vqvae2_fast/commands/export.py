@@ -12,7 +12,7 @@ import tyro
 
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load
 from vqvae2_fast.checkpoints.pretrained import from_preset
-from vqvae2_fast.commands.common import Command, Result, named
+from vqvae2_fast.commands.common import Command, Result, check_out, named
 from vqvae2_fast.export import export_program, save_onnx, save_program
 from vqvae2_fast.files.durable import explained
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -38,6 +38,8 @@ class Export(Command):
     """Height and width of the images; by default those of the model."""
     out: Path | None = None
     """What to write: NAME.onnx or NAME.pt2; by default the part's name with .onnx."""
+    overwrite: bool = False
+    """Replace what is at --out."""
     own_search: bool = False
     """Keep this package's search in a .pt2 file, which gives the codes of `extract` in every case
     and needs this package. Otherwise programs consist of PyTorch's own operators."""
@@ -51,6 +53,11 @@ class Export(Command):
             raise ValueError(f"--own-search: expected --out NAME.pt2, got {out}.")
         if out.is_dir():
             raise ValueError(f"--out: {out} is a folder; expected the name of a file.")
+        if out.exists() and not self.overwrite:
+            raise ValueError(
+                f"--out: {out} exists already. Add --overwrite to replace it, or name another file."
+            )
+        check_out(out.absolute().parent)
         self.prepare_on_cpu()
         model = self._model()
         vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
@@ -60,7 +67,8 @@ class Export(Command):
                 f"--size: expected multiples of {stride}, at least {stride} {stride}, got "
                 f"{size[0]} {size[1]}."
             )
-        with explained(f"cannot write {out}"):  # before the minutes that a large model takes
+        # Before the minutes that a large model takes.
+        with explained(f"cannot write {out}", "Name another folder"):
             out.parent.mkdir(parents=True, exist_ok=True)
         program = export_program(vqvae, self.part, size, aten=not self.own_search)
         (save_onnx if out.suffix == ".onnx" else save_program)(program, out)

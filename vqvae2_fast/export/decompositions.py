@@ -40,16 +40,18 @@ def _scalar_quantize(
     hard: bool = False,
     int32: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    # bfloat16 has not even the whole numbers of a large grid.
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
     # Number by number, so that constants are numbers: a program cannot make tensors of them.
     values, indices = [], torch.zeros_like(z[:, 0], dtype=torch.int64)
-    for number, size, place in zip(z.unbind(1), levels, places_of(levels), strict=True):
+    for number, size, place in zip(wide.unbind(1), levels, places_of(levels), strict=True):
         grid = column_of(size, symmetric, hard)
         shifted = number + grid.shift
         exact = (shifted.clamp(-1, 1) if hard else shifted.tanh()) * grid.half + grid.offset
         rounded = (exact.floor() if symmetric else exact.round()).clamp(grid.least, grid.most)
         values.append(rounded / grid.width - 1 if symmetric else rounded / grid.width)
         indices = indices + (rounded - grid.least).to(torch.int64) * place
-    return torch.stack(values, 1), indices.to(torch.int32) if int32 else indices
+    return torch.stack(values, 1).to(z.dtype), indices.to(torch.int32) if int32 else indices
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import vector_quantize_pytorch
 
-from vqvae2_fast.compat.lucidrains import VectorQuantize
+from vqvae2_fast.compat.lucidrains import VectorQuantize, codebook_steps
 from vqvae2_fast.testing.drop_ins import assert_near, assert_same_step
 
 same_step = partial(assert_same_step, return_loss_breakdown=True)
@@ -303,6 +303,21 @@ def test_only_dead_codes_are_replaced_when_vectors_are_few():
     ours.expire_codes_(torch.randn(1, 6, 12))
     changed = (ours.codebook != before).any(1)
     assert changed.nonzero().flatten().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["cpu", "as_on_a_gpu"])
+def test_few_vectors_that_are_enough_go_to_the_dead_codes_in_the_packages_order(waits, monkeypatch):
+    monkeypatch.setattr(codebook_steps, "reading_waits", lambda _: waits)
+    theirs, ours = pair({"threshold_ema_dead_code": 2})
+    torch.manual_seed(1)
+    x, drawn = torch.randn(1, 6, 12), []
+    for module in (theirs, ours):
+        module._codebook.cluster_size[0, 3:] = 5
+        torch.manual_seed(2)
+        module.expire_codes_(x)
+        drawn.append(torch.rand(()))
+    assert torch.equal(ours.codebook, theirs.codebook)
+    assert waits or drawn[0] == drawn[1]
 
 
 def test_cosine_takes_the_largest_product_for_codes_of_any_length():

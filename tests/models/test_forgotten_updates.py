@@ -77,6 +77,6 @@ def test_trainings_by_torch_func_are_not_watched() -> None:
         output = torch.func.functional_call(model, (weights, buffers), images)
         return model.loss(images, output), buffers
 
-    _, after = torch.func.grad(loss, has_aux=True)(weights, buffers, torch.rand(1, 3, 8, 8))
-    assert after["quantizers.0.pending_counts"].sum() > 0
+    torch.func.grad(loss, has_aux=True)(weights, buffers, torch.rand(1, 3, 8, 8))
+    assert model.quantizers[0].pending.counts.sum() > 0
     copy.deepcopy(model)  # which would refuse tensors of the transform

@@ -139,7 +139,7 @@ def test_forward_in_training_leaves_the_codebooks_until_they_are_updated() -> No
 def test_encode_in_training_mode_counts_nothing() -> None:
     model = small()
     model.encode(images(2, 3, 32, 64))
-    assert not any(quantizer.pending_counts.any() for quantizer in model.quantizers)
+    assert not any(quantizer.pending.counts.any() for quantizer in model.quantizers)
     assert not any(quantizer.initialised for quantizer in model.quantizers)
 
 

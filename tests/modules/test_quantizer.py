@@ -117,14 +117,14 @@ def test_evaluation_changes_nothing() -> None:
     before = copy.deepcopy(quantizer)
     quantizer(torch.randn(40, D))
     assert_same_state(quantizer, before)
-    assert not quantizer.pending_counts.any()
+    assert not quantizer.pending.counts.any()
 
 
 def test_encode_does_not_count_in_training_mode() -> None:
     quantizer = VectorQuantizerEMA(K, D, init="normal", update="step")
     z = torch.randn(4, 6, D)
     indices = quantizer.encode(z)
-    assert not quantizer.pending_counts.any()
+    assert not quantizer.pending.counts.any()
     assert torch.equal(indices, quantizer(z)[1])
 
 
@@ -135,12 +135,21 @@ def test_micro_batches_add_up_to_one_batch() -> None:
     whole(z)
     for part in z.split(32):
         parts(part)
-    assert torch.equal(parts.pending_counts, whole.pending_counts)
-    torch.testing.assert_close(parts.pending_sums, whole.pending_sums, rtol=1e-6, atol=1e-6)
+    assert torch.equal(parts.pending.counts, whole.pending.counts)
+    torch.testing.assert_close(parts.pending.sums, whole.pending.sums, rtol=1e-6, atol=1e-6)
     whole.update_codebook_()
     parts.update_codebook_()
     assert torch.equal(parts.cluster_size, whole.cluster_size)
     torch.testing.assert_close(parts.codebook, whole.codebook, rtol=1e-6, atol=1e-6)
+
+
+def test_pending_statistics_are_converted_with_the_module() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", update="step")
+    quantizer(torch.randn(40, D))
+    counts = quantizer.pending.counts.clone()
+    pending = quantizer.double().pending
+    assert pending.sums.dtype == torch.float64
+    assert torch.equal(pending.counts, counts)
 
 
 def test_update_step_moves_the_codebook_only_when_called() -> None:
@@ -150,8 +159,8 @@ def test_update_step_moves_the_codebook_only_when_called() -> None:
     assert_same_state(quantizer, before)
     quantizer.update_codebook_()
     assert not torch.equal(quantizer.codebook, before.codebook)
-    assert not quantizer.pending_counts.any()
-    assert not quantizer.pending_sums.any()
+    assert not quantizer.pending.counts.any()
+    assert not quantizer.pending.sums.any()
 
 
 def test_both_ways_to_update_give_the_same_codebook() -> None:
@@ -184,7 +193,7 @@ def test_activation_checkpointing_does_not_count_twice(update: str, use_reentran
         else:
             run(inputs).backward()
         if update == "step":
-            assert quantizer.pending_counts.sum() == 40
+            assert quantizer.pending.counts.sum() == 40
             quantizer.update_codebook_()
         gradients.append(inputs.grad)
     assert_same_state(plain, checkpointed)
@@ -360,6 +369,34 @@ def test_set_codebook_starts_from_given_averages() -> None:
     quantizer.train()
     z_q, indices, _ = quantizer(torch.randn(40, D))
     assert torch.equal(z_q, codebook[indices])
+
+
+def test_set_codebook_late_in_training_starts_debiased_averages_anew() -> None:
+    quantizer = VectorQuantizerEMA(4, 1, init="normal", ema_start="debiased", restart=0)
+    for _ in range(30):
+        quantizer(torch.randn(20, 1))
+    codebook = torch.arange(4.0)[:, None]
+    quantizer.set_codebook_(codebook)
+    quantizer(codebook.repeat(5, 1))
+    torch.testing.assert_close(quantizer.codebook, codebook, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ema_start", ["one", "zero", "debiased"])
+def test_codes_given_with_their_counts_stay_where_vectors_equal_them(ema_start: str) -> None:
+    quantizer = VectorQuantizerEMA(4, 1, init="normal", ema_start=ema_start, restart=0)
+    codebook = torch.arange(4.0)[:, None]
+    quantizer.set_codebook_(codebook, torch.full((4,), 7.0))
+    quantizer(codebook.repeat(5, 1))
+    torch.testing.assert_close(quantizer.codebook, codebook, rtol=1e-4, atol=1e-4)
+
+
+def test_set_codebook_forgets_the_statistics_of_other_codes() -> None:
+    quantizer = VectorQuantizerEMA(4, 1, init="normal", update="step", restart=0.5)
+    codebook = torch.arange(4.0)[:, None]
+    quantizer(torch.full((20, 1), 100.0))
+    quantizer.set_codebook_(codebook)
+    quantizer.update_codebook_()
+    torch.testing.assert_close(quantizer.codebook, codebook)
 
 
 class NoHostReads(TorchDispatchMode):

@@ -54,11 +54,16 @@ def images() -> torch.Tensor:
 
 
 def train_model(rank: int | None) -> VQVAE2:
-    """One optimiser step of two micro-batches, under DistributedDataParallel in a group."""
+    """One optimiser step of two micro-batches, under DistributedDataParallel in a group.
+
+    The model is part of a larger module, as in frameworks for training.
+    """
     torch.manual_seed(0)
     config = replace(SMALL_VQVAE, image_size=(16, 16), image_channels=1)
     model = VQVAE2(config)
-    wrapped = model if rank is None else torch.nn.parallel.DistributedDataParallel(model)
+    wrapped = torch.nn.Sequential(model)
+    if rank is not None:
+        wrapped = torch.nn.parallel.DistributedDataParallel(wrapped)
     for batch in images():
         share = batch if rank is None else batch[4 * rank : 4 * rank + 4]
         model.loss(share, wrapped(share)).backward()

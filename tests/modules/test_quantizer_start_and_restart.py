@@ -8,6 +8,7 @@ import torch
 from vqvae2_fast.compat import lucidrains  # noqa: F401  (defines an operator)
 from vqvae2_fast.modules.codebook import kmeans
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.residual_vq import ResidualVQ
 from vqvae2_fast.ops.gumbel_noise.reference import random_words
 
 K, D = 10, 4
@@ -109,6 +110,12 @@ def test_vectors_pass_unchanged_while_quantisation_waits() -> None:
     assert torch.equal(z.grad, torch.ones_like(z))
 
 
+def test_with_cosine_vectors_pass_at_length_one_while_quantisation_waits() -> None:
+    quantizer = VectorQuantizerEMA(K, D, update="step", quantize_after=2, metric="cosine")
+    z = torch.randn(50, D)
+    assert torch.equal(quantizer(z)[0], torch.nn.functional.normalize(z, dim=-1))
+
+
 def test_kmeans_starts_from_the_batch_after_the_wait() -> None:
     quantizer = waiting_quantizer(2)
     for _ in range(2):
@@ -120,6 +127,25 @@ def test_kmeans_starts_from_the_batch_after_the_wait() -> None:
     quantizer(z)
     at_once(z)
     assert torch.equal(quantizer.codebook, at_once.codebook)
+
+
+def debiased_codebooks(wait: int) -> list[torch.Tensor]:
+    """Codebooks of a `ResidualVQ` after the update that follows the wait."""
+    quantizer = ResidualVQ(
+        K, D, 2, ema_start="debiased", restart=0, update="step", quantize_after=wait
+    )
+    z = torch.randn(50, D, generator=torch.Generator().manual_seed(1))
+    for _ in range(wait + 1):
+        quantizer(z)
+        for book in quantizer.quantizers:
+            book.update_codebook_()
+    return [book.codebook for book in quantizer.quantizers]
+
+
+def test_debiased_averages_start_with_the_first_vectors_after_a_wait() -> None:
+    after, at_once = debiased_codebooks(wait=20), debiased_codebooks(wait=0)
+    # The smoothing's epsilon is as large as before, and counts of an average from zero are smaller.
+    torch.testing.assert_close(after, at_once, rtol=1e-3, atol=1e-4)
 
 
 def test_forwards_without_an_update_do_not_shorten_the_wait() -> None:
@@ -245,14 +271,14 @@ def test_kmeans_of_parts_is_that_of_the_whole() -> None:
 def _start_of_one() -> tuple[tuple, dict]:
     state = (torch.randn(K, D), torch.zeros(K), torch.zeros(K, D))
     arguments = ([torch.randn(20, D)], [], -1, *state, torch.tensor(False), torch.tensor(False))
-    return arguments, {"first_count": 1.0, "cosine": True, "seed": 3, "stream": 1}
+    return arguments, {"ema_start": "one", "cosine": True, "seed": 3, "stream": 1}
 
 
 def _start_of_two() -> tuple[tuple, dict]:
     shapes = ((K, D), (K,), (K, D))
     state = [[torch.zeros(shape) for _ in range(2)] for shape in shapes]
     flags = [[torch.tensor(False) for _ in range(2)] for _ in range(2)]
-    return (torch.randn(20, D), *state, *flags), {"first_count": 1.0, "seed": 3, "streams": [1, 2]}
+    return (torch.randn(20, D), *state, *flags), {"ema_start": "one", "seed": 3, "streams": [1, 2]}
 
 
 def _start_of_a_drop_in() -> tuple[tuple, dict]:

@@ -89,8 +89,8 @@ def test_a_shared_codebook_learns_from_all_residuals():
     vectors = torch.cat([z, z - first])
     counts, sums = vq2.ops.code_statistics(vectors, indices.T.flatten(), 8)
     before = book.cluster_size.clone()
-    assert torch.equal(book.pending_counts, counts)
-    torch.testing.assert_close(book.pending_sums, sums)
+    assert torch.equal(book.pending.counts, counts)
+    torch.testing.assert_close(book.pending.sums, sums)
     book.update_codebook_()
     torch.testing.assert_close(book.cluster_size, 0.5 * before + 0.5 * counts)
 

@@ -139,11 +139,6 @@ class VQVAE2(nn.Module):
         self.decoder = Decoder(
             levels * dim, config.image_channels, hidden, config.strides[0], *residual
         )
-        # Statistics of micro-batches belong to their process: DistributedDataParallel, which reads
-        # this attribute, would overwrite them with those of rank 0 at each forward.
-        self._ddp_params_and_buffers_to_ignore = [
-            name for name, _ in self.named_buffers() if ".pending_" in name
-        ]
         # Until the first update: how often the weights were seen to have changed in training, their
         # version at that time, and the codebooks' steps when this was first looked at.
         self._watches_updates = True

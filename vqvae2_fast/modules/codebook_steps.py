@@ -35,15 +35,30 @@ if TYPE_CHECKING:
 __all__ = [
     "move_codebook_",
     "packed_statistics",
+    "start_averages_",
     "start_codebook_",
     "start_residual_codebooks_",
     "update_codebooks_",
 ]
 
 
+@torch.no_grad()
+def start_averages_(
+    codebook: Tensor, cluster_size: Tensor, embed_avg: Tensor, ema_start: str
+) -> None:
+    """Set the averages to what `ema_start` says for a codebook `[K, D]` that starts."""
+    cluster_size.fill_(1.0 if ema_start == "one" else 0.0)
+    if ema_start == "debiased":
+        # Both start at zero. The weights of debiased averages depend on the number of updates, also
+        # of those while quantisation waits; the ratio of two that start at zero does not.
+        embed_avg.zero_()
+    else:
+        embed_avg.copy_(codebook)
+
+
 @outside_graphs(
     "(Tensor[] rows, int[] firsts, int total, Tensor(a!) codebook, Tensor(b!) cluster_size, "
-    "Tensor(c!) embed_avg, Tensor(d!) initialised, Tensor(e!) settled, *, float first_count, "
+    "Tensor(c!) embed_avg, Tensor(d!) initialised, Tensor(e!) settled, *, str ema_start, "
     "bool cosine, int seed, int stream) -> ()",
     fake=lambda *_, **__: None,
 )
@@ -58,7 +73,7 @@ def start_codebook_(
     initialised: Tensor,
     settled: Tensor,
     *,
-    first_count: float,
+    ema_start: str,
     cosine: bool,
     seed: int,
     stream: int,
@@ -67,7 +82,7 @@ def start_codebook_(
 
     Args:
         rows, firsts, total: Vectors of this process, `[N, D]`, as in `spans_of`.
-        first_count: Count of every code at the start.
+        ema_start: Averages at the start, as of `VectorQuantizerEMA`.
         cosine: Divide the codes by their length.
     """
     if has_started(initialised, settled):
@@ -77,15 +92,14 @@ def start_codebook_(
         return
     means = kmeans(rows, len(codebook), spans, seed=seed, stream=stream)
     codebook.copy_(F.normalize(means, dim=-1) if cosine else means)
-    embed_avg.copy_(codebook)
-    cluster_size.fill_(first_count)
+    start_averages_(codebook, cluster_size, embed_avg, ema_start)
     initialised.fill_(True)
     settled.fill_(True)
 
 
 @outside_graphs(
     "(Tensor z, Tensor(a!)[] codebooks, Tensor(b!)[] cluster_sizes, Tensor(c!)[] embed_avgs, "
-    "Tensor(d!)[] initialised, Tensor(e!)[] settled, *, float first_count, int seed, "
+    "Tensor(d!)[] initialised, Tensor(e!)[] settled, *, str ema_start, int seed, "
     "int[] streams) -> ()",
     fake=lambda *_, **__: None,
 )
@@ -98,7 +112,7 @@ def start_residual_codebooks_(
     initialised: list[Tensor],
     settled: list[Tensor],
     *,
-    first_count: float,
+    ema_start: str,
     seed: int,
     streams: list[int],
 ) -> None:
@@ -121,7 +135,7 @@ def start_residual_codebooks_(
             embed_avg,
             flag,
             flag_on_host,
-            first_count=first_count,
+            ema_start=ema_start,
             cosine=False,
             seed=seed,
             stream=stream,
@@ -155,9 +169,9 @@ def packed_statistics(
 
 
 @outside_graphs(
-    "(Tensor[] rows, int[] firsts, int total, Tensor? statistics, Tensor(a!) counts, "
-    "Tensor(b!) sums, Tensor(c!) codebook, Tensor(d!) cluster_size, Tensor(e!) embed_avg, "
-    "Tensor(f!) steps, Tensor initialised, Tensor(g!) settled, *, float decay, float epsilon, "
+    "(Tensor[] rows, int[] firsts, int total, Tensor? statistics, Tensor counts, Tensor sums, "
+    "Tensor(a!) codebook, Tensor(b!) cluster_size, Tensor(c!) embed_avg, Tensor(d!) steps, "
+    "Tensor initialised, Tensor(e!) settled, *, float decay, float epsilon, "
     "float restart, bool debiased, bool cosine, "
     "int seed, int stream) -> Tensor",
     fake=lambda rows, firsts, total, statistics, counts, sums, *_, **__: sums.new_empty(()),
@@ -193,7 +207,7 @@ def move_codebook_(
     Args:
         rows, firsts, total: Vectors of this process that codes may restart from, as in `spans_of`.
         statistics: `packed_statistics` if the caller has summed them over the processes.
-        counts, sums: The pending statistics of this process, `[K]` and `[K, D]`; zero afterwards.
+        counts, sums: The pending statistics of this process, `[K]` and `[K, D]`.
         restart: A code whose count is below this fraction of the mean starts again; 0: none.
 
     Returns:
@@ -209,8 +223,6 @@ def move_codebook_(
             rows, spans, counts, sums, steps, seed=seed, stream=stream, restart=restart
         )
         all_reduce_(statistics)
-    counts.zero_()
-    sums.zero_()
     all_counts, all_sums, rest = unpack(statistics, num_embeddings, dim)
     drop_non_finite_(all_counts, all_sums)
     if debiased:

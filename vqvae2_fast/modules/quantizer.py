@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook, perplexity
-from vqvae2_fast.modules.codebook_steps import move_codebook_, packed_statistics, start_codebook_
+from vqvae2_fast.modules.codebook_steps import (
+    move_codebook_,
+    packed_statistics,
+    start_averages_,
+    start_codebook_,
+)
 from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.modules.latest_forward import LatestForward
 from vqvae2_fast.modules.outside_graphs import (
@@ -25,6 +30,7 @@ from vqvae2_fast.modules.outside_graphs import (
     reading_waits,
 )
 from vqvae2_fast.modules.outside_transforms import detached, refuse_vmap
+from vqvae2_fast.modules.pending_statistics import PendingStatistics
 from vqvae2_fast.modules.quantizer_arguments import check_arguments
 from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
 from vqvae2_fast.modules.seen_vectors import SeenVectors
@@ -33,7 +39,7 @@ from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops._rotation import rotate_gradient
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vqvae2_fast.ops._batch_part import BatchPart
 
@@ -71,11 +77,11 @@ class VectorQuantizerEMA(Quantizer):
             through that) and codes have length one. The nearest code is then the one of largest
             cosine, the loss compares unit vectors, and the averages are of unit vectors
             (`use_cosine_sim` of vector-quantize-pytorch).
-        quantize_after: Number of updates during which nothing is quantised: z_q is z, codes are 0
-            and the loss is 0; then k-means starts the codebook. An encoder's first outputs hardly
-            differ between images, and an optimiser moves them faster than averages follow: one code
-            takes them all, and the commitment pulls the rest onto it. Needs init "kmeans" and
-            update "step".
+        quantize_after: Number of updates during which nothing is quantised: z_q is z (with
+            "cosine", z / ‖z‖), codes are 0 and the loss is 0; then k-means starts the codebook. An
+            encoder's first outputs hardly differ between images, and an optimiser moves them faster
+            than averages follow: one code takes them all, and the commitment pulls the rest onto
+            it. Needs init "kmeans" and update "step".
         seed: Seed of the start and of restarts; the same on every process.
         stream: Noise stream of this quantiser: the number of its level, 0 the coarsest, so that
             levels with the same seed draw different values.
@@ -93,9 +99,10 @@ class VectorQuantizerEMA(Quantizer):
         codebook, however they were set. On a GPU they are read until it has started.
         A vector with NaN or infinity moves no code: the statistics of its code in that update are
         dropped. `torch.compile` makes one graph of a training step. Transforms of `torch.func`,
-        except `vmap`, take one if they are given the buffers (`functional_call`), which it changes.
+        except `vmap`, take one if they are given the buffers (`functional_call`), which it changes;
+        the pending statistics are no buffers and stay with the module.
         With gradient "straight_through", backward needs z_q unchanged: do not work on it in
-        place. While `quantize_after` holds, z_q is z itself.
+        place. While `quantize_after` holds, z_q is z itself (with "cosine", z / ‖z‖).
     """
 
     codebook: Tensor
@@ -103,8 +110,6 @@ class VectorQuantizerEMA(Quantizer):
     embed_avg: Tensor
     steps: Tensor
     initialised: Tensor
-    pending_counts: Tensor
-    pending_sums: Tensor
 
     def __init__(
         self,
@@ -143,16 +148,12 @@ class VectorQuantizerEMA(Quantizer):
             initial_codebook(num_embeddings, embedding_dim, init=init, seed=seed, stream=stream)
         )
         self.register_buffer("codebook", codebook)
-        sizes = torch.full((num_embeddings,), self._first_count(), dtype=codebook.dtype)
-        self.register_buffer("cluster_size", sizes)
-        self.register_buffer("embed_avg", codebook.clone())
+        self.register_buffer("cluster_size", torch.zeros(num_embeddings, dtype=codebook.dtype))
+        self.register_buffer("embed_avg", torch.zeros(codebook.shape, dtype=codebook.dtype))
+        start_averages_(codebook, self.cluster_size, self.embed_avg, ema_start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(init != "kmeans"))
-        counts = torch.zeros(num_embeddings, dtype=torch.int64)
-        self.register_buffer("pending_counts", counts, persistent=False)
-        # Not `zeros_like`, for which torch imports sympy on the meta device (0.4 s).
-        sums = torch.zeros(codebook.shape, dtype=codebook.dtype)
-        self.register_buffer("pending_sums", sums, persistent=False)
+        self.pending = PendingStatistics(codebook)
         self.usage = torch.zeros(())
         self._start = StartFlag()
         # A copy of what the buffers say: a compiled graph could not read them.
@@ -165,6 +166,11 @@ class VectorQuantizerEMA(Quantizer):
         names = ("commitment_cost", "decay", "ema_start", "restart", "gradient", "update", "metric")
         shown = [f"{name}={getattr(self, name)!r}" for name in (*names, "quantize_after")]
         return ", ".join([str(self.num_embeddings), str(self.embedding_dim), *shown])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VectorQuantizerEMA:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.pending.apply_(fn)
+        return self
 
     def _on_sphere(self, vectors: Tensor) -> Tensor:
         """z `[..., D]` as the metric compares it; a vector of zeros stays as it is."""
@@ -236,8 +242,7 @@ class VectorQuantizerEMA(Quantizer):
     def learn_(self, z: Tensor, counts: Tensor, sums: Tensor) -> None:
         """Add `ops.code_statistics` of a forward's vectors z `[..., D]` to the pending ones."""
         self.perplexity = perplexity(counts)
-        self.pending_counts += counts
-        self.pending_sums += sums
+        self.pending.add_(counts, sums)
         if self.restart:
             # They are kept until the update, where the numbers of rows of all processes are known.
             self._seen.keep(z, present_part())
@@ -266,8 +271,9 @@ class VectorQuantizerEMA(Quantizer):
     ) -> None:
         """Start from given codes `[K, D]`, with counts `[K]` and averages `[K, D]` if given.
 
-        Without them the counts are those of `ema_start` and the averages are the codes. With the
-        cosine metric codes are divided by their length.
+        Without counts, counts and averages are those of `ema_start`; with counts alone, averages
+        are the codes times their counts. With the cosine metric codes are divided by their length.
+        The statistics of forwards with other codes are forgotten.
         """
         if codebook.shape != self.codebook.shape:
             raise ValueError(
@@ -275,9 +281,13 @@ class VectorQuantizerEMA(Quantizer):
                 f"got {list(codebook.shape)}."
             )
         self.codebook.copy_(self._on_sphere(codebook))
-        self.embed_avg.copy_(self.codebook if embed_avg is None else embed_avg)
-        first = torch.full_like(self.cluster_size, self._first_count())
-        self.cluster_size.copy_(first if cluster_size is None else cluster_size)
+        start_averages_(self.codebook, self.cluster_size, self.embed_avg, self.ema_start)
+        if cluster_size is not None:
+            self.cluster_size.copy_(cluster_size)
+            self.embed_avg.copy_(self.codebook * self.cluster_size[:, None])
+        if embed_avg is not None:
+            self.embed_avg.copy_(embed_avg)
+        self._forget_forwards()
         self.initialised.fill_(True)
         self._is_waiting = False
 
@@ -308,8 +318,8 @@ class VectorQuantizerEMA(Quantizer):
         return packed_statistics(
             self._seen.rows,
             self._seen.spans() if self.restart else [],
-            self.pending_counts,
-            self.pending_sums,
+            self.pending.counts,
+            self.pending.sums,
             self.steps + 1,
             restart=self.restart,
             seed=self.seed,
@@ -336,8 +346,8 @@ class VectorQuantizerEMA(Quantizer):
             self._seen.firsts,
             self._seen.total,
             statistics,
-            self.pending_counts,
-            self.pending_sums,
+            self.pending.counts,
+            self.pending.sums,
             self.codebook,
             self.cluster_size,
             self.embed_avg,
@@ -353,7 +363,7 @@ class VectorQuantizerEMA(Quantizer):
             stream=self.stream,
         )
         self.usage = detached(usage)
-        self._seen.forget()
+        self._forget_forwards()
 
     def _waits(self) -> bool:
         """Whether nothing is quantised yet: the buffers decide, and on a GPU are read meanwhile."""
@@ -370,8 +380,9 @@ class VectorQuantizerEMA(Quantizer):
         if has_values(self.steps):
             self._is_waiting = bool((self.steps < self.quantize_after) & ~self.initialised)
 
-    def _first_count(self) -> float:
-        return 1.0 if self.ema_start == "one" else 0.0
+    def _forget_forwards(self) -> None:
+        self._seen.forget()
+        self.pending.forget_(self.codebook.device)
 
     @torch.no_grad()
     def _prepare(self, z: Tensor) -> None:
@@ -420,7 +431,7 @@ class VectorQuantizerEMA(Quantizer):
             self.embed_avg,
             self.initialised,
             self._start.settled,
-            first_count=self._first_count(),
+            ema_start=self.ema_start,
             cosine=self.metric == "cosine",
             seed=self.seed,
             stream=self.stream,
@@ -430,11 +441,5 @@ class VectorQuantizerEMA(Quantizer):
 def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(quantizer, VectorQuantizerEMA)
     quantizer._start.forget()
-    quantizer._seen.forget()
-    for name in ("pending_counts", "pending_sums"):
-        pending = quantizer.get_buffer(name)
-        if pending.device != quantizer.codebook.device:  # of `meta`, left there by `assign=True`
-            pending = torch.empty_like(pending, device=quantizer.codebook.device)
-            setattr(quantizer, name, pending)
-        pending.zero_()
+    quantizer._forget_forwards()
     quantizer._waits()

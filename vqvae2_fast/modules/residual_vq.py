@@ -212,7 +212,7 @@ class ResidualVQ(Quantizer):
                 [book.embed_avg for book in own],
                 [book.initialised for book in own],
                 [book.settled for book in own],
-                first_count=1.0 if own[0].ema_start == "one" else 0.0,
+                ema_start=own[0].ema_start,
                 seed=self.seed,
                 streams=[book.stream for book in own],
             )

@@ -96,7 +96,6 @@ def check_together(
     cosine: bool,
     rotates: bool,
     straight_through: bool,
-    routes: bool,
     sync_update_v: float,
     directional: bool,
     threshold: float,
@@ -117,10 +116,10 @@ def check_together(
             "VectorQuantize: expected use_cosine_sim=False with learnable_codebook=True, as in the "
             "package."
         )
-    if straight_through and (rotates or learnable or not routes):
+    if straight_through and (rotates or learnable):
         raise ValueError(
-            "VectorQuantize: expected rotation_trick=False, no learnable_codebook and "
-            "route_gradients_to_input=True with straight_through=True."
+            "VectorQuantize: expected rotation_trick=False and no learnable_codebook with "
+            "straight_through=True, as in the package."
         )
     if not 0 <= sync_update_v <= 1 or (sync_update_v and not learnable):
         raise ValueError(

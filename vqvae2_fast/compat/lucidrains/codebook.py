@@ -194,7 +194,8 @@ class Codebook(nn.Module):
             return codes
         share = (distances / temperature).softmax(-1)  # [h, N, K]
         embed = self.embed if self.learnable_codebook else self.embed.data  # as in `distances`
-        return codes + (share - share.detach()) @ embed  # adds zero
+        zero = (share - share.detach()) @ embed.to(share.dtype)
+        return codes + zero.to(codes.dtype)
 
     @torch.no_grad()
     def update_ema(self) -> None:

@@ -143,9 +143,10 @@ def replace_codes_(
     """Replace the codes where `dead` `[h, K]` is True by vectors of x `[h, N, D]`.
 
     No host waits for a GPU. If there are enough vectors, distinct ones are taken, the same ones
-    that the package takes at an equal state of torch's generator (on a GPU if some code is dead at
-    each call, since it draws in any case). If there are more dead codes than vectors, a random
-    choice of them is replaced and the others stay dead until a later batch.
+    that the package takes at an equal state of torch's generator (on a GPU if at each call some
+    code is dead and there are as many vectors as codes, since it draws in any case). If there are
+    more dead codes than vectors, a random choice of them is replaced and the others stay dead until
+    a later batch.
     """
     # The package draws nothing where no code is dead.
     if not reading_waits(dead) and not bool(dead.any()):
@@ -160,10 +161,12 @@ def replace_codes_(
         if sync_choice:
             candidates = _row_of_some_rank(rows[order], rank)
         else:
-            if limit < num_codes:
+            too_few = gone.sum() > limit
+            # The package draws for a choice of codes only where it needs one.
+            if limit < num_codes and (reading_waits(too_few) or bool(too_few)):
                 key = torch.rand(num_codes, device=rows.device)
                 key = key.masked_fill(~gone, 2.0)  # the dead ones first, in random order
-                rank = torch.where(gone, key.argsort().argsort(), rank)
+                rank = torch.where(gone & too_few, key.argsort().argsort(), rank)
                 gone = gone & (rank < limit)
             candidates = rows[order[rank.clamp(0, limit - 1)]]  # [K, D]
         column = gone[:, None]

@@ -14,6 +14,9 @@ and your state dicts. The tests compare the module with the package itself. What
   not start a codebook.
 - Where a batch has fewer vectors than there are dead codes, both replace a random choice of the
   codes, not the same one.
+- With `straight_through`, the loss of an in-place optimiser has a gradient to the codebook alone.
+  In the package it also reaches what x was computed from, and frees that graph, so that a backward
+  pass of the result fails.
 - With an EMA update, gradients of a diversity loss take the codes as they are after it, as in the
   package.
 - `update_indices` leaves out vectors of index −1, which the package counts as code 0.
@@ -80,7 +83,8 @@ class VectorQuantize(CodebookAccess):
             the error, in its direction with noise, so that the codebook has a gradient without a
             loss (https://openreview.net/forum?id=KRVnpTbx7R).
         straight_through: With rotation_trick=False: where x needs no gradient, but `project_in`
-            does, it gets that of the codes' mean by softmax(distance / sample_codebook_temp).
+            does, or route_gradients_to_input is False, it gets that of the codes' mean by
+            softmax(distance / sample_codebook_temp). So does the loss of the in-place optimiser.
         rotation_trick: Gradient of https://arxiv.org/abs/2410.06424 instead of straight through;
             by default if dim > 1.
         sync_codebook: Sum the statistics of all processes; by default if there are several.
@@ -159,7 +163,6 @@ class VectorQuantize(CodebookAccess):
             cosine=use_cosine_sim,
             rotates=rotates,
             straight_through=straight_through,
-            routes=route_gradients_to_input,
             sync_update_v=sync_update_v,
             directional=directional,
             threshold=threshold_ema_dead_code,
@@ -286,7 +289,10 @@ class VectorQuantize(CodebookAccess):
         learning = self.training and not frozen
         losses = Losses(self, sequence, rows, mask, row_mask, self.zero)
 
-        def find(update: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        softens = self.straight_through and self.training
+        routes = x.requires_grad and self.route_gradients_to_input
+
+        def find(rows: Tensor, update: bool, softens: bool) -> tuple[Tensor, Tensor, Tensor | None]:
             return self._find(
                 rows,
                 row_mask,
@@ -295,20 +301,26 @@ class VectorQuantize(CodebookAccess):
                 topk,
                 sample_codebook_temp,
                 needs_distances=indices is not None,
-                softens=self.straight_through and self.training and not x.requires_grad,
+                softens=softens,
             )
 
+        in_place = self.in_place_codebook_optimizer is not None and learning
         with without_autocast(x.device):
-            quantized, row_indices, distances = find(learning and topk is None)
+            quantized, row_indices, distances = find(
+                # The loss in place is the codebook's alone.
+                rows.detach() if in_place else rows,
+                learning and topk is None,
+                softens and (in_place or not routes),
+            )
             quantized = quantized.to(x.dtype)
         inplace = self.zero
-        if self.in_place_codebook_optimizer is not None and learning:
+        if in_place:
             inplace = masked_error(quantized, rows.detach(), row_mask)
             inplace.backward()
             if not self.manual_in_place_optimizer_update:
                 self.update_in_place_optimizer()
             with without_autocast(x.device):
-                quantized, row_indices, distances = find(False)
+                quantized, row_indices, distances = find(rows, False, softens and not routes)
                 quantized = quantized.to(x.dtype)
         if indices is not None:
             assert distances is not None

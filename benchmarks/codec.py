@@ -39,7 +39,7 @@ from vqvae2_fast.sampling.prior import interface_of, plan_of
 def emoji_codes(pipeline: Pipeline) -> tuple[list[Tensor], Tensor]:
     parts, labels = [], []
     with torch.no_grad():
-        for images, found in in_order(load_emoji("held_out"), 64):
+        for images, found in in_order(load_emoji("held_out", subcategories=True), 64):
             parts.append(pipeline.vqvae.encode(images))
             labels.append(found)
     return [torch.cat(maps) for maps in zip(*parts, strict=True)], torch.cat(labels)

@@ -45,7 +45,7 @@ def main() -> None:
     print(machine())
 
     pipeline = vq2.from_preset("emoji32")
-    held_out = load_emoji("held_out")
+    held_out = load_emoji("held_out", subcategories=True)
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
     chosen = order[: options.images]
     images, labels = to_float(held_out.images[chosen]), held_out.labels[chosen]

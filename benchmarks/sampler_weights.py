@@ -28,7 +28,7 @@ ENGINES = ("cpu", "cpu_bfloat16", "cpu_int8", "cpu_w8a8")
 def emoji_codes(vqvae, batch: int, count: int, split: str = "held_out"):
     """Code maps coarse to fine and labels of the first emoji of a split."""
     with torch.no_grad():
-        for images, labels in in_order(load_emoji(split), batch):
+        for images, labels in in_order(load_emoji(split, subcategories=True), batch):
             if count <= 0:
                 return
             yield vqvae.encode(images[:count]), labels[:count]

@@ -113,9 +113,12 @@ RECIPES = {
         "--train.save-every 250",
         bottom=f"{_NO_DROPOUT} --train.learning-rate 2e-2 --train.steps 5000 {_LONG} "
         "--train.validate-every 5000 --train.save-every 250",
-        decoder=None,
-        sampling={"temperature": (0.85, 0.9), "guidance_scale": (2.0, 2.0)},
-        samples="",
+        decoder="--flip --adversary.channels 32 --adversary.weight 0.3 --train.steps 900 "
+        "--train.batch-size 8 --train.average-decay 0.99",
+        sampling={"temperature": (0.8, 0.75), "guidance_scale": (2.0, 1.0)},
+        samples="at the recommended settings smileys, buttons, hands and some people and animals "
+        "can be recognised; most food, tools and buildings cannot. KD-EfficientNetLite0 of 1,000 "
+        "plain samples 0.256, at the recommended settings 0.128",
     ),
     "emoji64": Recipe(
         data="emoji64",

@@ -42,7 +42,7 @@ class Pixels:
 def drawn(monkeypatch):
     """Samples that are real images with as much noise as the settings are away from the best ones;
     settings with guidance at the top repeat a few exact images."""
-    train = load_emoji("train")
+    train = load_emoji("train", subcategories=True)
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(train), generator=generator)[:200]
     real = torch.stack([train[int(i)][0] for i in order]).float() / 127.5 - 1
@@ -62,7 +62,8 @@ def drawn(monkeypatch):
     return calls
 
 
-ARGUMENTS = ("tune", "--preset", "emoji32", "--data", "emoji", "--images", "200", "--quiet")
+IMAGES = ("--data", "emoji:subcategories")
+ARGUMENTS = ("tune", "--preset", "emoji32", *IMAGES, "--images", "200", "--quiet")
 VALUES = ["--temperature", "0.9", "0.8", "0.6", "--guidance-scale", "2", "--top-p", "0.9"]
 
 
@@ -158,7 +159,7 @@ def test_a_folder_in_the_place_of_the_pipeline_is_refused_before_anything_is_dra
 
 def small_set(monkeypatch, number):
     """Has `tune` open a set of so many training images."""
-    images = ImageSubset(load_emoji("train"), torch.arange(number))
+    images = ImageSubset(load_emoji("train", subcategories=True), torch.arange(number))
     monkeypatch.setattr(tune, "open_images", lambda *_, **__: images)
 
 
@@ -177,10 +178,10 @@ def test_a_set_that_is_too_small_for_any_number_is_told_of(run, tmp_path, monkey
 
 
 def test_images_of_other_classes_than_the_priors_are_refused(run, tmp_path):
-    other = [*ARGUMENTS[:4], "emoji:subcategories", *ARGUMENTS[5:]]
+    other = [*ARGUMENTS[:4], "emoji", *ARGUMENTS[5:]]
     code, _, error = run(*other, "--out", tmp_path / "tuned")
     assert code == 2
-    assert "the priors know 9 classes (Activities, " in error
+    assert "the priors know 96 classes (Activities - " in error
 
 
 def test_the_table_is_not_replaced_before_the_pipeline(drawn, run, tmp_path, monkeypatch):

@@ -33,8 +33,9 @@ _BLOCK = 96  # images of one class, or without classes
 
 
 def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
-    """The first samples of a folder, the rest left out: a row for each class or, of more than
-    `_MOST_CLASSES`, for each of their groups ("Flags" of "Flags - flag").
+    """The first samples of a folder, the rest left out: a row for each class or, if there are more
+    than `_MOST_CLASSES` or most have one sample, for each of their groups ("Flags" of "Flags -
+    flag").
 
     Args:
         known: The images that the samples complete; each row begins with one of them, in which the
@@ -42,9 +43,10 @@ def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
     """
     if known is not None:
         return _completions(folder, known)
-    names = sorted({str(row["class"]) for row in _kept(folder) if row.get("class") is not None})
+    classes = [str(row["class"]) for row in _kept(folder) if row.get("class") is not None]
+    names = sorted(set(classes))
     row_of: dict[str | None, str | None] = {None: None} | {name: name for name in names}
-    if len(names) > _MOST_CLASSES:
+    if len(names) > min(_MOST_CLASSES, len(classes) / 2):
         row_of |= {name: group_of(name) for name in names}
         names = list(group_names(names))
     most = _COLUMNS if len(names) > 1 else _BLOCK

@@ -320,7 +320,7 @@ def test_weights_changed_in_place_are_drawn_from():
 
 
 def test_a_plan_that_lacks_values_is_refused():
-    with pytest.raises(ValueError, match="sampler: bad plan: no 'height'"):
+    with pytest.raises(ValueError, match="sampler: bad plan: no 'format'"):
         _native.module.SamplerPlan(integers={}, sizes={})
     plan = plan_of(tiny_prior(), interface_of(tiny_prior()))
     described = described_plan(plan)

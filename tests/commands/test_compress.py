@@ -426,6 +426,13 @@ def test_a_folder_in_the_place_of_the_file_is_refused_before_anything_is_encoded
     assert "--out: photos is a folder; expected the name of a file" in capsys.readouterr().err
 
 
+def test_a_device_is_not_replaced(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe.vq2")
+    code, _, error = run("compress", "emoji", "--preset", "emoji32", "--out", tmp_path / "pipe.vq2")
+    assert code == 2
+    assert "pipe.vq2 is a device, FIFO or socket; expected the name of a file" in error
+
+
 def test_a_seed_needs_levels_to_draw(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compress photos --pipeline pipeline --seed 3 --out x.vq2 --quiet") == 2
     assert "--seed: expected --levels with it" in capsys.readouterr().err

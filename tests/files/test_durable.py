@@ -170,3 +170,11 @@ def test_a_file_that_was_taken_for_a_dead_ones_before_its_lock_is_made_again(tmp
     assert taken
     assert names(tmp_path) == ["x"]
     assert (tmp_path / "x").read_bytes() == b"content"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_no_file_takes_the_place_of_a_device_or_fifo(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="it is a device, FIFO or socket"):
+        replace_file(tmp_path / "pipe", b"content")
+    assert (tmp_path / "pipe").is_fifo()

@@ -41,6 +41,7 @@ __all__ = [
     "check_no_run",
     "check_one_store",
     "check_out",
+    "check_out_file",
     "check_same_classes",
     "described",
     "load_classifier",
@@ -338,6 +339,20 @@ def check_out(out: Path, source: DataOptions | None = None) -> None:
         raise ValueError(
             f"--out: expected a folder to write to, got {out}; {begun} {why}. Name another folder."
         )
+
+
+def check_out_file(out: Path, example: str) -> None:
+    """Raises ValueError if --out cannot be a file: a folder, a device, or in no writable folder."""
+    if out.is_dir():
+        raise ValueError(
+            f"--out: {out} is a folder; expected the name of a file, such as {out / example}."
+        )
+    if out.exists() and not out.is_file():
+        raise ValueError(
+            f"--out: {out} is a device, FIFO or socket; expected the name of a file, such as "
+            f"{example}."
+        )
+    check_out(out.absolute().parent)
 
 
 def open_both(

@@ -23,7 +23,7 @@ from vqvae2_fast.commands.common import (
     ModelOptions,
     Result,
     check_one_store,
-    check_out,
+    check_out_file,
 )
 from vqvae2_fast.console.words import counted
 from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
@@ -154,12 +154,7 @@ class Compress(Command):
     def _check_out(self) -> None:
         """Raises ValueError if --out is a folder, lies in one that cannot be written to, is one of
         the files that are read, or a file that no compress has written."""
-        if self.out.is_dir():
-            raise ValueError(
-                f"--out: {self.out} is a folder; expected the name of a file, such as "
-                f"{self.out / 'images.vq2'}."
-            )
-        check_out(self.out.absolute().parent)
+        check_out_file(self.out, "images.vq2")
         if self.out.exists() and any(map(self.out.samefile, self._inputs())):
             raise ValueError(
                 f"--out: {self.out} is one of the files to compress, which would be replaced. Name "

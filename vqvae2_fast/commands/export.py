@@ -12,7 +12,7 @@ import tyro
 
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load
 from vqvae2_fast.checkpoints.pretrained import from_preset
-from vqvae2_fast.commands.common import Command, Result, check_out, named
+from vqvae2_fast.commands.common import Command, Result, check_out_file, named
 from vqvae2_fast.export import export_program, save_onnx, save_program
 from vqvae2_fast.files.durable import explained
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -51,13 +51,11 @@ class Export(Command):
             raise ValueError(f"--out: expected NAME.onnx or NAME.pt2, got {out}.")
         if out.suffix == ".onnx" and self.own_search:
             raise ValueError(f"--own-search: expected --out NAME.pt2, got {out}.")
-        if out.is_dir():
-            raise ValueError(f"--out: {out} is a folder; expected the name of a file.")
+        check_out_file(out, f"{self.part}{out.suffix}")
         if out.exists() and not self.overwrite:
             raise ValueError(
                 f"--out: {out} exists already. Add --overwrite to replace it, or name another file."
             )
-        check_out(out.absolute().parent)
         self.prepare_on_cpu()
         model = self._model()
         vqvae = model.networks()[0] if isinstance(model, Pipeline) else model

@@ -10,6 +10,7 @@ killed process left from what a live one is writing.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -130,7 +131,14 @@ def _new_part(path: Path) -> Iterator[tuple[Path, FileIO]]:
     """A hidden file next to `path`, locked during the block and renamed at its end, or removed.
 
     What killed writers of the same path left is removed first.
+
+    Raises:
+        FileExistsError: `path` is a device or the like: /dev/null would become a file for all.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(
+            errno.EEXIST, "it is a device, FIFO or socket, which no file is to replace", str(path)
+        )
     if sys.platform != "win32":
         remove_dead_parts(path.parent, f".{glob.escape(path.name)}.*.part")
     while True:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["COMMANDS", "answer", "main", "script", "tell", "to_a_reader"]
+__all__ = ["COMMANDS", "answer", "main", "refuse", "script", "tell", "to_a_reader"]
 
 # Name of a command -> its class in vqvae2_fast.commands, and what it does.
 COMMANDS = {
@@ -103,20 +103,28 @@ def main() -> int:
     try:
         from vqvae2_fast.cli import main as run
     except RuntimeError as error:
-        # A variable with a value that cannot be used is a wrong request like any other.
         gc.enable()
         if not str(error).startswith("VQVAE2_FAST_"):
             raise
-        if "--debug" in sys.argv:
-            import traceback
-
-            traceback.print_exc()
-        else:
-            print(f"vqvae2-fast: error: {error}\n(--debug shows where)", file=sys.stderr)
-        return 2
+        return refuse(error)
     gc.freeze()
     gc.enable()
     return run()
+
+
+def refuse(error: RuntimeError) -> int:
+    """Tell of a variable with a value that cannot be used: a wrong request like any other.
+
+    Returns:
+        The exit code.
+    """
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exception(error)
+    else:
+        print(f"vqvae2-fast: error: {error}\n(--debug shows where)", file=sys.stderr)
+    return 2
 
 
 def script() -> None:

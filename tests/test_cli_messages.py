@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,30 @@ from vqvae2_fast_command import COMMANDS
 def test_debug_shows_the_traceback(capsys):
     assert main(["info", "/nowhere", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_run_as_a_module_a_variable_that_cannot_be_used_is_a_wrong_request():
+    ended = subprocess.run(
+        [sys.executable, "-m", "vqvae2_fast", "info"],
+        # Run outside the source tree, which would hide the installed package.
+        cwd=tempfile.gettempdir(),
+        env=os.environ | {"VQVAE2_FAST_SIMD": "foo"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("vqvae2-fast: error: VQVAE2_FAST_SIMD: expected a SIMD level")
+
+
+def test_an_import_with_a_variable_that_cannot_be_used_raises():
+    ended = subprocess.run(
+        [sys.executable, "-c", "import vqvae2_fast", "-m"],
+        cwd=tempfile.gettempdir(),
+        env=os.environ | {"VQVAE2_FAST_SIMD": "foo"},
+        capture_output=True,
+        text=True,
+    )
+    assert "RuntimeError: VQVAE2_FAST_SIMD: expected a SIMD level" in ended.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -122,7 +147,7 @@ def test_an_option_without_its_value_expects_one(capsys):
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("--adversary.weight=-1", "--adversary.weight must be >= 0, got -1"),
+        ("--adversary.weight=-1", "--adversary.weight must be >= 0 and finite, got -1"),
         ("--adversary.learning-rate=0", "--adversary.learning-rate must be > 0 and finite, got 0"),
         ("--class-head.learning-rate=0", "--class-head.learning-rate must be > 0 and finite"),
         ("--train.final-learning-rate=-1", "--train.final-learning-rate must be in [0, 1]"),

@@ -223,6 +223,10 @@ def test_a_preset_recommends_what_its_card_says():
             ["--pipeline", "{pipelines}/plain", "--guidance-scale", "2"],
             "--guidance-scale: the priors",
         ),
+        (
+            ["--label", "none", "--guidance-scale", "1", "2"],
+            "--guidance-scale: expected 1 for images without a class, got 2",
+        ),
         (["--preset", "emoji32"], "one of --preset, --pipeline, or --vqvae"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -298,8 +302,11 @@ def test_progress_tells_images_and_codes_a_second(pipelines, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("count", "said"),
-    [("1", "1 image in .* \\(Activities, seed"), ("7", "7 images in .* \\(7 of 9 classes, seed")]
-    + [("9", "9 images in .* \\(9 classes, seed")],
+    [
+        ("1", "1 image in .* \\(Activities - arts & crafts, seed"),
+        ("7", "7 images in .* \\(7 of 96 classes, seed"),
+        ("96", "96 images in .* \\(96 classes, seed"),
+    ],
 )
 def test_result_names_the_classes_that_were_drawn(count, said, tmp_path, capsys):
     arguments = ["--preset", "emoji32", "--n", count, "--out", str(tmp_path)]

@@ -60,11 +60,34 @@ def test_it_answers_until_it_is_terminated():
         (["--preset", "emoji32", "--token-file", os.devnull], "--token-file: expected a long"),
         (["--preset", "emoji32", "--token-file", "a", "--token", "b"], "it or --token, got both"),
         (["--preset", "emoji32", "--token", ""], "--token: expected a long random word"),
+        (["--preset", "emoji32", "--token", " \n"], "--token: expected a long random word"),
+        (["--preset", "emoji32", "--token", "schlüssel"], "no space, got '\\xfc' in it"),
+        (["--preset", "emoji32", "--token", "two words"], "no space, got ' ' in it"),
+        (["--preset", "emoji32", "--token", "a\x7f"], "no space, got '\\x7f' in it"),
         (["--preset", "emoji32", "--count", "300"], "--waiting: expected at least --count, 300"),
     ],
 )
 def test_a_wrong_option_is_named(error_of, arguments, said):
     assert said in error_of(["serve", *arguments])
+
+
+def test_a_file_that_holds_no_text_is_no_token(error_of, tmp_path):
+    (tmp_path / "token").write_bytes(b"\xff\xfe")
+    text = error_of(["serve", "--preset", "emoji32", "--token-file", str(tmp_path / "token")])
+    assert "--token-file: expected only ASCII letters" in text
+
+
+@pytest.mark.parametrize("source", ["option", "file"])
+def test_spaces_around_a_token_are_no_part_of_it(monkeypatch, tmp_path, source):
+    tokens, given = [], " secret\n"
+    (tmp_path / "token").write_text(given)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_: None)
+    monkeypatch.setattr(
+        "vqvae2_fast.serve.app.create_app", lambda *_, token, **__: tokens.append(token)
+    )
+    option = {"option": f"--token={given}", "file": f"--token-file={tmp_path / 'token'}"}[source]
+    assert main(["serve", "--preset", "emoji32", "--port", "0", "--quiet", option]) == 0
+    assert tokens == ["secret"]
 
 
 def test_a_missing_package_is_named_with_the_remedy(error_of, monkeypatch):

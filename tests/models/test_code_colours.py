@@ -59,7 +59,7 @@ def test_brightness_decides_the_light_end():
 )
 def test_every_quantiser_has_colours(quantizer):
     count = getattr(quantizer, "num_embeddings", 24)
-    colours = code_colours(codes_of(quantizer, count), code_shares(quantizer, count))
+    colours = code_colours(codes_of(quantizer, count), code_shares(quantizer))
     assert colours.shape == (count, 3)
     assert colours.dtype == torch.uint8
     assert len(colours.unique(dim=0)) > count // 2
@@ -68,4 +68,8 @@ def test_every_quantiser_has_colours(quantizer):
 def test_shares_are_those_of_training():
     quantizer = vq2.VectorQuantizerEMA(4, 2)
     quantizer.cluster_size.copy_(torch.tensor([1.0, 2.0, 4.0, 1.0]))
-    assert code_shares(quantizer, 4).tolist() == [0.125, 0.25, 0.5, 0.125]
+    assert code_shares(quantizer).tolist() == [0.125, 0.25, 0.5, 0.125]
+
+
+def test_a_quantiser_without_counts_has_no_shares():
+    assert code_shares(vq2.FSQ([4, 3, 3])) is None

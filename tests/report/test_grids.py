@@ -12,6 +12,7 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.code_colours import level_colours
 from vqvae2_fast.report import (
     code_grid,
+    image_grid,
     picture_of_reconstructions,
     reconstruction_grid,
     sample_grid,
@@ -62,6 +63,13 @@ def test_tiles_are_as_small_as_they_are_asked_to_be():
         )
         by_class = sample_grid(images, [0, 0, 1, 0], ["a", "b"], tile=tile)
         assert by_class.height == 2 * (tile + GAP) + 2 * MARGIN
+
+
+@pytest.mark.parametrize("name", ["é", "Ж", "ß", "λ"])
+def test_letters_beyond_ascii_are_drawn(name):
+    box = "\uffff"  # is no letter, so a font draws the sign of a missing one
+    images = torch.zeros(1, 3, 16, 16)
+    assert image_grid([images], [name]).tobytes() != image_grid([images], [box]).tobytes()
 
 
 CELL, GAP, MARGIN = 8, 4, 12  # pixels: a code of the finer map below, and as in grids.py

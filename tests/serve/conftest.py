@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ pytest.importorskip("fastapi", reason="needs pip install 'vqvae2_fast[serve]'")
 
 from fastapi.testclient import TestClient
 
+from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.serve.app import create_app
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 
@@ -29,6 +31,13 @@ ADDRESS = "http://127.0.0.1"
 @pytest.fixture(scope="session")
 def pipeline() -> Pipeline:
     return tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def uncounted(pipeline) -> Pipeline:
+    """One whose quantiser of the top level keeps no counts of its codes."""
+    config = replace(pipeline.vqvae.config, quantizer=("gradient", "ema"))
+    return replace(pipeline, vqvae=VQVAE2(config).eval())
 
 
 @pytest.fixture(scope="session")

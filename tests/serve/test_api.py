@@ -246,6 +246,13 @@ def test_codebooks_are_described(client, pipeline):
         assert [near[0] for near in level["neighbours"]] == distances.argmin(1).tolist()
 
 
+def test_a_quantiser_without_counts_tells_no_use_of_its_codes(uncounted):
+    with TestClient(create_app(uncounted), base_url="http://127.0.0.1") as client:
+        top, bottom = client.get("/v1/codebooks").json()["levels"]
+    assert top["use"] is None
+    assert len(top["palette"]) == len(bottom["use"]) == 13
+
+
 def test_a_compressed_file_of_several_sizes_is_decoded(client, pipeline, pixels):
     sizes = [(16, 16), (32, 16)]
     files = [encode_images(pipeline, torch.zeros(1, 3, *size)) for size in sizes]

@@ -18,6 +18,7 @@ from vqvae2_fast.commands.common import (
     check_out,
     load_classifier,
 )
+from vqvae2_fast.commands.known_images import known_images
 from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data.groups import groups_in_turn
@@ -31,7 +32,6 @@ from vqvae2_fast.runs.interrupt import stop_requests
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling import DrawSettings
 from vqvae2_fast.sampling.drawing import Batches, best_batch_size, draw_into
-from vqvae2_fast.sampling.known import lower_rows, open_known, painted
 from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers
 from vqvae2_fast.sampling.rejection import RejectionRule
 from vqvae2_fast.sampling.series import Judge, SampleSeries, resolved_settings
@@ -196,47 +196,23 @@ class Sample(Command):
     def _series(self, ranks: Ranks) -> SampleSeries:
         pipeline = self.models.open(ranks.device(self.prepare()))
         most = self._batch_size(pipeline) * max(1, self.candidates or 1)
-        settings = resolved_settings(pipeline, batch_size=most, **self._settings(pipeline))
-        known = self._known(pipeline)
+        known = known_images(self, pipeline, warn=ranks.rank == 0)
         classes, known_labels = _labels_of(self.label, pipeline, known)
         told = classes if known_labels is None else known_labels.unique().tolist()
+        own = self._settings(pipeline, told)
+        settings = resolved_settings(pipeline, batch_size=most, **own)
         judge = self._judge(pipeline, told)
         return SampleSeries(pipeline, settings, classes, known, known_labels, judge)
 
     def _batch_size(self, pipeline: Pipeline) -> int:
         return self.batch_size or best_batch_size(pipeline)
 
-    def _known(self, pipeline: Pipeline) -> Known | None:
-        where = {"--keep": self.keep, "--mask": self.mask, "--candidates": self.candidates}
-        given = [flag for flag, value in where.items() if value is not None]
-        skip = {"--skip-corrupt": self.skip_corrupt, "--skip-small": self.skip_small}
-        given += [flag for flag, value in skip.items() if value]
-        if self.known is None:
-            if given:
-                raise ValueError(f"{given[0]}: expected images to complete with it, by --known.")
-            return None
-        if self.mask is None and self.candidates is not None:
-            raise ValueError(
-                "--candidates: expected a --mask with it: no known codes follow where only the "
-                "upper rows are kept."
-            )
-        if self.mask is not None and self.keep is not None:
-            raise ValueError("--keep: expected either --keep or --mask, got both.")
-        config = pipeline.networks()[0].config
-        if self.mask is None:
-            hole = lower_rows(0.5 if self.keep is None else self.keep, config)
-        else:
-            hole = painted(self.mask, 1 if self.candidates is None else self.candidates, config)
-        return open_known(
-            self.known,
-            hole,
-            pipeline,
-            skip_corrupt=self.skip_corrupt,
-            skip_small=self.skip_small,
-        )
+    def _settings(self, pipeline: Pipeline, labels: Sequence[int]) -> dict[str, Any]:
+        """The settings that were given, or else those that the pipeline recommends.
 
-    def _settings(self, pipeline: Pipeline) -> dict[str, Any]:
-        """The settings that were given, or else those that the pipeline recommends."""
+        Args:
+            labels: Those of the images.
+        """
         settings: dict[str, Any] = dict(pipeline.recommended)
         num_levels = len(pipeline.priors)
         for setting in fields(DrawSettings):
@@ -251,11 +227,23 @@ class Sample(Command):
             elif value:
                 values = tuple(k or None for k in value) if name == "top_k" else value
                 settings[name] = values * (num_levels // len(values))
+        if _classless(pipeline, labels):
+            asked = next((scale for scale in self.guidance_scale if scale != 1), None)
+            if asked is not None:
+                raise ValueError(
+                    f"--guidance-scale: expected 1 for images without a class, got {asked:g}: it "
+                    "moves the logits away from those without a class. Name a class by --label, "
+                    "or leave it out."
+                )
+            settings["guidance_scale"] = 1.0
         return settings
 
-    def _recommended(self, pipeline: Pipeline) -> list[str]:
+    def _recommended(self, series: SampleSeries) -> list[str]:
         """Lines that name the settings which the pipeline recommends."""
-        used = [name for name in pipeline.recommended if not getattr(self, name)]
+        used = [name for name in series.pipeline.recommended if not getattr(self, name)]
+        known = series.known_labels
+        if _classless(series.pipeline, series.classes if known is None else known.tolist()):
+            used = [name for name in used if name != "guidance_scale"]
         if not used:
             return []
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in used)
@@ -309,7 +297,7 @@ class Sample(Command):
             [
                 f"{kept:,} image{'' if kept == 1 else 's'} in {out / 'images'} "
                 f"({_described(series, folder.count)})",
-                *self._recommended(series.pipeline),
+                *self._recommended(series),
                 *([] if series.judge is None else [f"kept of {folder.count} drawn: {kept}"]),
                 f"index: {values['index']}",
                 *([f"picture: {picture}"] if kept else []),
@@ -350,6 +338,11 @@ def _labels_of(
     return (), torch.where(labels < 0, num_classes, labels)
 
 
+def _classless(pipeline: Pipeline, labels: Sequence[int]) -> bool:
+    """Whether these are labels of images without a class alone, of priors that have classes."""
+    return bool(pipeline.num_classes) and set(labels) == {pipeline.num_classes}
+
+
 def _explained(out: Path) -> AbstractContextManager[None]:
     """Adds to an error of the disk what it means for the run."""
     return explained(
@@ -379,6 +372,8 @@ def _described(series: SampleSeries, count: int) -> str:
     parts.append(f"seed {settings['seed']}")
     for name, none in (("temperature", 1), ("top_k", None), ("top_p", None), ("guidance_scale", 1)):
         values = settings[name]
+        if name == "guidance_scale" and _classless(series.pipeline, drawn):
+            continue  # of the images that were drawn so far, none has a class to follow
         if any(value != none for value in values):
             shown = values[:1] if len(set(values)) == 1 else values
             texts = ("all" if value is None else f"{value:g}" for value in shown)

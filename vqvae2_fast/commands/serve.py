@@ -123,9 +123,20 @@ class Serve(Command):
         elif self.token is not None:
             raise ValueError("--token-file: expected it or --token, got both.")
         else:
-            token, flag = self.token_file.read_text().strip(), "--token-file"
-        if token == "":
+            token, flag = self.token_file.read_text("utf-8", "replace"), "--token-file"
+        if token is None:
+            return None
+        token = token.strip()
+        if not token:
             raise ValueError(f"{flag}: expected a long random word, got an empty one.")
+        # Browsers refuse to send other letters in a header, and cut off spaces at its ends.
+        wrong = next((letter for letter in token if not "!" <= letter <= "~"), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{flag}: expected only ASCII letters, digits and signs, as headers carry them, "
+                f"and no space, got {ascii(wrong)} in it. Take another word, such as that of "
+                "`openssl rand -hex 32`."
+            )
         return token
 
     def _limits(self) -> Limits:

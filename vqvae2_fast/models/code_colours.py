@@ -31,25 +31,30 @@ def codes_of(quantizer: Quantizer, num_embeddings: int) -> Tensor:
     return quantizer.lookup(every).float()
 
 
-def code_shares(quantizer: Quantizer, num_embeddings: int) -> Tensor:
-    """The share of each code in training, float32 `[K]`; equal if the quantiser has no counts."""
-    counts = getattr(quantizer, "cluster_size", torch.ones(num_embeddings))
+def code_shares(quantizer: Quantizer) -> Tensor | None:
+    """The share of each code in training, float32 `[K]`; None if the quantiser keeps no counts."""
+    counts: Tensor | None = getattr(quantizer, "cluster_size", None)
+    if counts is None:
+        return None
     total = counts.sum()
-    return torch.where(total > 0, counts / total, 1 / num_embeddings)
+    return torch.where(total > 0, counts / total, 1 / len(counts))
 
 
-def code_colours(codebook: Tensor, shares: Tensor, brightness: Tensor | None = None) -> Tensor:
+def code_colours(
+    codebook: Tensor, shares: Tensor | None = None, brightness: Tensor | None = None
+) -> Tensor:
     """A colour for each code, such that similar codes look alike: uint8 `[K, 3]`, RGB.
 
     The first three principal coordinates of the codes are lightness and two opponent colours.
 
     Args:
         codebook: float32 `[K, D]`.
-        shares: float32 `[K]`: how much each code weighs.
+        shares: float32 `[K]`: how much each code weighs; by default all weigh the same.
         brightness: `[K]`: bright codes get bright colours. Without it the codes that lie furthest
             from the others do.
     """
-    shares = shares.to(codebook)
+    count = len(codebook)
+    shares = codebook.new_full((count,), 1 / count) if shares is None else shares.to(codebook)
     centred = codebook - (codebook * shares[:, None]).sum(0)
     _, _, axes = torch.linalg.svd(centred * shares.sqrt()[:, None], full_matrices=False)
     places = centred @ axes[:3].T  # [K, 3]
@@ -71,16 +76,15 @@ def code_colours(codebook: Tensor, shares: Tensor, brightness: Tensor | None = N
 def code_patches(vqvae: VQVAE2, level: int) -> Tensor:
     """What each code of a level decodes to where it fills its map: `[K, C, side, side]` in [-1, 1].
 
-    It is the middle of the image; the other levels hold their most frequent code.
+    It is the middle of the image; the other levels hold their most frequent code, or code 0 where
+    no counts tell which one that is.
     """
     config = vqvae.config
     coarsest = config.level_sizes[0][0]
     sizes = [2 * (height // coarsest) for height, _ in config.level_sizes]
     every = torch.arange(config.num_embeddings, device=device_of(vqvae))
-    frequent = [
-        int(code_shares(cast("Quantizer", own), config.num_embeddings).argmax())
-        for own in vqvae.quantizers
-    ]
+    shares = [code_shares(cast("Quantizer", own)) for own in vqvae.quantizers]
+    frequent = [0 if own is None else int(own.argmax()) for own in shares]
     side = 2 * (config.image_size[0] // config.level_sizes[level][0])
     parts = []
     for codes in every.split(_AT_ONCE):
@@ -100,9 +104,7 @@ def level_colours(vqvae: VQVAE2) -> list[Tensor]:
     """`code_colours` of each level, coarse to fine: codes of bright patches are bright."""
     count = vqvae.config.num_embeddings
     return [
-        code_colours(
-            codes_of(own, count), code_shares(own, count), code_patches(vqvae, n).mean((1, 2, 3))
-        )
+        code_colours(codes_of(own, count), code_shares(own), code_patches(vqvae, n).mean((1, 2, 3)))
         for n, own in enumerate(cast("list[Quantizer]", list(vqvae.quantizers)))
     ]
 

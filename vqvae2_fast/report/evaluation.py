@@ -84,8 +84,8 @@ def _line_of_level(name: str, level: LevelCost) -> str:
     if level.overfitting_gap is None:
         return line
     return (
-        f"{line}; training images {level.train_nats_per_code:.3f} nats per code, held-out images "
-        f"{level.overfitting_gap:+.3f}"
+        f"{line}; training images {level.train_nats_per_code:.3f} nats per code, gap (held out "
+        f"minus training) {level.overfitting_gap:+.3f}"
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ from vqvae2_fast.report.files import write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -40,6 +40,7 @@ __all__ = [
     "sample_grid",
 ]
 
+_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _GAP, _MARGIN = 4, 12  # pixels between tiles, and around the grid
 _BACKGROUND, _INK, _FAINT = (246, 246, 246), (30, 30, 30), (110, 110, 110)
 
@@ -64,7 +65,7 @@ def image_grid(
     height, width = rows[0].shape[-2:]
     scale = max(1.0, tile / min(height, width))
     tile_height, tile_width = round(height * scale), round(width * scale)
-    font, title_font = ImageFont.load_default(size=17), ImageFont.load_default(size=20)
+    font, title_font = _fonts([title, *labels])
     label_width = max((int(font.getlength(label)) for label in labels), default=0)
     left = _MARGIN + (label_width + _MARGIN if labels else 0)
     top = _MARGIN + (34 if title else 0)
@@ -88,6 +89,18 @@ def image_grid(
             canvas.paste(image, (left + column * (tile_width + _GAP), y))
         y += tile_height + _GAP
     return canvas
+
+
+def _fonts(texts: Sequence[str]) -> tuple[_Font, _Font]:
+    """Fonts of labels and of the title that have the letters of these texts."""
+    if all(text.isascii() for text in texts):
+        return ImageFont.load_default(size=17), ImageFont.load_default(size=20)
+    import matplotlib  # takes a while, and few pictures need it
+
+    # Pillow's own font has no other letters. This one has those of Latin, Greek, Cyrillic, Arabic
+    # and more, but none of Chinese, Japanese and Korean.
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(path, 17), ImageFont.truetype(path, 20)
 
 
 def reconstruction_grid(
@@ -140,7 +153,7 @@ def code_grid(
         names, colours = list(model.level_names), level_colours(model)
     else:
         names, count = ["codes"], _num_embeddings(model)
-        colours = [code_colours(codes_of(model, count), code_shares(model, count))]
+        colours = [code_colours(codes_of(model, count), code_shares(model))]
     if len(maps) != len(names):
         raise ValueError(
             f"code_grid: expected codes to be {len(names)} maps ({', '.join(names)}), got "

@@ -25,21 +25,22 @@ def described_codebooks(vqvae: VQVAE2) -> list[dict[str, Any]]:
     """For each level, coarse to fine:
 
     - `palette`: a colour per code, "#rrggbb", such that similar codes look alike;
-    - `use`: the share of each code in training; equal where a quantiser keeps no counts;
+    - `use`: the share of each code in training; None where a quantiser keeps no counts;
     - `neighbours`: for each code the nearest others, the nearest first;
     - `patches`: a PNG of what each code decodes to where it fills its map, in rows of `columns`
-      squares of `side` pixels; the other levels hold their most frequent code.
+      squares of `side` pixels; the other levels hold their most frequent code (without counts,
+      code 0).
     """
     count, described = vqvae.config.num_embeddings, []
     for level, own in enumerate(vqvae.quantizers):
         quantizer = cast("Quantizer", own)
-        codebook, shares = codes_of(quantizer, count), code_shares(quantizer, count)
+        codebook, shares = codes_of(quantizer, count), code_shares(quantizer)
         patches = code_patches(vqvae, level)
         colours = code_colours(codebook, shares, patches.mean((1, 2, 3)))
         described.append(
             {
                 "palette": [f"#{bytes(colour).hex()}" for colour in colours.tolist()],
-                "use": [round(share, 6) for share in shares.tolist()],
+                "use": None if shares is None else [round(one, 6) for one in shares.tolist()],
                 "neighbours": _nearest(codebook).tolist(),
                 "patches": as_png(_sheet(patches)),
                 "columns": _COLUMNS,

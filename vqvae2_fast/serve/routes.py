@@ -183,7 +183,11 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
         return described[0]
 
     @router.get(
-        "/codebooks", summary="Colours, use, neighbours and patches of the codes", tags=["encode"]
+        "/codebooks",
+        summary="Colours, use, neighbours and patches of the codes",
+        description="`use` is the share of each code in training, and null at a level whose "
+        "quantiser keeps no counts of its codes.",
+        tags=["encode"],
     )
     async def codebooks() -> Any:
         return {"levels": described[0] if described else await in_engine(described_once)}

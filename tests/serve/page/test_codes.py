@@ -10,6 +10,8 @@ pytest.importorskip("playwright", reason="needs pip install playwright")
 
 from playwright.sync_api import expect
 
+from vqvae2_fast.testing.server import served
+
 pytestmark = pytest.mark.browser
 
 
@@ -34,6 +36,30 @@ def test_the_finest_code_of_a_pixel_is_looked_up(page):
     expect(page.locator("#code-text")).to_contain_text(f"Code {found[1]} of the bottom level")
     page.locator("#maps canvas").nth(1).press("ArrowDown")  # to where the pixel's code is
     expect(cell).to_have_text(f"Row 2, column 1, code {found[1]}")
+
+
+def test_a_code_that_is_not_counted_has_no_rank_and_no_share(browser, uncounted, done):
+    with served(uncounted) as address:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.locator("#status")).to_have_text(done)
+        page.locator("#maps canvas").nth(0).press("Enter")
+        text = r"^Code \d+ of the top level occurs here \d+ times, in \d of \d images\."
+        expect(page.locator("#code-text")).to_have_text(re.compile(text))
+        page.close()
+
+
+def test_codes_that_are_not_counted_stand_by_their_numbers(browser, uncounted, done):
+    with served(uncounted) as address:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.locator("#status")).to_have_text(done)
+        page.get_by_role("radio", name="top").check()
+        expect(page.locator("#histogram-text")).to_contain_text("keeps no counts of its codes")
+        page.locator("#histogram").press("Home")
+        page.locator("#histogram").press("ArrowRight")
+        expect(page.locator("#histogram")).to_have_attribute("aria-valuetext", "Code 1")
+        page.close()
 
 
 def test_a_live_redraw_keeps_the_focus_on_a_tile(page, done):

@@ -37,6 +37,15 @@ def test_rows_come_before_the_image_and_stop_ends_them(page, button, draw):
     expect(button(page, "PNG")).to_be_disabled()
 
 
+def test_an_image_that_was_stopped_halfway_cannot_be_redrawn(page, button, draw, paint):
+    draw(page, 1, pace="120")
+    expect(page.locator("#gallery .tile")).to_have_count(1)
+    button(page, "Stop").click()
+    paint(page, 1, (0.5, 0.5))
+    expect(button(page, "Clear paint")).to_be_enabled()
+    expect(button(page, "Redraw")).to_be_disabled()
+
+
 def test_a_painted_hole_is_redrawn_and_the_rest_kept(page, address, button, card_of, paint, done):
     card = card_of(page)
     answer = httpx.post(address + card["endpoint"], json=card["request"], timeout=60)

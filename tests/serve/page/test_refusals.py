@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -28,6 +29,21 @@ def test_an_error_stands_beside_its_control(page, tmp_path, button, draw, paint)
     page.locator('[data-field="top_p.1"] input').evaluate("input => { input.value = 2; }")
     button(page, "Draw").click()
     expect(page.locator('[data-field="top_p.1"] + .error')).to_be_visible()
+
+
+def test_an_error_without_a_control_is_seen_wherever_the_page_is_scrolled_to(page, button):
+    page.set_viewport_size({"width": 1366, "height": 650})
+    page.route("**/v1/complete", lambda route: route.abort())
+    button(page, "Complete").click()
+    expect(page.locator(".error")).to_have_text(re.compile("^The server does not answer"))
+    expect(page.locator(".error")).to_be_in_viewport(ratio=1)
+
+
+def test_an_error_of_a_control_below_the_window_is_scrolled_to(page, button):
+    page.set_viewport_size({"width": 1366, "height": 650})
+    page.locator('[data-field="top_p.1"] input').evaluate("input => { input.value = 2; }")
+    button(page, "Draw").click()
+    expect(page.locator('[data-field="top_p.1"] + .error')).to_be_in_viewport(ratio=1)
 
 
 def test_a_seed_that_the_browser_rounds_is_refused(page, tmp_path, card_of):

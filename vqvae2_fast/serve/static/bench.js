@@ -146,13 +146,19 @@ export class Bench {
     return Boolean(this.item?.masks.flat(2).some(Boolean));
   }
 
+  // Whether all codes are known; an image that was stopped halfway has some that are not.
+  get whole() {
+    return Boolean(this.item?.codes.flat(2).every((code) => code >= 0));
+  }
+
   // Draws everything again; many calls between two frames draw once.
   show() {
     if (this.pending) return;
     this.pending = requestAnimationFrame(() => {
       this.pending = 0;
       if (this.item) this.grids.forEach((grid, n) => this.showGrid(grid, n));
-      $("fill").disabled = $("clear").disabled = !this.painted;
+      $("clear").disabled = !this.painted;
+      $("fill").disabled = !this.painted || !this.whole;
     });
   }
 

@@ -178,6 +178,7 @@ export function showError(error) {
   else place.after(message);
   const folded = place?.closest("details");
   if (folded) folded.open = true;
+  message.scrollIntoView({ block: "nearest" }); // the form scrolls by itself where it is higher than the window
   say("");
   if (error.field === undefined) console.error(error);
 }

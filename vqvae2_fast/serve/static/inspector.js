@@ -1,4 +1,5 @@
-// What a code means: where it occurs, its neighbours, what it decodes to, how often it is used.
+// What a code means: where it occurs, its neighbours, what it decodes to, and how often it is used, if
+// its quantiser counts that (`use` is null if not).
 
 import { bitmap } from "./api.js";
 import { $, element, rebuild } from "./controls.js";
@@ -14,7 +15,8 @@ export class Inspector {
       const input = element("input", { type: "radio", name: "inspected", value: n, checked: n === this.level });
       input.onchange = () => this.choose(n, null);
       $("inspected-level").append(element("label", {}, input, element("span", { textContent: level.name })));
-      level.order = level.use.map((_, code) => code).sort((a, b) => level.use[b] - level.use[a]);
+      level.order = level.palette.map((_, code) => code);
+      if (level.use) level.order.sort((a, b) => level.use[b] - level.use[a]);
     });
     const canvas = $("histogram");
     canvas.onclick = (event) => {
@@ -51,14 +53,16 @@ export class Inspector {
     const level = this.levels[this.level], { code } = this;
     if (code === null) {
       $("code-patches").replaceChildren();
-      $("code-text").textContent = "Choose a code of a map, or a bar.";
+      $("code-text").textContent = `Choose a code of a map, or ${level.use ? "a bar" : "a colour"}.`;
       return;
     }
     const counts = this.items.map((item) => (item.codes[this.level] ?? []).flat().filter((other) => other === code).length);
     const total = counts.reduce((a, b) => a + b, 0), images = counts.filter(Boolean).length;
     const rank = level.order.indexOf(code) + 1;
-    $("code-text").textContent = `Code ${code} of the ${level.name} level is ${(100 * level.use[code]).toFixed(2)} % of all codes in training, ` +
-      `number ${rank} of ${level.use.length}. Here it occurs ${total} times, in ${images} of ${this.items.length} images. ` +
+    const use = level.use
+      ? `is ${(100 * level.use[code]).toFixed(2)} % of all codes in training, number ${rank} of ${level.use.length}. Here it occurs`
+      : "occurs here";
+    $("code-text").textContent = `Code ${code} of the ${level.name} level ${use} ${total} times, in ${images} of ${this.items.length} images. ` +
       "What it decodes to where it fills the map, and the codes nearest to it:";
     rebuild($("code-patches"), ...[code, ...level.neighbours[code]].map((other) => this.patch(other)));
   }
@@ -74,15 +78,17 @@ export class Inspector {
     return button;
   }
 
+  // One bar a code; without counts of their use, a strip of their colours by number.
   showHistogram() {
-    const canvas = $("histogram"), level = this.levels[this.level];
-    const ratio = devicePixelRatio || 1, width = Math.round(canvas.clientWidth * ratio), height = Math.round(120 * ratio);
+    const canvas = $("histogram"), level = this.levels[this.level], { use } = level;
+    canvas.classList.toggle("strip", !use);
+    const ratio = devicePixelRatio || 1, width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
     if (!width) return;
     Object.assign(canvas, { width, height });
-    const context = canvas.getContext("2d"), step = width / level.order.length, most = level.use[level.order[0]];
+    const context = canvas.getContext("2d"), step = width / level.order.length, most = use?.[level.order[0]];
     level.order.forEach((code, n) => {
       // The square root lets rare codes be seen.
-      const bar = Math.sqrt(level.use[code] / most) * (height - 14 * ratio);
+      const bar = (use ? Math.sqrt(use[code] / most) : 1) * (height - 14 * ratio);
       context.fillStyle = level.palette[code];
       context.fillRect(n * step, height - bar, Math.max(1, step - (step > 4 ? 1 : 0)), bar);
       if (code === this.code) {
@@ -95,13 +101,18 @@ export class Inspector {
         context.fill();
       }
     });
-    const used = level.use.filter((share) => share > 0.1 / level.use.length).length;
-    const entropy = -level.use.reduce((sum, share) => sum + (share > 0 ? share * Math.log2(share) : 0), 0);
-    $("histogram-text").textContent = `Use of the ${level.use.length} ${level.name} codes in training, most frequent first ` +
-      `(heights are square roots). ${used} are used more than a tenth of the mean; entropy ${entropy.toFixed(2)} bits.`;
+    $("histogram-text").textContent = use ? this.useText(level)
+      : `This quantiser keeps no counts of its codes. The ${level.order.length} ${level.name} codes stand in the order of their numbers.`;
     canvas.setAttribute("aria-label", $("histogram-text").textContent + " Left and right arrows choose a code.");
     canvas.setAttribute("aria-valuemax", level.order.length);
     canvas.setAttribute("aria-valuenow", level.order.indexOf(this.code) + 1);
     canvas.setAttribute("aria-valuetext", this.code === null ? "No code is chosen" : `Code ${this.code}`);
+  }
+
+  useText({ name, use }) {
+    const used = use.filter((share) => share > 0.1 / use.length).length;
+    const entropy = -use.reduce((sum, share) => sum + (share > 0 ? share * Math.log2(share) : 0), 0);
+    return `Use of the ${use.length} ${name} codes in training, most frequent first ` +
+      `(heights are square roots). ${used} are used more than a tenth of the mean; entropy ${entropy.toFixed(2)} bits.`;
   }
 }

@@ -97,7 +97,7 @@ function showFacts() {
   $("save-vq2").hidden = !upload?.vq2;
   $("save-png").disabled = !item.png;
   for (const id of ["again", "save-card"]) $(id).disabled = !card;
-  const whole = item.codes.flat(2).every((code) => code >= 0);
+  const { whole } = bench;
   for (const id of ["complete", "vary", "mark"]) $(id).disabled = !whole;
   $("cross").disabled = !whole || !remembered;
 }

@@ -26,27 +26,25 @@ def test_debug_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_run_as_a_module_a_variable_that_cannot_be_used_is_a_wrong_request():
-    ended = subprocess.run(
-        [sys.executable, "-m", "vqvae2_fast", "info"],
-        # Run outside the source tree, which would hide the installed package.
+def with_an_unknown_level(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, outside the source tree, which would hide the package."""
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=tempfile.gettempdir(),
         env=os.environ | {"VQVAE2_FAST_SIMD": "foo"},
         capture_output=True,
         text=True,
     )
+
+
+def test_run_as_a_module_a_variable_that_cannot_be_used_is_a_wrong_request():
+    ended = with_an_unknown_level("-m", "vqvae2_fast", "info")
     assert ended.returncode == 2
     assert ended.stderr.startswith("vqvae2-fast: error: VQVAE2_FAST_SIMD: expected a SIMD level")
 
 
 def test_an_import_with_a_variable_that_cannot_be_used_raises():
-    ended = subprocess.run(
-        [sys.executable, "-c", "import vqvae2_fast", "-m"],
-        cwd=tempfile.gettempdir(),
-        env=os.environ | {"VQVAE2_FAST_SIMD": "foo"},
-        capture_output=True,
-        text=True,
-    )
+    ended = with_an_unknown_level("-c", "import vqvae2_fast", "-m")
     assert "RuntimeError: VQVAE2_FAST_SIMD: expected a SIMD level" in ended.stderr
 
 

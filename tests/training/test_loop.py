@@ -204,9 +204,8 @@ def test_resume_with_another_batch_size_is_refused(tmp_path):
         train(stage_one(config), config, out=tmp_path, resume=True, progress=QUIET)
 
 
-@STAGES
-def test_a_loss_of_nan_stops_and_keeps_the_last_good_checkpoint(make, tmp_path):
-    stage = make(CONFIG)
+def diverging(stage):
+    """The stage, whose loss is NaN in step 7."""
     inner, calls = stage.loss, []
 
     def loss(model, batch):
@@ -214,27 +213,26 @@ def test_a_loss_of_nan_stops_and_keeps_the_last_good_checkpoint(make, tmp_path):
         value, parts = inner(model, batch)
         return (value * float("nan") if len(calls) == 7 else value), parts
 
+    return replace(stage, loss=loss)
+
+
+@STAGES
+def test_a_loss_of_nan_stops_and_keeps_the_last_good_checkpoint(make, tmp_path):
+    stage = diverging(make(CONFIG))
     with pytest.raises(DivergedError, match="step 7 gave loss nan(.|\n)*step-000000004"):
-        train(replace(stage, loss=loss), CONFIG, out=tmp_path, progress=QUIET)
+        train(stage, CONFIG, out=tmp_path, progress=QUIET)
     kept = latest(tmp_path)
     assert kept is not None and kept.name == "step-000000004"
     assert all(weight.isfinite().all() for weight in load(kept).parameters())
 
 
 def test_a_loss_of_nan_between_two_checks_shows_at_the_last_step(monkeypatch):
-    stage = stage_two(CONFIG)
-    inner, calls = stage.loss, []
-
-    def loss(model, batch):
-        calls.append(None)
-        value, parts = inner(model, batch)
-        return (value * float("nan") if len(calls) == 7 else value), parts
-
+    stage = diverging(stage_two(CONFIG))
     # As on a GPU, where values are looked at only where they are logged.
     config = replace(CONFIG, log_every=20)
     monkeypatch.setattr(loop, "_steps_between_checks", lambda device, config: config.log_every)
     with pytest.raises(DivergedError):
-        train(replace(stage, loss=loss), config, progress=QUIET)
+        train(stage, config, progress=QUIET)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):

@@ -40,7 +40,6 @@ from vqvae2_fast.training.state import TrainingRun
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from vqvae2_fast.data.cut import BatchCut
 
 __all__ = ["DivergedError", "TrainResult", "train"]
 
@@ -122,6 +121,8 @@ def train(
     ranks, cut = Ranks.of_group(), config.cut_of_group()
     check_companion(stage, config, ranks)
     parts = [BatchPart(part.start, cut.batch_size) for part in cut.parts()]
+    # Gradients are averaged over processes: with these weights that is the mean over the batch.
+    weights = [len(part) * ranks.count / cut.batch_size for part in cut.parts()]
     identity = {**stage.identity(), **versions()} if folder is not None else versions()
     with ExitStack() as held:
         held.enter_context(_only_training())
@@ -168,7 +169,8 @@ def train(
                     stage.before_step(model, micro_batches, parts)
             with nullcontext() if threads is None else threads.taken():
                 seed = step_seed(config.seed, step)
-                figures, names = _gradients(stage, network, micro_batches, cut, autocast, seed)
+                cut_batch = list(zip(micro_batches, parts, weights, strict=True))
+                figures, names = _gradients(stage, network, cut_batch, autocast, seed)
                 limit = config.max_grad_norm or float("inf")
                 norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
             done, last = step + 1, step + 1 == config.steps
@@ -230,20 +232,16 @@ def train(
 def _gradients(
     stage: Stage,
     network: nn.Module,
-    micro_batches: Sequence[Any],
-    cut: BatchCut,
+    cut_batch: Sequence[tuple[Any, BatchPart, float]],
     autocast: torch.autocast,
     seed: int,
 ) -> tuple[Tensor, list[str]]:
     """Adds a step's gradients to those there; its loss, then its other figures, and their names."""
     found, names = [], list[str]()
-    for number, (batch, items) in enumerate(zip(micro_batches, cut.parts(), strict=True)):
+    for number, (batch, part, weight) in enumerate(cut_batch):
         # All parts draw from the same numbers, each at the places of its own items.
         torch.manual_seed(seed)
-        # Gradients are averaged over processes: with this weight that is the mean over the batch.
-        weight = len(items) * cut.world_size / cut.batch_size
-        part, last = BatchPart(items.start, cut.batch_size), number == cut.accumulate - 1
-        with batch_part(part), syncing(network, last):
+        with batch_part(part), syncing(network, number == len(cut_batch) - 1):
             with autocast:
                 total, named = stage.loss(network, batch)
             (total * weight).backward()

@@ -53,7 +53,7 @@ _check_torch(torch.__version__)
 def _is_program() -> bool:
     """Whether Python was started by `-m vqvae2_fast` and is about to run it."""
     # Until the module is found, argv[0] is "-m"; the module's name stands before the arguments.
-    return sys.argv[0] == "-m" and sys.orig_argv[-len(sys.argv)].endswith("vqvae2_fast")
+    return sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith("vqvae2_fast")
 
 
 module: ModuleType | None = None

@@ -145,13 +145,15 @@ def test_a_run_that_goes_back_takes_its_best_back_with_it(tmp_path):
 
 
 def test_a_best_linked_to_a_damaged_checkpoint_is_linked_to_the_repeated_one(tmp_path):
-    train(stage([4, 3, 2, 1]), CONFIG, out=tmp_path, progress=QUIET)
+    # The checkpoint before the last knows only a best step whose folder is gone.
+    train(stage([2, 3, 4, 1]), CONFIG, out=tmp_path, progress=QUIET)
+    assert kept(tmp_path) == [4, 8]
     last = tmp_path / "checkpoints/step-000000008"
     with (last / "model.safetensors").open("rb+") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
     last.rename(last.with_name(f"{last.name}.damaged"))
-    train(stage([1]), CONFIG, out=tmp_path, resume=True, progress=QUIET)
+    train(stage([4, 1]), CONFIG, out=tmp_path, resume=True, progress=QUIET)
     assert state(tmp_path / "best")["step"] == 8
     load(tmp_path / "best")
 

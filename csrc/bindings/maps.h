@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "../cpu/gated_layer.h"
+#include "../cpu/layers/gated_layer.h"
 #include "dropout_seed.h"
 #include "parallel.h"
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../cpu/gated_layer.h"
+#include "../cpu/layers/gated_layer.h"
 
 namespace vqvae2_fast {
 

@@ -15,9 +15,9 @@
 #include <utility>
 #include <vector>
 
-#include "../cpu/content_hash.h"
 #include "../cpu/sampler/pack.h"
-#include "../cpu/weight_norms.h"
+#include "../cpu/weights/content_hash.h"
+#include "../cpu/weights/weight_norms.h"
 
 namespace py = pybind11;
 namespace sampler = vqvae2_fast::cpu::sampler;

@@ -1,10 +1,10 @@
 // Lends torch's threads to the teams of the sampler.
-#include "../cpu/thread_pool.h"
+#include "../cpu/threads/thread_pool.h"
 
 #include <pthread.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../cpu/sampler/pace.h"
+#include "../cpu/threads/pace.h"
 #include "rows.h"
 
 void lend_torch_threads() {
@@ -17,5 +17,5 @@ void lend_torch_threads() {
 
 void forget_waits() {
   vqvae2_fast::cpu::thread_pool().forget();
-  vqvae2_fast::cpu::sampler::forget_pace();
+  vqvae2_fast::cpu::forget_pace();
 }

@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "../cpu/gated_layer.h"
+#include "../cpu/layers/gated_layer.h"
 #include "pointwise.h"
 
 namespace vqvae2_fast {

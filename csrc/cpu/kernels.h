@@ -5,20 +5,20 @@
 
 #include <stdint.h>
 
-#include "attention.h"
-#include "code_loss.h"
-#include "ema_update.h"
-#include "gated_layer.h"
-#include "nearest_code.h"
-#include "patch_conv.h"
-#include "pointwise.h"
-#include "product.h"
-#include "residual.h"
+#include "layers/attention.h"
+#include "layers/code_loss.h"
+#include "layers/gated_layer.h"
+#include "layers/patch_conv.h"
+#include "layers/pointwise.h"
+#include "layers/product.h"
+#include "layers/tile_conv.h"
+#include "layers/winograd.h"
+#include "quantizer/ema_update.h"
+#include "quantizer/nearest_code.h"
+#include "quantizer/residual.h"
+#include "quantizer/scalar_quantize.h"
 #include "rows.h"
 #include "sampler/kernels.h"
-#include "scalar_quantize.h"
-#include "tile_conv.h"
-#include "winograd.h"
 
 namespace vqvae2_fast::cpu {
 

@@ -14,9 +14,9 @@ double band_scale = 1;
 
 #include "../cpu/aligned.h"
 #include "../cpu/amx.h"
-#include "../cpu/nearest_code-inl.h"
-#include "../cpu/pack_codebook-inl.h"
-#include "../cpu/pack_codebook.cpp"  // for pack_bytes
+#include "../cpu/quantizer/nearest_code-inl.h"
+#include "../cpu/quantizer/pack_codebook-inl.h"
+#include "../cpu/quantizer/pack_codebook.cpp"  // for pack_bytes
 #include "search_data.h"
 
 namespace {

@@ -9,10 +9,10 @@
 #include <memory>
 #include <thread>
 
-#include "../cpu/code_statistics.h"
-#include "../cpu/residual_statistics.h"
-#include "../cpu/search.h"
-#include "../cpu/weight_norms.h"
+#include "../cpu/quantizer/code_statistics.h"
+#include "../cpu/quantizer/residual_statistics.h"
+#include "../cpu/quantizer/search.h"
+#include "../cpu/weights/weight_norms.h"
 #include "search_data.h"
 
 namespace {

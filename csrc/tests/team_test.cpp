@@ -3,7 +3,7 @@
 // draw's do (sampler.cpp), however they are delayed: every position's work is done once, by as many
 // threads as take part. And threads that the system does not run leave, however short the rows are.
 // Without torch; .ci/sanitizers builds and runs it.
-#include "../cpu/sampler/team.h"
+#include "../cpu/threads/team.h"
 
 #include <stdio.h>
 
@@ -13,11 +13,11 @@
 #include <thread>
 #include <vector>
 
-#include "../cpu/sampler/pace.h"
+#include "../cpu/threads/pace.h"
 
 namespace {
 
-using vqvae2_fast::cpu::sampler::Team;
+using vqvae2_fast::cpu::Team;
 
 constexpr int kRows = 20, kPositions = 6;
 
@@ -199,7 +199,7 @@ bool pools() {
 // Rows that have too few steps for two marks (pace.cpp), with a thread that sleeps most of the
 // time.
 bool short_rows() {
-  using vqvae2_fast::cpu::sampler::Pace;
+  using vqvae2_fast::cpu::Pace;
   Team team(2);
   Pace pace(team);
   int rows = 0, fewest = team.size();

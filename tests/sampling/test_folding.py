@@ -31,7 +31,7 @@ def kernel_of(shape: tuple[int, int, int, int], num_live: int | None = None) -> 
 
 
 def defined_norms(kernel: ConvWeight) -> torch.Tensor:
-    """The sums of `csrc/cpu/weight_norms.h`, in its order."""
+    """The sums of `csrc/cpu/weights/weight_norms.h`, in its order."""
     v = kernel.masked_v().detach().flatten(1).double()
     sums = torch.zeros(len(v), 16, dtype=torch.float64)
     for part in nn.functional.pad(v, (0, -v.shape[1] % 16)).square().split(16, dim=1):

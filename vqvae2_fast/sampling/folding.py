@@ -2,7 +2,7 @@
 
 One machine must decode what another encoded (`codec`), but the last bit of torch's float32 norms
 depends on the processor. So squares and their sums are float64 here, in an order that
-`csrc/cpu/weight_norms.h` fixes; without the compiled module, or on a GPU, in torch's order.
+`csrc/cpu/weights/weight_norms.h` fixes; without the compiled module, or on a GPU, in torch's order.
 """
 
 from __future__ import annotations

@@ -2,23 +2,23 @@
 // VQ_LEVEL_TABLE and VQ_LEVEL_NAME, and includes this. Everything else stays in anonymous
 // namespaces, so that no function compiled with one level's flags can be linked into another (`nm`
 // shows none).
-#include "../attention-inl.h"
-#include "../code_loss-inl.h"
-#include "../code_statistics-inl.h"
 #include "../counter_noise-inl.h"
-#include "../ema_update-inl.h"
-#include "../gated_layer-inl.h"
 #include "../kernels.h"
-#include "../nearest_code-inl.h"
-#include "../pack_codebook-inl.h"
-#include "../patch_conv-inl.h"
-#include "../pointwise-inl.h"
-#include "../product-inl.h"
-#include "../residual-inl.h"
-#include "../sampler/pointwise-inl.h"
-#include "../scalar_quantize-inl.h"
-#include "../tile_conv-inl.h"
-#include "../winograd-inl.h"
+#include "../layers/attention-inl.h"
+#include "../layers/code_loss-inl.h"
+#include "../layers/gated_layer-inl.h"
+#include "../layers/patch_conv-inl.h"
+#include "../layers/pointwise-inl.h"
+#include "../layers/product-inl.h"
+#include "../layers/tile_conv-inl.h"
+#include "../layers/winograd-inl.h"
+#include "../quantizer/code_statistics-inl.h"
+#include "../quantizer/ema_update-inl.h"
+#include "../quantizer/nearest_code-inl.h"
+#include "../quantizer/pack_codebook-inl.h"
+#include "../quantizer/residual-inl.h"
+#include "../quantizer/scalar_quantize-inl.h"
+#include "../sampler/elementwise-inl.h"
 
 #if defined(VQ_HAS_PAIR_PRODUCTS)
 #define VQ_LEVEL_PAIRS true

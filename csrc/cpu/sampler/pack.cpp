@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "../rows.h"
-#include "team.h"
+#include "../threads/team.h"
 
 namespace vqvae2_fast::cpu::sampler {
 namespace {

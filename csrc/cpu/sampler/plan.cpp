@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "team.h"
+#include "../threads/team.h"
 
 namespace vqvae2_fast::cpu::sampler {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "../threads/team.h"
 #include "plan.h"
-#include "team.h"
 
 namespace vqvae2_fast::cpu::sampler {
 

@@ -3,7 +3,7 @@
 
 #include <chrono>
 
-#include "team.h"
+#include "../threads/team.h"
 
 namespace vqvae2_fast::cpu::sampler {
 

@@ -5,13 +5,13 @@
 #include <memory>
 #include <vector>
 
+#include "../threads/pace.h"
+#include "../threads/team.h"
 #include "draw.h"
-#include "pace.h"
 #include "plan.h"
 #include "schedule.h"
 #include "shares.h"
 #include "stage_clock.h"
-#include "team.h"
 
 namespace vqvae2_fast::cpu::sampler {
 

@@ -1,6 +1,6 @@
-// Attention in the order in which engine `cpu` adds (csrc/cpu/sampler/pointwise-inl.h), for engine
-// `cuda_w8a8`, whose bits are the CPU's. A block computes one head of one step row: the order is
-// that of all positions, and leaves no partial results for other blocks.
+// Attention in the order in which engine `cpu` adds (csrc/cpu/sampler/elementwise-inl.h), for
+// engine `cuda_w8a8`, whose bits are the CPU's. A block computes one head of one step row: the
+// order is that of all positions, and leaves no partial results for other blocks.
 #pragma once
 
 #include "../../common/counter_noise.h"

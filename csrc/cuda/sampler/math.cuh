@@ -1,4 +1,4 @@
-// exp, sigmoid and ELU as fixed sequences of operations, those of csrc/cpu/sampler/math-inl.h.
+// exp, sigmoid and ELU as fixed sequences of operations, those of csrc/cpu/simd/math-inl.h.
 #pragma once
 
 #include "../../common/bounds.h"

@@ -3,8 +3,8 @@
 // so that results are the same for any number of threads. Rows pass through a slice in registers.
 #pragma once
 
-#include "kernels.h"
-#include "run_parts.h"
+#include "../kernels.h"
+#include "../threads/run_parts.h"
 
 namespace vqvae2_fast::cpu {
 

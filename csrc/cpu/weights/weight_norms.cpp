@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cmath>
 
-#include "pieces.h"
+#include "../threads/pieces.h"
 
 namespace vqvae2_fast::cpu {
 namespace {

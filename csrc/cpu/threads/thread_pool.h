@@ -1,4 +1,4 @@
-// Threads that the process has anyway. A team (sampler/team.h) takes them before it starts its own,
+// Threads that the process has anyway. A team (team.h) takes them before it starts its own,
 // because OpenMP's threads spin for some milliseconds after their last work, on the cores that new
 // threads would need. Beside other processes new ones are better: those that spin use up their
 // share of the cores, and then wait when there is work.

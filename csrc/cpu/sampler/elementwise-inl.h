@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../../common/bounds.h"
-#include "math-inl.h"
+#include "../simd/math-inl.h"
 #include "product-inl.h"
 
 namespace vqvae2_fast::cpu::sampler {

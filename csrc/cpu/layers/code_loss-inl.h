@@ -3,9 +3,9 @@
 
 #include <math.h>
 
+#include "../simd/math-inl.h"
 #include "code_loss.h"
 #include "pointwise-inl.h"
-#include "sampler/math-inl.h"
 
 namespace vqvae2_fast::cpu::code_loss {
 namespace {
@@ -36,7 +36,7 @@ inline double softmax_gradient(float* logits, int64_t count, int64_t code, float
   const float of_code = logits[code];
   const Vec shift = Vec::broadcast(-largest);
   for (int64_t j = 0; j < count; j += kLanes) {
-    const Vec e = sampler::exponential(Vec::load(logits + j) + shift);
+    const Vec e = exponential(Vec::load(logits + j) + shift);
     e.store(logits + j);
     sum = sum + e;
   }

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <mutex>
 
-#include "../thread_watch.h"
+#include "thread_watch.h"
 
-namespace vqvae2_fast::cpu::sampler {
+namespace vqvae2_fast::cpu {
 namespace {
 
 // Seconds between marks, which cost 0.3 us each; until a decision; and before more are tried.
@@ -119,4 +119,4 @@ void Pace::end_row() {
   team_.set_active(wanted_);
 }
 
-}  // namespace vqvae2_fast::cpu::sampler
+}  // namespace vqvae2_fast::cpu

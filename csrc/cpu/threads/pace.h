@@ -14,7 +14,7 @@
 
 #include "team.h"
 
-namespace vqvae2_fast::cpu::sampler {
+namespace vqvae2_fast::cpu {
 
 // For tests: the next draw begins with all of its threads.
 void forget_pace();
@@ -56,4 +56,4 @@ class Pace {
   int wanted_;
 };
 
-}  // namespace vqvae2_fast::cpu::sampler
+}  // namespace vqvae2_fast::cpu

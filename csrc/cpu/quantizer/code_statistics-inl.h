@@ -1,7 +1,7 @@
 // Sums of rows in float64, as one vector of sums: include inside a level file.
 #pragma once
 
-#include "rows.h"
+#include "../rows.h"
 
 namespace vqvae2_fast::cpu {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
+#include "../rows.h"
 #include "nearest_code.h"
-#include "rows.h"
 
 namespace vqvae2_fast::cpu {
 

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#include "rows.h"
+#include "../rows.h"
 
 namespace vqvae2_fast::cpu {
 

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
-#include "../cpu/residual_statistics.h"
-#include "../cpu/search.h"
+#include "../cpu/quantizer/residual_statistics.h"
+#include "../cpu/quantizer/search.h"
 #include "parallel.h"
 #include "rows.h"
 

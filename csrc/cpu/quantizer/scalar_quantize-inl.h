@@ -1,7 +1,7 @@
 // The kernels of scalar_quantize.h: include inside a level file after its simd header.
 #pragma once
 
-#include "sampler/math-inl.h"
+#include "../simd/math-inl.h"
 #include "scalar_quantize.h"
 
 namespace vqvae2_fast::cpu::scalar_quantize {
@@ -26,7 +26,7 @@ inline Vec bounded(Vec x) {
   const Vec one = Vec::broadcast(1.0f);
   if constexpr (kHard) return x.at_least(Vec::broadcast(-1.0f)).at_most(one);
   // tanh to an ulp of 1.
-  const Vec e = sampler::exponential(x * Vec::broadcast(-2.0f));
+  const Vec e = exponential(x * Vec::broadcast(-2.0f));
   return Vec::broadcast(2.0f) / (one + e) - one;
 }
 
@@ -39,7 +39,7 @@ inline Vec bounded_slope(Vec x) {
     const Vec inside = Vec::broadcast(1.00000011920928955f) - x.at_least(zero - x);
     return inside.where_positive(one, zero);
   }
-  const Vec e = sampler::exponential(x * Vec::broadcast(-2.0f));
+  const Vec e = exponential(x * Vec::broadcast(-2.0f));
   const Vec share = one / (one + e);
   return Vec::broadcast(4.0f) * (e * share) * share;
 }

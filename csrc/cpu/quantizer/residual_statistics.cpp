@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "aligned.h"
+#include "../aligned.h"
 
 namespace vqvae2_fast::cpu {
 namespace {

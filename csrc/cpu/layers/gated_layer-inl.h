@@ -1,9 +1,9 @@
 // The kernels of gated_layer.h: include inside a level file after its simd header.
 #pragma once
 
-#include "counter_noise-inl.h"
+#include "../counter_noise-inl.h"
+#include "../simd/math-inl.h"
 #include "gated_layer.h"
-#include "sampler/math-inl.h"
 
 namespace vqvae2_fast::cpu::gated_layer {
 namespace {
@@ -59,7 +59,7 @@ inline void activate(const Activation& activation, const float* x, int64_t chann
   for_each_part(
       activation, channels, first, last, [&](int64_t at, int64_t count, const float* factors) {
         const bool elu = activation.elu;
-        const auto activated = [elu](Vec value) { return elu ? sampler::elu_of(value) : value; };
+        const auto activated = [elu](Vec value) { return elu ? elu_of(value) : value; };
         if (!factors) {
           for_each_vector(count, y + at, activated, x + at);
         } else {
@@ -77,7 +77,7 @@ inline void activate_backward(const Activation& activation, const float* x, cons
         const bool elu = activation.elu;
         const auto slope = [elu](Vec value) {
           const Vec one = Vec::broadcast(1.0f);
-          return elu ? value.where_positive(one, sampler::exponential(value)) : one;
+          return elu ? value.where_positive(one, exponential(value)) : one;
         };
         if (!factors) {
           for_each_vector(
@@ -96,23 +96,23 @@ inline void gate(const float* h, const float* condition, const float* x, int64_t
                  float* out) {
   if (!condition) {
     for_each_vector(
-        channels, out, [](Vec a, Vec b, Vec skip) { return a * sampler::sigmoid(b) + skip; }, h,
+        channels, out, [](Vec a, Vec b, Vec skip) { return a * sigmoid(b) + skip; }, h,
         h + channels, x);
     return;
   }
   for_each_vector(
       channels, out,
       [](Vec a, Vec b, Vec more_a, Vec more_b, Vec skip) {
-        return (a + more_a) * sampler::sigmoid(b + more_b) + skip;
+        return (a + more_a) * sigmoid(b + more_b) + skip;
       },
       h, h + channels, condition, condition + channels, x);
 }
 
 inline void gate_backward(const float* dout, const float* h, const float* condition,
                           int64_t channels, float* dh) {
-  const auto of_value = [](Vec above, Vec b) { return above * sampler::sigmoid(b); };
+  const auto of_value = [](Vec above, Vec b) { return above * sigmoid(b); };
   const auto of_gate = [](Vec above, Vec a, Vec b) {
-    const Vec gate = sampler::sigmoid(b);
+    const Vec gate = sigmoid(b);
     return above * a * (gate * (Vec::broadcast(1.0f) - gate));
   };
   if (!condition) {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "sampler/team.h"
+#include "team.h"
 
 namespace vqvae2_fast::cpu {
 
@@ -16,7 +16,7 @@ void for_each_piece(size_t count, int threads, const Visit& visit) {
   constexpr size_t kPiecesPerThread = 8;
   const auto useful = static_cast<int>(std::min<size_t>(count / kPiecesPerThread + 1, 1 << 16));
   std::atomic<size_t> next{0};
-  sampler::Team(std::max(1, std::min(threads, useful))).run([&](int) {
+  Team(std::max(1, std::min(threads, useful))).run([&](int) {
     for (size_t n = next++; n < count; n = next++) visit(n);
   });
 }

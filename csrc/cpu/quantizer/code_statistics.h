@@ -3,8 +3,8 @@
 // the same for any number of threads, also where one code takes all rows.
 #pragma once
 
-#include "kernels.h"
-#include "run_parts.h"
+#include "../kernels.h"
+#include "../threads/run_parts.h"
 
 namespace vqvae2_fast::cpu {
 

@@ -2,9 +2,9 @@
 // keys for logits and across channels for outputs and gradients.
 #pragma once
 
+#include "../counter_noise-inl.h"
+#include "../simd/math-inl.h"
 #include "attention.h"
-#include "counter_noise-inl.h"
-#include "sampler/math-inl.h"
 
 namespace vqvae2_fast::cpu::attention {
 namespace {
@@ -160,7 +160,7 @@ inline float exponentials(float* row, const float* keep, int64_t visible, int64_
   const Vec shift = Vec::broadcast(least_lane(zero() - largest));
   Vec sum = zero();
   for (int64_t j = 0; j < columns; j += kLanes) {
-    const Vec e = sampler::exponential(Vec::load(row + j) + shift);
+    const Vec e = exponential(Vec::load(row + j) + shift);
     const Vec seen = masks.first(visible - j).where_positive(e, zero());
     seen.store(row + j);
     sum = sum + seen;

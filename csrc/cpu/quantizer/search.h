@@ -5,11 +5,11 @@
 #include <memory>
 #include <vector>
 
-#include "aligned.h"
-#include "float_mode.h"
-#include "kernels.h"
+#include "../aligned.h"
+#include "../float_mode.h"
+#include "../kernels.h"
+#include "../threads/run_parts.h"
 #include "pack_codebook.h"
-#include "run_parts.h"
 
 namespace vqvae2_fast::cpu {
 

@@ -1,7 +1,5 @@
 // `patch_conv2d` and its gradient on the CPU, float32, on the stable ABI.
-// Schemas: vqvae2_fast/ops/patch_conv2d/op.py. Sizes: csrc/cpu/patch_conv.h.
-#include "../cpu/patch_conv.h"
-
+// Schemas: vqvae2_fast/ops/patch_conv2d/op.py. Sizes: csrc/cpu/layers/patch_conv.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,6 +10,7 @@
 
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
+#include "../cpu/layers/patch_conv.h"
 #include "maps.h"
 #include "parallel.h"
 

@@ -2,7 +2,7 @@
 // rounds alike. Include after a simd/ header, inside a level file.
 #pragma once
 
-namespace vqvae2_fast::cpu::sampler {
+namespace vqvae2_fast::cpu {
 namespace {
 
 // 2^n and e^r - 1 with x = n ln 2 + r, |r| <= ln 2 / 2; x is clamped to -87..88, where 2^n is
@@ -45,4 +45,4 @@ inline Vec elu_of(Vec x) {
 }
 
 }  // namespace
-}  // namespace vqvae2_fast::cpu::sampler
+}  // namespace vqvae2_fast::cpu

@@ -22,10 +22,10 @@
 #include <vector>
 
 #include "../float_mode.h"
-#include "../thread_pool.h"
-#include "../thread_watch.h"
+#include "thread_pool.h"
+#include "thread_watch.h"
 
-namespace vqvae2_fast::cpu::sampler {
+namespace vqvae2_fast::cpu {
 
 struct Range {
   int64_t begin = 0, end = 0;
@@ -282,4 +282,4 @@ class Team {
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
-}  // namespace vqvae2_fast::cpu::sampler
+}  // namespace vqvae2_fast::cpu

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "pieces.h"
+#include "../threads/pieces.h"
 
 namespace vqvae2_fast::cpu {
 namespace {

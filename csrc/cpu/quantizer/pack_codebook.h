@@ -4,9 +4,9 @@
 
 #include <memory>
 
-#include "aligned.h"
-#include "kernels.h"
-#include "run_parts.h"
+#include "../aligned.h"
+#include "../kernels.h"
+#include "../threads/run_parts.h"
 
 namespace vqvae2_fast::cpu {
 

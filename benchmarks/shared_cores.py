@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import measure
 from freed_memory import prior_step, vqvae_step
 
-from vqvae2_fast.runs.fitting_threads import FittingThreads
+from vqvae2_fast.machine.fitting_threads import FittingThreads
 from vqvae2_fast.training import keep_freed_memory, shared_cores
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ PACKAGE = Path(vqvae2_fast.__file__).parent
 # From the ground floor up. A room imports rooms of lower floors and its own files; rooms on the
 # same floor do not know each other.
 FLOORS = (
+    ("machine",),  # the processors and the memory that a process may use
     ("files",),  # durable writes, JSON, opening untrusted files
     ("console",),  # what a terminal shows
     ("ops",),  # operators: tensors in, tensors out

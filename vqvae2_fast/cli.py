@@ -19,9 +19,9 @@ from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.console.numbers import number_error
 from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.files.printable import printable
+from vqvae2_fast.machine.quota import within_quota
+from vqvae2_fast.machine.shared_cores import shared_cores
 from vqvae2_fast.runs.interrupt import InterruptedRun
-from vqvae2_fast.runs.shared_cores import shared_cores
-from vqvae2_fast.sampling.quota import within_quota
 from vqvae2_fast_command import COMMANDS, answer, tell, to_a_reader
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import torch
 
 from vqvae2_fast import VQVAE2, PixelSNAIL, PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.machine.fitting_threads import FittingThreads
 from vqvae2_fast.ops import _native
-from vqvae2_fast.runs.fitting_threads import FittingThreads
 from vqvae2_fast.testing.codes import random_codes
 from vqvae2_fast.training import TrainConfig, loop, prior_stage, train, vqvae_stage
 

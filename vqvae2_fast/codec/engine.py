@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2_fast.machine.quota import within_quota
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import SCORED_ROWS, draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import NO_PLAN, interface_of
-from vqvae2_fast.sampling.quota import within_quota
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 

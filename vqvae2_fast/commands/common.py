@@ -20,13 +20,13 @@ from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.sources import DataOptions, open_splits
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.files.printable import short
+from vqvae2_fast.machine.freed_memory import keep_freed_memory
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for
-from vqvae2_fast.runs.memory import keep_freed_memory
 from vqvae2_fast.runs.origin import origin_of
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline

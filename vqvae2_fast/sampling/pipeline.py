@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.files.printable import short
+from vqvae2_fast.machine.quota import within_quota
 from vqvae2_fast.models.code_checks import check_known, check_prior_fits
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -22,7 +23,6 @@ from vqvae2_fast.ops._checks import checked_integer, kind_of
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import checked_interface, interface_of
-from vqvae2_fast.sampling.quota import within_quota
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import level_settings
 from vqvae2_fast.sampling.subclasses import subclass_labels

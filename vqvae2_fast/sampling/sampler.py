@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.machine.quota import within_quota
 from vqvae2_fast.models.code_checks import (
     check_int64,
     check_labels,
@@ -31,7 +32,6 @@ from vqvae2_fast.sampling.engines.cuda import LaunchError
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import PriorInterface, checked_interface
-from vqvae2_fast.sampling.quota import within_quota
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from vqvae2_fast.checkpoints.locate import latest, newest_whole, step_folder
 from vqvae2_fast.console.progress import Progress
+from vqvae2_fast.machine.fitting_threads import FittingThreads
+from vqvae2_fast.machine.shared_cores import shared_cores
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
 from vqvae2_fast.ops.patch_conv2d.gradient import MOST_WEIGHTS
-from vqvae2_fast.runs.fitting_threads import FittingThreads
 from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.runs.shared_cores import shared_cores
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 from vqvae2_fast.training.identity import versions
 from vqvae2_fast.training.network import autocast_of, prepared, syncing, whole

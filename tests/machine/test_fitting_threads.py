@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from vqvae2_fast.runs import fitting_threads
-from vqvae2_fast.runs.fitting_threads import FittingThreads
+from vqvae2_fast.machine import fitting_threads
+from vqvae2_fast.machine.fitting_threads import FittingThreads
 
 
 class Machine:

@@ -14,8 +14,9 @@ from vqvae2_fast import cli
 from vqvae2_fast.commands.common import Result
 from vqvae2_fast.commands.info import Info
 from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.machine.cores import own_cores
+from vqvae2_fast.machine.shared_cores import CoreWatch, shared_cores
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.runs.shared_cores import CoreWatch, cores, shared_cores
 from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
 
@@ -26,7 +27,7 @@ where_it_is_counted = pytest.mark.skipif(
 
 TASKS = """
 import os, torch
-from vqvae2_fast.runs.shared_cores import IdleTeams
+from vqvae2_fast.machine.shared_cores import IdleTeams
 def tasks(): return len(os.listdir("/proc/self/task"))
 torch.set_num_threads({threads})
 torch.ones(2**20).sum()
@@ -134,12 +135,12 @@ def in_a_process(code: str, threads: int, folder) -> None:
 
 
 @where_it_is_counted
-@pytest.mark.skipif(cores() == 1, reason="one core")
+@pytest.mark.skipif(len(own_cores()) == 1, reason="one core")
 @pytest.mark.parametrize(
     "code", [TEAMS_COME_AND_GO, THE_PRESENT_NUMBER_COUNTS, NO_ROOM], ids=["ends", "number", "room"]
 )
 def test_a_team_has_as_many_threads_as_an_operator(code, tmp_path):
-    in_a_process(code, cores(), tmp_path)
+    in_a_process(code, len(own_cores()), tmp_path)
 
 
 @where_it_is_counted

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.machine.cores import own_cores
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CoreWatch", "IdleTeams", "cores", "shared_cores"]
+__all__ = ["CoreWatch", "IdleTeams", "shared_cores"]
 
 # Seconds that the threads of this process waited for a core, for each core and second: 0.003 on two
 # idle cores, and 0.3 there beside one other process, whether the threads spin or not.
@@ -53,7 +55,7 @@ class IdleTeams:
         self.stop()
         threads = found[0] if found else 1
         # A team has threads - 1 of its own and the one that starts it, which does not count.
-        teams = (cores() - 1) // (threads - 1) if threads > 1 else 0
+        teams = (len(own_cores()) - 1) // (threads - 1) if threads > 1 else 0
         if not 1 <= teams <= _MOST_TEAMS:
             return
         # GNU OpenMP ends the process if there is no room for a thread, so Python's try first.
@@ -88,11 +90,6 @@ class IdleTeams:
             self._members.append(member)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
 class CoreWatch:
     """Starts `teams` when the threads of this process wait for cores, and stops them after that.
 
@@ -110,7 +107,7 @@ class CoreWatch:
         num_cores: int | None = None,
     ) -> None:
         self._teams, self._read, self._clock = teams, waited, clock
-        self._cores = num_cores or cores()
+        self._cores = num_cores or len(own_cores()) or 1
         self._before, self._time = waited(), clock()
 
     def look(self) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.machine.cores import own_cores
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -47,7 +49,7 @@ class FittingThreads:
         num_cores: int | None = None,
     ) -> None:
         self._busy, self._own, self._clock = busy or _busy, own, clock
-        self._decides = (num_cores or len(_own_cores())) == 2
+        self._decides = (num_cores or len(own_cores())) == 2
         self._one = False
         self._time = self._clock()
         self._before = self._read()
@@ -84,14 +86,10 @@ class FittingThreads:
         return None if busy is None else (busy, self._own())
 
 
-def _own_cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-
-
 def _busy() -> float | None:
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
-        own = {f"cpu{core}" for core in _own_cores()}
+        own = {f"cpu{core}" for core in own_cores()}
         ticks = 0
         for name, *fields in (line.split() for line in lines):
             if name in own:

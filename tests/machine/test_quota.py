@@ -10,8 +10,9 @@ import torch
 from vqvae2_fast.cli import main
 from vqvae2_fast.codec import decode_images, encode_images
 from vqvae2_fast.codec import engine as codec_engine
-from vqvae2_fast.sampling import quota, sample_codes, sample_images
-from vqvae2_fast.sampling.quota import quota_of, threads_within_quota, within_quota
+from vqvae2_fast.machine import quota
+from vqvae2_fast.machine.quota import quota_of, threads_within_quota, within_quota
+from vqvae2_fast.sampling import sample_codes, sample_images
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.testing.priors import tiny_prior
 

@@ -7,6 +7,7 @@ import pytest
 from vqvae2_fast.commands.train_prior import TrainPrior
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import Manifest, write_manifest
+from vqvae2_fast.presets import preset
 
 
 def _codes(folder: Path, num_embeddings: int, *level_sizes: tuple[int, int]) -> list[str]:
@@ -53,3 +54,37 @@ def test_the_settings_are_said(codes, tmp_path, run):
     )
     assert code == 0
     assert "settings: those of preset emoji32, level top" in error
+
+
+@pytest.mark.parametrize(
+    ("preset_name", "level", "settings"),
+    [
+        ("ffhq1024", "middle", 1),
+        ("ffhq1024", "middle1", 1),
+        ("ffhq1024", "middle2", 1),
+        ("emoji32", "middle2", 1),
+        ("emoji32", "bottom", 1),
+        ("emoji32", "top", 0),
+    ],
+)
+def test_a_level_that_the_preset_lacks_has_settings_of_another(
+    tmp_path, preset_name, level, settings
+):
+    codes = _codes(tmp_path, 100, (2, 2), (4, 4), (8, 8), (16, 16))
+    command = TrainPrior.defaults([*codes, "--preset", preset_name, "--level", level])
+    assert command.level == level
+    assert command.model == preset(preset_name).priors[settings]
+
+
+def test_a_level_of_no_model_is_refused(tmp_path):
+    codes = _codes(tmp_path, 100, (2, 2), (4, 4))
+    with pytest.raises(ValueError, match="^--level: .* top, middle, middle1, middle2, bottom, got"):
+        TrainPrior.defaults([*codes, "--level", "centre"])
+
+
+def test_an_option_that_the_codes_contradict_is_refused(codes, tmp_path, run):
+    code, _, error = run(
+        f"train-prior --codes {codes} --out {tmp_path / 'run'} --model.num-embeddings 7 --dry-run"
+    )
+    assert code != 0
+    assert "--model.num-embeddings: expected 16, which follows from --codes" in error

@@ -28,6 +28,8 @@ from vqvae2_fast.training.stage2 import prior_config
 
 __all__ = ["TrainPrior"]
 
+_LEVELS = ("top", "middle", "middle1", "middle2", "bottom")  # of models of one to four levels
+
 
 @dataclass(kw_only=True)
 class TrainPrior(TrainingCommand):
@@ -41,7 +43,8 @@ class TrainPrior(TrainingCommand):
     """Defaults of the model and of its training; `vqvae2-fast info --presets` lists them. If none
     is named: the preset whose maps have the sizes and the number of codes of --codes."""
     level: str = "top"
-    """Which level to model: top, bottom, or middle where there are three."""
+    """Which level to model: top, bottom, or middle where there are three (middle1 and middle2 where
+    there are four)."""
     codes: Path = Path("runs/codes")
     """Folder that `vqvae2-fast extract` wrote."""
     out: Path | None = None
@@ -75,11 +78,7 @@ class TrainPrior(TrainingCommand):
         level = value_of("--level", arguments, cls.level)
         known = preset(name)
         levels = level_names(len(known.priors))
-        if level not in levels:
-            raise ValueError(
-                f"--level: expected one of {', '.join(levels)} of preset {name}, got {level!r}."
-            )
-        number, training = levels.index(level), known.training
+        number, training = levels.index(_settings_level(level, levels)), known.training
         return cls(
             preset=name,
             level=level,
@@ -94,7 +93,9 @@ class TrainPrior(TrainingCommand):
             return forecast_result(self.plan, model, self.train, dry_run=self.dry_run)
         out = self.out or Path(f"runs/prior_{self.level}")
         ranks, device, progress = self.begin(out, kind_of(self.model))
-        progress.say(f"settings: those of preset {self.preset}, level {self.level}")
+        of_preset = level_names(len(preset(self.preset).priors))
+        settings = _settings_level(self.level, of_preset)
+        progress.say(f"settings: those of preset {self.preset}, level {settings}")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
         codes, held_out = (_open_codes(self.codes, split) for split in ("train", "held_out"))
@@ -113,6 +114,7 @@ class TrainPrior(TrainingCommand):
             parts=self.parts,
             variants=self.variants,
         )
+        self._check_follows(config, preset(self.preset).priors[of_preset.index(settings)])
         self._check_classes(config, codes)
         if self.resume:
             check_same_origin(out, codes)
@@ -177,6 +179,16 @@ class TrainPrior(TrainingCommand):
             ],
         )
 
+    def _check_follows(self, config: PriorConfig, of_preset: PriorConfig) -> None:
+        """Raises ValueError for an option that says something else than the codes do."""
+        for name in ("size", "num_embeddings", "condition_sizes", "num_classes"):
+            typed, expected = getattr(self.model, name), getattr(config, name)
+            if typed not in (getattr(of_preset, name), expected):
+                raise ValueError(
+                    f"--model.{name.replace('_', '-')}: expected {expected}, which follows from "
+                    f"--codes and the options of classes, got {typed}; leave it out."
+                )
+
     def _check_classes(self, config: PriorConfig, codes: CodeStore) -> None:
         """Raises ValueError for a setting of classes, other than the default, without any."""
         told = self.label_dropout not in (0, TrainPrior.label_dropout)
@@ -191,6 +203,18 @@ class TrainPrior(TrainingCommand):
                 f"--class-balance: expected codes with classes, got {self.class_balance} and "
                 f"{self.codes}, which has none; leave it out."
             )
+
+
+def _settings_level(level: str, of_preset: tuple[str, ...]) -> str:
+    """The level of a preset whose settings the prior of a level has.
+
+    It is the same one. A level that the preset lacks has the settings of its last middle level, or
+    of its last level if it has none in the middle.
+    """
+    if level not in _LEVELS:
+        raise ValueError(f"--level: expected one of {', '.join(_LEVELS)}, got {level!r}.")
+    middles = [name for name in of_preset if name.startswith("middle")]
+    return level if level in of_preset else (middles or of_preset)[-1]
 
 
 def _open_codes(folder: Path, split: str) -> CodeStore:

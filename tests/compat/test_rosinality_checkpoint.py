@@ -199,7 +199,10 @@ def test_a_wrapped_state_dict_is_found(tmp_path, make, form):
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (lambda s: {"first": s, "second": s}, "found several, under first, second"),
+        (
+            lambda s: {"first": s, "second": s},
+            "under first, second; keep the one you mean",
+        ),
         (lambda s: {f"{p}.{k}": s[k] for p in "ab" for k in s}, "with the prefixes a., b."),
         (lambda s: [s], "found a list"),
         (lambda s: {}, "found a dict without entries"),
@@ -245,6 +248,31 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"file\.pt: expected finite .* in dec\.blocks\.0\.bias"):
         load_vqvae(tmp_path / "file.pt", rectified_skip=False)
     load_checkpoint(tmp_path / "file.pt", check_finite=False)
+
+
+def test_a_key_that_gives_a_size_and_is_missing_is_named(tmp_path):
+    state = small_vqvae().state_dict()
+    del state["quantize_b.embed"]
+    torch.save(state, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match=r"it lacks quantize_b\.embed and has"):
+        load_vqvae(tmp_path / "part.pt", rectified_skip=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_other_numbers_than_floats_are_refused(dtype):
+    state = small_vqvae().state_dict()
+    state["upsample_t.bias"] = state["upsample_t.bias"].to(dtype)
+    message = misfit(small_vqvae(), state)
+    assert "1 tensors that are not of real floating-point numbers: upsample_t.bias" in message
+
+
+def test_what_is_no_state_dict_is_refused(tmp_path):
+    model = small_vqvae()
+    torch.save(model.state_dict(), tmp_path / "file.pt")
+    with pytest.raises(TypeError, match="got Checkpoint; pass its state_dict"):
+        model.load_state_dict(load_checkpoint(tmp_path / "file.pt"))
+    with pytest.raises(TypeError, match=r"pass load_checkpoint\(path\)\.state_dict"):
+        model.load_state_dict(str(tmp_path / "file.pt"))
 
 
 def test_missing_and_unexpected_keys_are_listed():

@@ -121,5 +121,30 @@ def test_images_tell_how_a_file_was_trained(tmp_path, rectified_skip):
     torch.save(model.state_dict(), tmp_path / "vqvae.pt")
     loaded = load_vqvae(tmp_path / "vqvae.pt", images=images)
     assert loaded.rectified_skip is rectified_skip
-    chosen = load_vqvae(tmp_path / "vqvae.pt", rectified_skip=not rectified_skip, images=images)
-    assert chosen.rectified_skip is not rectified_skip
+    with pytest.raises(ValueError, match="expected rectified_skip or images, got both"):
+        load_vqvae(tmp_path / "vqvae.pt", rectified_skip=rectified_skip, images=images)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(0, 3, 16, 16), ValueError, r"images \[B, C, H, W\], one or more"),
+        (torch.zeros(3, 16, 16), ValueError, r"images \[B, C, H, W\], one or more"),
+        (torch.full((1, 3, 16, 16), float("nan")), ValueError, "got values from nan"),
+        (torch.full((1, 3, 16, 16), 255.0), ValueError, "images in .*, got values from 255"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), TypeError, "float32, got uint8. `to_float`"),
+        ([torch.zeros(3, 16, 16)], TypeError, "expected images to be a tensor"),
+    ],
+    ids=["none", "one without batch", "NaN", "bytes as floats", "bytes", "list"],
+)
+def test_images_that_cannot_tell_are_refused(tmp_path, images, error, message):
+    torch.save(vqvae().state_dict(), tmp_path / "vqvae.pt")
+    with pytest.raises(error, match=message):
+        load_vqvae(tmp_path / "vqvae.pt", images=images)
+
+
+def test_flags_are_true_or_false(tmp_path):
+    with pytest.raises(TypeError, match="rectified_skip to be True or False, got 'no'"):
+        load_vqvae(tmp_path / "vqvae.pt", rectified_skip="no")
+    with pytest.raises(TypeError, match="activated_skip to be True or False, got 'no'"):
+        load_pixelsnail(tmp_path / "prior.pt", activated_skip="no")

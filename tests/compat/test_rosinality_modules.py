@@ -296,6 +296,34 @@ def test_a_condition_without_a_stack_is_refused():
         small_prior()(codes, codes[:, :3, :2])
 
 
+@pytest.mark.parametrize(
+    ("codes", "error", "message"),
+    [
+        (torch.full((1, 6, 4), 11), ValueError, r"input in 0\.\.9, got values in 11\.\.11"),
+        (torch.zeros(1, 6, 4), TypeError, "expected input int64, got float32"),
+    ],
+)
+def test_codes_of_other_values_or_types_are_refused(codes, error, message):
+    with pytest.raises(error, match=message):
+        small_prior()(codes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shape": 6}, r"expected shape \[H, W\], got 6"),
+        ({"n_block": 0}, "got n_block=0 and n_res_block=1"),
+        ({"n_res_block": 0}, "got n_block=1 and n_res_block=0"),
+        ({"n_cond_res_block": 1}, "expected cond_res_channel >= 1"),
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_model_are_refused(arguments, message):
+    usual = {"shape": [6, 4], "n_class": 11, "channel": 16, "kernel_size": 3, "n_block": 1}
+    with pytest.raises(ValueError, match=message):
+        PixelSNAIL(**{**usual, "n_res_block": 1, "res_channel": 8, **arguments})
+
+
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])
 def test_even_kernels_are_refused_when_the_model_is_made(kernel_size):
     with pytest.raises(ValueError, match=f"an odd kernel_size >= 3, got {kernel_size}"):

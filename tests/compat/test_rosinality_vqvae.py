@@ -125,6 +125,12 @@ def test_codes_that_do_not_fit_are_refused():
         model.decode_code(codes, code_t=codes)
 
 
+def test_codes_beyond_the_codebook_are_refused():
+    codes = torch.full((1, 2, 2), 512)
+    with pytest.raises(ValueError, match=r"code_t in 0\.\.511, got values in 512\.\.512"):
+        VQVAE(channel=4).decode_code(codes, codes.repeat(1, 2, 2))
+
+
 def test_codes_and_vectors_are_given_by_name_too():
     model = VQVAE(channel=8, n_embed=16).eval()
     top, bottom = torch.randint(16, (1, 2, 2)), torch.randint(16, (1, 4, 4))

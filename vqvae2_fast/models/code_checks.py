@@ -17,6 +17,7 @@ from vqvae2_fast.ops._checks import check_tensor, dtype_name, given, kind_of
 
 __all__ = [
     "as_maps",
+    "check_codes",
     "check_int64",
     "check_known",
     "check_labels",
@@ -87,6 +88,19 @@ def check_int64(where: str, name: str, values: Tensor) -> None:
     check_tensor(where, name, values)
     if values.dtype != torch.int64:
         raise TypeError(f"{where}: expected {name} int64, got {values.dtype}.")
+
+
+def check_codes(where: str, name: str, codes: Tensor, num_embeddings: int) -> None:
+    """Codes of any shape, int64 or int32, for modules that take both.
+
+    Raises:
+        TypeError: Another type or dtype.
+        ValueError: Codes outside 0..K-1, where values can be read.
+    """
+    check_tensor(where, name, codes)
+    if codes.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{where}: expected {name} int64, got {dtype_name(codes.dtype)}.")
+    check_range(where, name, codes, 0, num_embeddings)
 
 
 def check_maps(

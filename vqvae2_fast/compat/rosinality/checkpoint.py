@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,9 @@ from torch import Tensor, nn
 from vqvae2_fast.checkpoints.files import read_tensors
 from vqvae2_fast.compat.rosinality.torch_file import read_torch_file
 from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.ops._checks import dtype_name
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Checkpoint", "LoadsPortFiles", "StateDictError", "load_checkpoint"]
+__all__ = ["Checkpoint", "LoadsPortFiles", "StateDictError", "load_checkpoint", "origin_of"]
 
 _WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
@@ -46,8 +45,8 @@ _ORIGINS = (
     ("first_stage_model.", "a latent diffusion model"),
     ("quantize.embedding.", "taming-transformers (VQGAN)"),
     ("_vq_vae.", "a VQ-VAE tutorial with one level"),
-    ("horizontal.conv.conv.", "a PixelSNAIL of the port, its second stage: use PixelSNAIL"),
-    ("quantize_b.embed", "a VQVAE of the port, its first stage: use VQVAE"),
+    ("horizontal.conv.conv.", "a PixelSNAIL of the port, its second stage: use {PixelSNAIL}"),
+    ("quantize_b.embed", "a VQVAE of the port, its first stage: use {VQVAE}"),
 )
 
 
@@ -127,7 +126,7 @@ def _unwrapped(loaded: Any, where: str) -> dict[str, Tensor]:
     if len(found) == 1 or (found and next(iter(found)) in _WRAPPERS):
         return next(iter(found.values()))
     if found:
-        what = f"several, under {short(', '.join(found))}; pass the one you mean"
+        what = f"several, under {short(', '.join(found))}; keep the one you mean"
     elif held:
         kinds = (f"{name!r}: {type(value).__name__}" for name, value in held.items())
         what = f"none in {{{short(', '.join(kinds))}}}"
@@ -220,6 +219,16 @@ class LoadsPortFiles(nn.Module):
                 lists them, with the likely source of the file.
         """
         where = f"{type(self).__name__}.load_state_dict"
+        if not isinstance(state_dict, Mapping):
+            remedy = (
+                "its state_dict"
+                if isinstance(state_dict, Checkpoint)
+                else "load_checkpoint(path).state_dict"
+            )
+            raise TypeError(
+                f"{where}: expected a state dict (names to tensors), got "
+                f"{type(state_dict).__name__}; pass {remedy}."
+            )
         plain = _plain_keys(_unwrapped(dict(state_dict), where), where, only_the_model=False)
         problem = _misfit(self, plain, strict)
         if problem:
@@ -243,19 +252,39 @@ def _misfit(model: LoadsPortFiles, state_dict: dict[str, Tensor], strict: bool) 
         for key in own
         if key in state_dict and state_dict[key].shape != own[key].shape
     ]
-    if not (missing or unexpected or shapes):
+    dtypes = [
+        f"{short(key)} {dtype_name(state_dict[key].dtype)}"
+        for key in own
+        if key in state_dict and not state_dict[key].is_floating_point()
+    ]
+    if not (missing or unexpected or shapes or dtypes):
         return None
     lines = [f"{name}.load_state_dict: the state dict does not fit this model."]
     for kind, entries in (
         ("missing keys", missing),
         ("unexpected keys", unexpected),
         ("other shapes", shapes),
+        ("tensors that are not of real floating-point numbers", dtypes),
     ):
         if entries:
             rest = f", and {len(entries) - 8} more" if len(entries) > 8 else ""
             lines.append(f"  {len(entries)} {kind}: {', '.join(map(short, entries[:8]))}{rest}")
     lines.append(f"  Likely source: {_likely_source(model, own, state_dict)}")
     return "\n".join(lines)
+
+
+def origin_of(keys: Iterable[str], name: str) -> str | None:
+    """Where keys that do not fit a class of the port come from, and what loads them, if known.
+
+    Args:
+        name: Of the class: VQVAE or PixelSNAIL.
+    """
+    loaders = {"VQVAE": "VQVAE or load_vqvae", "PixelSNAIL": "PixelSNAIL or load_pixelsnail"}
+    keys = list(keys)
+    for part, origin in _ORIGINS:
+        if f"{{{name}}}" not in origin and any(part in key for key in keys):
+            return origin.format(**loaders)
+    return None
 
 
 def _likely_source(
@@ -266,9 +295,8 @@ def _likely_source(
     try:
         file_arguments = model.arguments_of(state_dict)
     except (KeyError, IndexError, ValueError):
-        for part, origin in _ORIGINS:
-            if any(part in key for key in state_dict) and not any(part in key for key in own):
-                return f"{origin}."
+        if origin := origin_of(state_dict, name):
+            return f"{origin}."
         if shared:
             return f"a part of a {name}, or a changed one: it has {len(shared)} of {len(own)} keys."
         return "another package: none of its keys is one of the port's."

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
-from vqvae2_fast.compat.rosinality.checkpoint import StateDictError, load_checkpoint
+from vqvae2_fast.compat.rosinality.checkpoint import StateDictError, load_checkpoint, origin_of
 from vqvae2_fast.compat.rosinality.pixelsnail import PixelSNAIL
 from vqvae2_fast.compat.rosinality.vqvae import VQVAE
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.models import pixelsnail as native_pixelsnail
+from vqvae2_fast.models.code_checks import check_pixels
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.ops._checks import check_tensor, dtype_name
 from vqvae2_fast.sampling.prior import NoPlanError
 
 if TYPE_CHECKING:
@@ -69,11 +71,18 @@ def load_vqvae(
         rectified_skip: True for a model that was trained before that day, such as the published
             `vqvae_560.pt`; False for a later one.
         images: Instead of `rectified_skip`, some images like those that the model was trained on,
-            `[B, C, H, W]` in [-1, 1]. The choice that reconstructs them better is taken.
+            float32 `[B, C, H, W]` in [-1, 1]. The choice that reconstructs them better is taken.
 
     Raises:
-        ValueError: The file is refused (see `load_checkpoint`) or is not of this class.
+        ValueError: The file is refused (see `load_checkpoint`) or is not of this class; images that
+            are none or not in [-1, 1]; or both arguments.
+        TypeError: Another type or dtype than these.
     """
+    _check_flag("load_vqvae", "rectified_skip", rectified_skip)
+    if images is not None:
+        if rectified_skip is not None:
+            raise ValueError("load_vqvae: expected rectified_skip or images, got both.")
+        _check_images(images)
     model = _loaded(VQVAE, path)
     if rectified_skip is None and images is None:
         warnings.warn(
@@ -82,7 +91,7 @@ def load_vqvae(
             "was), False if not, or images to compare both; False is taken now.",
             stacklevel=2,
         )
-    if rectified_skip is None and images is not None:
+    if images is not None:
         errors = {flag: _reconstruction_error(model, images, flag) for flag in (False, True)}
         rectified_skip = errors[True] < errors[False]
     model.rectified_skip = bool(rectified_skip)
@@ -101,9 +110,29 @@ def load_pixelsnail(path: str | Path, *, activated_skip: bool = False) -> PixelS
     Args:
         activated_skip: True for a prior that was trained before 2020-07-02; see `PixelSNAIL`.
     """
+    _check_flag("load_pixelsnail", "activated_skip", activated_skip)
     model = _loaded(PixelSNAIL, path)
     model.activated_skip = activated_skip
     return model
+
+
+def _check_flag(where: str, name: str, value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{where}: expected {name} to be True or False, got {value!r}.")
+
+
+def _check_images(images: Tensor) -> None:
+    check_tensor("load_vqvae", "images", images)
+    if images.dtype != torch.float32:
+        raise TypeError(
+            f"load_vqvae: expected images float32, got {dtype_name(images.dtype)}. "
+            "`to_float` makes such images of bytes."
+        )
+    if images.dim() != 4 or images.numel() == 0:
+        raise ValueError(
+            f"load_vqvae: expected images [B, C, H, W], one or more, got {list(images.shape)}."
+        )
+    check_pixels("load_vqvae", images)
 
 
 def _loaded(kind: type[_Port], path: str | Path) -> _Port:
@@ -113,9 +142,11 @@ def _loaded(kind: type[_Port], path: str | Path) -> _Port:
         arguments = kind.arguments_of(checkpoint.state_dict)
     except (KeyError, IndexError, ValueError) as error:
         keys = list(checkpoint.state_dict)
+        lacks = f"lacks {short(str(error.args[0]))} and " if type(error) is KeyError else ""
+        source = f" Likely source: {origin}." if (origin := origin_of(keys, kind.__name__)) else ""
         raise ValueError(
-            f"{where} is not a {kind.__name__} of the port: it has {len(keys)} tensors, the first "
-            f"{short(', '.join(keys[:3]))}."
+            f"{where} is not a {kind.__name__} of the port: it {lacks}has {len(keys)} tensors, the "
+            f"first {short(', '.join(keys[:3]))}.{source}"
         ) from error
     dropout = getattr(checkpoint.args, "dropout", None)
     if kind is PixelSNAIL and isinstance(dropout, (int, float)):

@@ -33,8 +33,9 @@ Letters: B H W map, V `n_class`, C `channel`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +52,7 @@ from vqvae2_fast.compat.rosinality.layers import (
     shift_right,
     wn_linear,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from vqvae2_fast.models.code_checks import check_codes
 
 __all__ = ["CausalAttention", "CondResNet", "PixelBlock", "PixelSNAIL", "causal_mask"]
 
@@ -231,7 +230,19 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         activated_skip: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(shape, Sequence) or len(shape) != 2:
+            raise ValueError(f"PixelSNAIL: expected shape [H, W], got {shape!r}.")
         height, width = shape
+        if min(n_block, n_res_block) < 1:
+            raise ValueError(
+                "PixelSNAIL: expected one block or more, and one layer or more in each, got "
+                f"n_block={n_block} and n_res_block={n_res_block}."
+            )
+        if n_cond_res_block > 0 and cond_res_channel < 1:
+            raise ValueError(
+                "PixelSNAIL: expected cond_res_channel >= 1 for the conditioning stack of "
+                f"n_cond_res_block={n_cond_res_block}, got {cond_res_channel}."
+            )
         if kernel_size % 2 == 0 or kernel_size < 3:
             raise ValueError(
                 f"PixelSNAIL: expected an odd kernel_size >= 3, got {kernel_size}: the causal "
@@ -304,7 +315,9 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
             logits `[B, V, h, W]`, and the cache.
 
         Raises:
-            ValueError: A map that does not fit `shape`, or a condition that the model cannot take.
+            ValueError: A map that does not fit `shape`, codes outside 0..V-1, or a condition that
+                the model cannot take.
+            TypeError: Codes of another dtype.
         """
         cache = {} if cache is None else cache
         height, width = self.background.shape[2:]
@@ -313,6 +326,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
                 f"PixelSNAIL: expected codes [B, h, {width}] with h <= {height}, the shape that it "
                 f"was made for, got {list(input.shape)}."
             )
+        check_codes("PixelSNAIL", "input", input, self.n_class)
         rows = input.shape[1]
         one_hot = self._one_hot(input)
         out = shift_down(self.horizontal(one_hot)) + shift_right(self.vertical(one_hot))
@@ -349,6 +363,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
                 f"PixelSNAIL: expected condition [B, {rows}, {columns}], half of the map in both "
                 f"directions, got {list(condition.shape)}."
             )
+        check_codes("PixelSNAIL", "condition", condition, self.n_class)
         features = self.cond_resnet(self._one_hot(condition))
         features = F.interpolate(features, scale_factor=2)  # nearest
         cache["condition"] = features.detach().clone()

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.compat.rosinality.checkpoint import LoadsPortFiles
+from vqvae2_fast.models.code_checks import check_codes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -365,6 +366,8 @@ class VQVAE(LoadsPortFiles, nn.Module):
                 f"VQVAE.decode_code: expected {names} [B, h, w], each with twice the height and "
                 f"width of the one before, got {shapes}."
             )
+        for name, each in zip(self.levels, maps, strict=True):
+            check_codes("VQVAE.decode_code", f"code_{name}", each, self.quantize_b.n_embed)
         return self.decode(
             *(
                 self._module("quantize", name).embed_code(each).permute(0, 3, 1, 2)  # [B, D, h, w]

@@ -16,7 +16,7 @@ import tyro
 
 from vqvae2_fast import __version__
 from vqvae2_fast.commands.flags import as_flags
-from vqvae2_fast.console.numbers import number_error
+from vqvae2_fast.console.option_errors import number_error
 from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.machine.quota import within_quota

@@ -39,11 +39,20 @@ def test_other_arguments_of_forward_are_refused_by_name(name, value):
         VectorQuantize(12, NUM_CODES)(torch.randn(SEQUENCE), **{name: value})
 
 
-def test_every_argument_of_the_package_is_known_and_has_its_default():
+def test_every_argument_of_the_package_is_known():
     theirs = inspect.signature(vector_quantize_pytorch.VectorQuantize).parameters
     for name, parameter in theirs.items():
         if parameter.default is not inspect.Parameter.empty:
             VectorQuantize(12, NUM_CODES, **{name: parameter.default})
+
+
+def test_arguments_have_the_defaults_of_the_package():
+    theirs = inspect.signature(vector_quantize_pytorch.VectorQuantize).parameters
+    ours = inspect.signature(VectorQuantize).parameters
+    shared = ours.keys() & theirs.keys()
+    assert {name: ours[name].default for name in shared} == {
+        name: theirs[name].default for name in shared
+    }
 
 
 @pytest.mark.parametrize(

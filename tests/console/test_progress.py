@@ -73,6 +73,18 @@ def test_lines_tell_the_time_left_of_the_task_and_of_the_plan(now):
     assert lines[2] == "[2/2] two  1/4  left 5:00  all left 5:00"
 
 
+def test_a_task_advances_by_what_was_finished_since(now):
+    stream = io.StringIO()
+    with Progress({"one": 100}, stream=stream).task("one", 10) as task:
+        now[0] = 20.0
+        task.update(2)
+        now[0] = 40.0
+        task.advance()
+        now[0] = 60.0
+        task.advance(2)
+    assert [line.split()[2] for line in stream.getvalue().splitlines()] == ["2/10", "3/10", "5/10"]
+
+
 def test_later_tasks_are_estimated_from_the_whole_part_that_is_done(now):
     stream = io.StringIO()
     progress = Progress({"one": 100, "two": 300, "three": 70}, stream=stream)

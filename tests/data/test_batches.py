@@ -17,7 +17,7 @@ from vqvae2_fast.data import (
     in_order,
     to_float,
 )
-from vqvae2_fast.data.cut import BatchCut
+from vqvae2_fast.data.batch_cut import BatchCut
 from vqvae2_fast.testing.codes import CodeSet
 
 

@@ -285,6 +285,12 @@ def test_priors_of_other_classes_are_an_error():
             TypeError,
             r"priors to be a list, .* got a PixelSNAIL; pass a single prior as \[prior\]",
         ),
+        (lambda p: {"priors": {"top": p}}, TypeError, "priors to be a list, .* got a dict"),
+        (
+            lambda p: {"priors": [p.priors[0], None]},
+            TypeError,
+            r"priors\[1\] to be a prior, got None",
+        ),
         (lambda p: {"priors": None}, TypeError, "priors to be a list, .* got None"),
         (
             lambda p: {"priors": p.priors[:1]},

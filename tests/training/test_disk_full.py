@@ -18,7 +18,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import write_report
 from vqvae2_fast.report.curves import plot_curves
-from vqvae2_fast.report.files import write_picture
+from vqvae2_fast.report.pictures import write_picture
 from vqvae2_fast.testing.configs import TINY_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, train
 

@@ -35,7 +35,7 @@ from vqvae2_fast.report import (
 )
 from vqvae2_fast.report.curves import plot_curves, plot_rate
 from vqvae2_fast.report.evaluation import evaluation_lines
-from vqvae2_fast.report.files import write_picture
+from vqvae2_fast.report.pictures import write_picture
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_images
 from vqvae2_fast.training.recipe import train_pipeline
 

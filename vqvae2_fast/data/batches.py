@@ -11,69 +11,30 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from vqvae2_fast.data.augment import augment
-from vqvae2_fast.data.cut import BatchCut, check_rank
+from vqvae2_fast.data.batch_cut import BatchCut, check_rank
 from vqvae2_fast.data.images import ImageTensorDataset, stable_hash, to_float
+from vqvae2_fast.data.protocols import check_image_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vqvae2_fast.data.code_store import CodeStore
+    from vqvae2_fast.data.protocols import CodeSource, ImageSource
 
 __all__ = [
-    "CodeSource",
-    "ImageSource",
     "batches",
-    "check_image_source",
     "code_batches",
     "codes_in_order",
     "in_order",
     "shuffled_indices",
 ]
-
-
-class ImageSource(Protocol):
-    """A set of images to train on: an `ImageTensorDataset`, an `ImageFolder`, ... or your own.
-
-    An item is one image, uint8 `[C, H, W]`, and its label; `labels` is int64 `[N]`, -1 for none.
-    """
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
-
-
-def check_image_source(op: str, argument: str, images: ImageSource) -> None:
-    """Raises TypeError for what is no set of images, such as an array."""
-    if not hasattr(images, "image_shape"):
-        raise TypeError(
-            f"{op}: expected {argument} to be a set of images, such as an ImageFolder, got "
-            f"{type(images).__name__}. Make one of an array: ImageTensorDataset(images, labels, "
-            "class_names), with uint8 images [N, C, H, W]."
-        )
-
-
-class CodeSource(Protocol):
-    """Records of codes to train on: a `CodeStore`, or one with other labels."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor, /) -> tuple[list[Tensor], Tensor]: ...
 
 
 def _check_batch_size(count: int, batch_size: int) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.data.batch_cut import check_rank
 from vqvae2_fast.data.code_layout import CodeLayout, checked_codes
 from vqvae2_fast.data.code_manifest import (
     MANIFEST,
@@ -29,7 +30,6 @@ from vqvae2_fast.data.code_manifest import (
     read_manifest,
     write_manifest,
 )
-from vqvae2_fast.data.cut import check_rank
 from vqvae2_fast.data.images import check_class_names, check_labels
 from vqvae2_fast.files.durable import (
     create_part,

@@ -15,7 +15,7 @@ from vqvae2_fast.files.printable import short
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vqvae2_fast.data.batches import ImageSource
+    from vqvae2_fast.data.protocols import ImageSource
 
 __all__ = [
     "SEPARATOR",

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from vqvae2_fast.data.batches import ImageSource, raw_in_order
+from vqvae2_fast.data.batches import raw_in_order
 from vqvae2_fast.data.images import ImageTensorDataset
+from vqvae2_fast.data.protocols import ImageSource
 from vqvae2_fast.files.durable import (
     explained,
     new_folder,

@@ -34,8 +34,8 @@ from vqvae2_fast.files.printable import short
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vqvae2_fast.data.batches import ImageSource
     from vqvae2_fast.data.images import Split
+    from vqvae2_fast.data.protocols import ImageSource
 
 __all__ = ["DataOptions", "open_images", "open_splits"]
 

@@ -22,7 +22,7 @@ from vqvae2_fast.files.printable import short
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vqvae2_fast.data.batches import ImageSource
+    from vqvae2_fast.data.protocols import ImageSource
 
 __all__ = ["SubclassImages", "Subclasses"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from vqvae2_fast.data.batches import ImageSource
+    from vqvae2_fast.data.protocols import ImageSource
 
 __all__ = ["ImageSubset", "evenly", "spread_evenly"]
 

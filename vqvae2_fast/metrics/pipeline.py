@@ -15,7 +15,7 @@ import torch
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import in_order, to_uint8
-from vqvae2_fast.data.batches import check_image_source
+from vqvae2_fast.data.protocols import check_image_source
 from vqvae2_fast.data.stored_images import store_images
 from vqvae2_fast.data.subset import evenly
 from vqvae2_fast.metrics.codebook import CodebookUse, code_counts, entropy_of_counts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.metrics.codecs import CODECS
 from vqvae2_fast.metrics.reconstruction import PairMeasures
-from vqvae2_fast.report.files import write_picture
+from vqvae2_fast.report.pictures import write_picture
 
 if TYPE_CHECKING:
     from pathlib import Path

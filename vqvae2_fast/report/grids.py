@@ -21,7 +21,7 @@ from vqvae2_fast.models.code_colours import code_colours, code_shares, codes_of,
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.index_range import check_range
-from vqvae2_fast.report.files import write_picture
+from vqvae2_fast.report.pictures import write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,11 +78,11 @@ def image_grid(
     if title:
         draw.text((_MARGIN, _MARGIN), title, _INK, title_font)
     y = top
-    for number, row in enumerate(rows):
+    for number, (row, label) in enumerate(zip(rows, labels or [""] * len(rows), strict=True)):
         y += 5 * _GAP if number in gaps else 0
         if labels:
             middle = (left - _MARGIN, y + tile_height // 2)
-            draw.text(middle, labels[number], _INK, font, anchor="rm")
+            draw.text(middle, label, _INK, font, anchor="rm")
         for column, image in enumerate(pictures(row)):
             if scale > 1:
                 image = image.resize((tile_width, tile_height), Image.Resampling.BICUBIC)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.metrics.distances import MEASURES
 from vqvae2_fast.report.curves import new_figure
-from vqvae2_fast.report.files import write_picture
+from vqvae2_fast.report.pictures import write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

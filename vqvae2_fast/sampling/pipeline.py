@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,7 @@ from vqvae2_fast.sampling.settings import level_settings
 from vqvae2_fast.sampling.subclasses import subclass_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.request import Drawn
@@ -98,6 +98,8 @@ class Pipeline:
             )
         sizes: list[tuple[int, int]] = []
         for level, prior in enumerate(self.priors):
+            if prior is None:
+                raise TypeError(f"Pipeline: expected priors[{level}] to be a prior, got None.")
             interface = checked_interface(f"Pipeline: priors[{level}]", prior)
             sizes.append(interface.size)
             config = getattr(self.vqvae, "config", interface)
@@ -144,7 +146,7 @@ class Pipeline:
                 "Pipeline: expected vqvae to be a model with decode(codes), such as a VQVAE2, got "
                 f"{kind_of(self.vqvae)}; the order is Pipeline(vqvae, priors)."
             )
-        if not isinstance(self.priors, Iterable):
+        if not isinstance(self.priors, Iterable) or isinstance(self.priors, str | Mapping):
             raise TypeError(
                 "Pipeline: expected priors to be a list, one per level coarse to fine, got "
                 f"{kind_of(self.priors)}; pass a single prior as [prior]."

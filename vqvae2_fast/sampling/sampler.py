@@ -310,7 +310,7 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
     )
     if choice.window > 1 and choice.engine in ("eager", "reference"):
         raise NotImplementedError(
-            f"sample_codes: engine {choice.engine} draws one code at a time; expected window=1 or "
+            f"window: engine {choice.engine} draws one code at a time; expected window=1 or "
             f"engine cpu or cuda, got window={choice.window}."
         )
     tell_once(choice.warning)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from vqvae2_fast.data.cut import BatchCut
+from vqvae2_fast.data.batch_cut import BatchCut
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.optimizer import OptimizerName
 

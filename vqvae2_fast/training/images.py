@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.data import batches, fingerprint
-from vqvae2_fast.data.batches import check_image_source
+from vqvae2_fast.data.protocols import check_image_source
 from vqvae2_fast.data.subset import spread_evenly
 
 if TYPE_CHECKING:

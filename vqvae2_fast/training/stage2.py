@@ -34,7 +34,7 @@ from vqvae2_fast.training.stage import Stage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vqvae2_fast.data.batches import CodeSource
+    from vqvae2_fast.data.protocols import CodeSource
     from vqvae2_fast.models.prior import Prior, PriorConfig
     from vqvae2_fast.training.config import TrainConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vqvae2_fast.console.numbers import number_error
+from vqvae2_fast.console.option_errors import number_error
 
 SAID = """
 │ Error parsing --{0}: invalid │

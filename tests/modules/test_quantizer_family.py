@@ -234,6 +234,42 @@ def test_no_vectors_are_no_error(name):
 
 
 @pytest.mark.parametrize("name", MAKE)
+def test_half_vectors_are_quantised_under_an_autocast_to_another_half(name):
+    quantizer = made(name).eval()
+    z = torch.randn(5, D).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        z_q, indices, _ = quantizer(z)
+    assert z_q.dtype == torch.float16
+    assert torch.equal(indices, quantizer(z)[1])
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_results_do_not_follow_the_default_dtype(name, monkeypatch):
+    torch.set_default_dtype(torch.float64)
+    try:
+        quantizer = made(name)
+        z_q, _, loss = quantizer(torch.randn(30, D, dtype=torch.float32))
+        assert z_q.dtype == loss.dtype == quantizer.perplexity.dtype == torch.float32
+        assert getattr(quantizer, "usage", loss).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_lookup_takes_integers_that_are_no_mask(name):
+    quantizer = made(name).eval()
+    indices = quantizer.encode(torch.randn(5, D))
+    assert torch.equal(quantizer.lookup(indices.int()), quantizer.lookup(indices))
+    for wrong in (torch.uint8, torch.bool, torch.int16, torch.float32):
+        with pytest.raises(TypeError, match=r"lookup: expected indices int64, got .* indices.long"):
+            quantizer.lookup(indices.to(wrong))
+    with pytest.raises(TypeError, match="expected indices to be a tensor, got a list"):
+        quantizer.lookup(indices.tolist())
+    with pytest.raises(TypeError, match="expected z to be a tensor, got a list"):
+        quantizer([[0.0] * D])
+
+
+@pytest.mark.parametrize("name", MAKE)
 def test_a_nan_gets_the_index_of_some_code(name):
     quantizer = made(name).eval()
     z = torch.randn(9, D)

@@ -44,6 +44,14 @@ def test_no_positions_have_no_attention(dtype, dropout_p):
     assert ops.causal_attention(q, k, v, dropout_p, "logits", torch.tensor(3)).shape == v.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_queries_without_channels_see_all_earlier_positions_alike(dtype):
+    q = k = torch.zeros(1, 1, 3, 0, dtype=dtype)
+    v = torch.ones(1, 1, 3, 2, dtype=dtype)
+    out = ops.causal_attention(q, k, v, 0.5, "logits", torch.tensor(3))
+    assert out[0, 0, 1:].isfinite().all()
+
+
 def test_no_positions_have_no_gradients():
     q, k, v = (torch.randn(2, 3, 0, size, requires_grad=True) for size in (4, 4, 5))
     out = ops.causal_attention(q, k, v, 0.1, "logits", torch.tensor(3))

@@ -113,6 +113,15 @@ def test_codebooks_may_move_before_backward(rotate):
     assert torch.equal(actual, expected)
 
 
+@every_level
+def test_commitments_are_finite_where_squares_are_not(level):
+    z, codebooks = (1e19 * tensor for tensor in inputs(n=30, d=70))
+    with simd_level(level):
+        commitments = ops.residual_nearest_code(z, codebooks)[2]
+    residual = by_definition(z, codebooks)[2]
+    torch.testing.assert_close(commitments[-1], residual.double().square().mean().float())
+
+
 def test_leading_sizes_are_kept():
     z, codebooks = inputs(n=24)
     flat = ops.residual_nearest_code(z, codebooks)

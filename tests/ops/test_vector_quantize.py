@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops.vector_quantize.gradient import VECTOR_QUANTIZE_BACKWARD
-from vqvae2_fast.ops.vector_quantize.reference import vector_quantize_backward_reference
+from vqvae2_fast.ops.vector_quantize.reference import (
+    vector_quantize_backward_reference,
+    vector_quantize_reference,
+)
 
 
 def inputs(dtype=torch.float64):
@@ -94,6 +97,12 @@ def test_backward_refuses_an_index_outside_of_the_codebook():
 def test_commitment_is_float32_for_half_input():
     z, codebook = inputs(torch.bfloat16)
     assert ops.vector_quantize(z, codebook)[2].dtype == torch.float32
+
+
+def test_commitment_is_finite_where_squares_are_not():
+    z, codebook = 1e19 * torch.randn(9, 70), 1e19 * torch.randn(5, 70)
+    commitment = ops.vector_quantize(z, codebook)[2]
+    torch.testing.assert_close(commitment, vector_quantize_reference(z, codebook)[2])
 
 
 @pytest.mark.parametrize("num_codes", [11, 3])

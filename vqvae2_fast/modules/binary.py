@@ -17,7 +17,7 @@ from vqvae2_fast.modules.binary_entropy import (
     tables_of_bits,
 )
 from vqvae2_fast.modules.codebook import all_reduce_, is_distributed
-from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -138,7 +138,7 @@ class _Signs(Quantizer):
             return sign_quantize(self._numbers(z), self.scale)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_range(f"{type(self).__name__}.lookup", "indices", indices, 0, 2**self.num_bits)
+        check_indices(f"{type(self).__name__}.lookup", indices, 2**self.num_bits)
         weight = getattr(self.project_out, "weight", None)
         dtype = torch.float32 if weight is None else weight.dtype
         bits = bits_of(indices, self.num_bits)

@@ -228,5 +228,5 @@ def perplexity(counts: Tensor) -> Tensor:
     This is the formula of sonnet's `VectorQuantizerEMA`. Without any vectors it is 1.
     """
     total = counts.sum()
-    share = counts / torch.where(total > 0, total, 1)  # [K]
+    share = counts.float() / torch.where(total > 0, total, 1)  # [K]
     return torch.exp(-torch.sum(share * torch.log(share + 1e-10)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -82,7 +82,7 @@ class FSQ(Quantizer):
             values, indices = scalar_quantize(numbers, *self.grid)
             z_q = projected(self.project_out, values).to(z.dtype)
         self.perplexity = perplexity_of(indices, self.num_embeddings)
-        return z_q, indices, torch.zeros((), device=z.device)
+        return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class FSQ(Quantizer):
             return scalar_quantize(wide(projected(self.project_in, z)), *self.grid)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_range("FSQ.lookup", "indices", indices, 0, math.prod(self.grid.levels))
+        check_indices("FSQ.lookup", indices, math.prod(self.grid.levels))
         digits = split_codes(indices, self.grid.levels)
         weight = getattr(self.project_out, "weight", None)
         dtype = torch.float32 if weight is None else weight.dtype

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.index_range import check_indices, check_integers
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -92,9 +93,11 @@ class _Parts(Quantizer):
         Raises:
             ValueError, TypeError: The last size of z is not D, or z is not floating.
         """
-        results = [part(x) for part, x in zip(self._own(), self._split(z), strict=True)]
-        rows, indices, losses = (list(values) for values in zip(*results, strict=True))
-        z_q = rows[0].flatten(-2) if len(rows) == 1 else torch.cat(rows, dim=-1)
+        split = self._split(z)
+        with without_autocast(z.device):
+            results = [part(x) for part, x in zip(self._own(), split, strict=True)]
+            rows, indices, losses = (list(values) for values in zip(*results, strict=True))
+            z_q = rows[0].flatten(-2) if len(rows) == 1 else torch.cat(rows, dim=-1)
         self.perplexity = mean_perplexity(*[part.perplexity for part in self._own()])
         return z_q, self._gather(indices), torch.stack(losses).mean()
 
@@ -104,16 +107,19 @@ class _Parts(Quantizer):
         return self._gather([part.encode(x) for part, x in each])
 
     def lookup(self, indices: Tensor) -> Tensor:
+        check_integers(f"{type(self).__name__}.lookup", "indices", indices)
         if self.joint_code:
             end = math.prod(self.sizes) ** self.groups
-            check_range(f"{type(self).__name__}.lookup", "indices", indices, 0, end)
+            check_indices(f"{type(self).__name__}.lookup", indices, end)
             indices = split_codes(indices, self.sizes * self.groups)  # [..., G·Q]
             if self._group_dim == -2:
                 indices = indices.unflatten(-1, (self.groups, len(self.sizes)))
         if len(self.parts) == 1:
             return self._own()[0].lookup(indices).flatten(-2)
         own = zip(self._own(), indices.unbind(self._group_dim), strict=True)
-        return torch.cat([part.lookup(index) for part, index in own], dim=-1)
+        rows = [part.lookup(index) for part, index in own]
+        with without_autocast(indices.device):
+            return torch.cat(rows, dim=-1)
 
     def must_start(self) -> bool:
         return any(part.must_start() for part in self._own())

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.outside_graphs import has_values
+from vqvae2_fast.ops._checks import check_tensor, dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 
-__all__ = ["check_range", "may_read"]
+__all__ = ["check_indices", "check_integers", "check_range", "may_read"]
 
 
 def may_read(values: Tensor) -> bool:
@@ -17,6 +18,21 @@ def may_read(values: Tensor) -> bool:
     if torch.compiler.is_compiling() or transforms_are_active():
         return False
     return values.numel() > 0 and has_values(values)
+
+
+def check_integers(where: str, name: str, values: Tensor) -> None:
+    """Raise TypeError unless values are an int64 or int32 tensor; torch takes bytes for a mask."""
+    check_tensor(where, name, values)
+    if values.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"{where}: expected {name} int64, got {dtype_name(values.dtype)}; pass {name}.long()."
+        )
+
+
+def check_indices(where: str, indices: Tensor, num_embeddings: int) -> None:
+    """`check_integers` and `check_range` of a module's indices below K."""
+    check_integers(where, "indices", indices)
+    check_range(where, "indices", indices, 0, num_embeddings)
 
 
 def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook
-from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -103,7 +103,7 @@ class _LearntCodes(Quantizer):
             return ops.nearest_code(z, self.codes())[0]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_range(f"{type(self).__name__}.lookup", "indices", indices, 0, self.num_embeddings)
+        check_indices(f"{type(self).__name__}.lookup", indices, self.num_embeddings)
         return F.embedding(indices, self.codes())
 
 
@@ -169,14 +169,16 @@ class SimVQ(_LearntCodes):
             num_embeddings, embedding_dim, init="normal", seed=seed, stream=stream
         )
         self.register_buffer("frozen_codebook", frozen * embedding_dim**-0.5)
-        self.code_transform = nn.Linear(embedding_dim, embedding_dim, bias=False)
+        self.code_transform = nn.Linear(
+            embedding_dim, embedding_dim, bias=False, dtype=frozen.dtype
+        )
 
     def codes(self) -> Tensor:
         codes: Tensor = self.code_transform(self.frozen_codebook)
         return codes
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_range("SimVQ.lookup", "indices", indices, 0, self.num_embeddings)
+        check_indices("SimVQ.lookup", indices, self.num_embeddings)
         with without_autocast(indices.device):
             codes: Tensor = self.code_transform(F.embedding(indices, self.frozen_codebook))
         return codes

@@ -20,7 +20,7 @@ from vqvae2_fast.modules.codebook_steps import (
     start_averages_,
     start_codebook_,
 )
-from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.latest_forward import LatestForward
 from vqvae2_fast.modules.outside_graphs import (
     StartFlag,
@@ -154,7 +154,7 @@ class VectorQuantizerEMA(Quantizer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(init != "kmeans"))
         self.pending = PendingStatistics(codebook)
-        self.usage = torch.zeros(())
+        self.usage = torch.zeros((), dtype=torch.float32)
         self._start = StartFlag()
         # A copy of what the buffers say: a compiled graph could not read them.
         self._is_waiting = quantize_after > 0
@@ -262,7 +262,7 @@ class VectorQuantizerEMA(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codebook's rows: indices int64 `[...]` -> `[..., D]`."""
-        check_range("VectorQuantizerEMA.lookup", "indices", indices, 0, self.num_embeddings)
+        check_indices("VectorQuantizerEMA.lookup", indices, self.num_embeddings)
         return self.codebook[indices]
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.console.words import number
 from vqvae2_fast.modules.codebook import perplexity
 from vqvae2_fast.modules.outside_transforms import outside_transforms
+from vqvae2_fast.ops._checks import check_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +55,7 @@ class Quantizer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.perplexity = torch.ones(())
+        self.perplexity = torch.ones((), dtype=torch.float32)
 
     def encode(self, z: Tensor) -> Tensor:
         """Only the indices; nothing is learnt from z in either mode."""
@@ -110,7 +111,8 @@ def _sizes_of(quantizer: Quantizer) -> Sequence[int]:
 
 
 def check_vectors(where: str, z: Tensor, dim: int) -> None:
-    """Raise ValueError unless z is `[..., D]`, TypeError unless it is floating."""
+    """Raise ValueError unless z is `[..., D]`, TypeError unless it is a floating tensor."""
+    check_tensor(where, "z", z)
     if z.dim() == 0 or z.shape[-1] != dim:
         raise ValueError(f"{where}: expected z [..., D] with D={dim}, got {list(z.shape)}.")
     if not z.is_floating_point():
@@ -171,7 +173,7 @@ def perplexity_of(indices: Tensor, num_embeddings: int) -> Tensor:
     """exp(entropy) of indices int64 `[...]` below K, float32 0-d."""
     flat = indices.flatten()
     if indices.is_meta:  # there are no values there to count
-        return torch.ones((), device=indices.device)
+        return torch.ones((), dtype=torch.float32, device=indices.device)
     if num_embeddings > _LARGEST_TABLE:
         return perplexity(torch.unique(flat, return_counts=True)[1])
     ones = torch.ones_like(flat, dtype=torch.float32)

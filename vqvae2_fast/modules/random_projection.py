@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook
-from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
 
@@ -60,7 +60,7 @@ class RandomProjectionQuantizer(Quantizer):
         indices = self.encode(z)
         self.perplexity = perplexity_of(indices, self.num_embeddings)
         z_q = self.codebook[indices].to(z.dtype)
-        return z_q, indices, torch.zeros((), device=z.device)
+        return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
@@ -71,5 +71,5 @@ class RandomProjectionQuantizer(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The unit codes of indices, `[..., d]`."""
-        check_range(f"{type(self).__name__}.lookup", "indices", indices, 0, len(self.codebook))
+        check_indices(f"{type(self).__name__}.lookup", indices, len(self.codebook))
         return self.codebook[indices]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -123,7 +123,7 @@ class ResidualFSQ(Quantizer):
         each = [perplexity_of(part, self.sizes[0]) for part in parts.unbind(-1)]
         self.perplexity = mean_perplexity(*each)
         indices = join_codes(parts, self.sizes) if self.joint_code else parts
-        return z_q, indices, torch.zeros((), device=z.device)
+        return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class ResidualFSQ(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         end = math.prod(self.sizes) if self.joint_code else self.sizes[0]
-        check_range("ResidualFSQ.lookup", "indices", indices, 0, end)
+        check_indices("ResidualFSQ.lookup", indices, end)
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         weight = getattr(self.project_out, "weight", None)
         is_double = weight is not None and weight.dtype == torch.float64

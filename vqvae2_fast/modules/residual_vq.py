@@ -15,7 +15,7 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import stacked_codebooks
 from vqvae2_fast.modules.codebook_steps import start_residual_codebooks_
-from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.modules.index_range import check_indices, check_integers, check_range
 from vqvae2_fast.modules.outside_graphs import inside_backward
 from vqvae2_fast.modules.outside_transforms import refuse_vmap
 from vqvae2_fast.modules.projections import wide
@@ -162,8 +162,9 @@ class ResidualVQ(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         """The sums of codes: int64 `[..., Q]` (or joint `[...]`) -> `[..., D]`; −1 adds nothing."""
         where = "ResidualVQ.lookup"
+        check_integers(where, "indices", indices)
         if self.joint_code:
-            check_range(where, "indices", indices, 0, math.prod(self.sizes))
+            check_indices(where, indices, math.prod(self.sizes))
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         total: Tensor | None = None
         own = zip(self._codebooks(), parts.unbind(-1), self.sizes, strict=True)

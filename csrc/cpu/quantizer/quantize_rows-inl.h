@@ -31,11 +31,14 @@ inline void load_rows(const Rows& z, int64_t first, int64_t count, int64_t dim, 
 }
 
 inline double squared_error(const float* z, const float* e, int64_t dim) {
-  // A sum of at most eight float32 squares, which is then added in float64.
+  // A sum of at most eight float32 squares, which is then added in float64. Squares that float32
+  // cannot hold are computed again.
   constexpr int64_t kPart = 8 * Vec::kLanes;
   double total = 0;
   for (int64_t d = 0; d < dim; d += kPart) {
-    total += static_cast<double>(quick_sqdist(z + d, e + d, dim - d < kPart ? dim - d : kPart));
+    const int64_t count = dim - d < kPart ? dim - d : kPart;
+    const float part = quick_sqdist(z + d, e + d, count);
+    total += isfinite(part) ? static_cast<double>(part) : exact_sqdist(z + d, e + d, count);
   }
   return total;
 }

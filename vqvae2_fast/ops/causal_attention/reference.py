@@ -56,7 +56,7 @@ def _dropped_logits(
         seed = torch.stack([seed[0], seed[1] * heads])
     keep = DROPOUT_MASK(seed, batch * heads, length, length, dropout_p)
     keep = keep.view(batch, heads, length, length)
-    logits = q @ k.transpose(2, 3) / q.shape[3] ** 0.5  # [B, heads, L, L]
+    logits = q @ k.transpose(2, 3) / max(q.shape[3], 1) ** 0.5  # [B, heads, L, L]
     if dropout_on == "logits":
         logits = torch.where(keep, logits / (1 - dropout_p), 0.0)
     future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu()
@@ -85,7 +85,7 @@ def dropped_attention_backward_reference(
     dlogits = weights * (dweights - (dweights * weights).sum(3, keepdim=True))
     if dropout_on == "logits":
         dlogits = dlogits * kept_scale
-    dlogits = dlogits / q.shape[3] ** 0.5
+    dlogits = dlogits / max(q.shape[3], 1) ** 0.5
     return dlogits @ k, dlogits.transpose(2, 3) @ q, dropped.transpose(2, 3) @ dout
 
 

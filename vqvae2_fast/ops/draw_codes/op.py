@@ -134,7 +134,8 @@ def draw_codes(
     Returns:
         codes int64 `[B]`, in 0..K−1 whatever the logits (or the known code), and their
         log-probability `[B]`: that of the logits as given, before guidance, temperature and
-        filters. No gradient flows to either.
+        filters. All of this is float32, or float64 for logits in float64. No gradient flows to
+        either.
 
     Raises:
         ValueError: Shapes that do not fit, no codes, a value out of range, or guidance without
@@ -172,7 +173,9 @@ def draw_codes(
     check_same_device("draw_codes", **floats)
     if known is not None and not transforms_are_active():  # vmap has no rule for assertions
         assert_inside("draw_codes", known, -1, logits.shape[1], name="known codes")
-    logits, noise = logits.detach(), noise.detach()
-    unconditional = None if unconditional is None else unconditional.detach()
+    # Half precision holds neither tempered logits nor cumulative probabilities.
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    logits, noise = logits.detach().to(dtype), noise.detach().to(dtype)
+    unconditional = None if unconditional is None else unconditional.detach().to(dtype)
     rule = (temperature, top_k or 0, share_kept(top_p), guidance_scale)
     return DRAW_CODES(logits, unconditional, noise, known, *rule, True)

@@ -75,15 +75,15 @@ def ema_update_(
         ValueError: Shapes that do not fit, decay or epsilon not a number, decay outside [0, 1], or
             epsilon negative or infinite.
         TypeError: Not a tensor; sums, cluster_size, embed_avg or codebook not floating.
-        RuntimeError: Tensors on different devices.
+        RuntimeError: Tensors on different devices, or one to update that was made in
+            `torch.inference_mode`, outside of it.
 
     Note:
         No gradient flows, and codebooks that are parameters are written too.
     """
+    written = {"cluster_size": cluster_size, "embed_avg": embed_avg, "codebook": codebook}
     check_tensors("ema_update_", counts=counts)
-    check_floating(
-        "ema_update_", sums=sums, cluster_size=cluster_size, embed_avg=embed_avg, codebook=codebook
-    )
+    check_floating("ema_update_", sums=sums, **written)
     if codebook.dim() != 2 or codebook.shape[0] == 0:
         raise ValueError(
             f"ema_update_: expected codebook [K, D] with K >= 1, got {described(codebook)}."
@@ -106,17 +106,22 @@ def ema_update_(
         raise ValueError(f"ema_update_: expected decay in [0, 1], got {decay}.")
     if not 0 <= epsilon < math.inf:
         raise ValueError(f"ema_update_: expected epsilon >= 0 and finite, got {epsilon}.")
-    check_same_device(
-        "ema_update_",
-        counts=counts,
-        sums=sums,
-        cluster_size=cluster_size,
-        embed_avg=embed_avg,
-        codebook=codebook,
-    )
+    check_same_device("ema_update_", counts=counts, sums=sums, **written)
+    if not torch.compiler.is_compiling():
+        _check_ordinary(written)
     # The reference would record its writes for autograd, and refuse those to a parameter.
     with torch.no_grad():
         EMA_UPDATE_(counts, sums, cluster_size, embed_avg, codebook, decay, epsilon)
     if not torch.compiler.is_compiling():
         # Autograd does not see the writes of the compiled kernel.
-        torch.autograd.graph.increment_version((cluster_size, embed_avg, codebook))
+        torch.autograd.graph.increment_version(tuple(written.values()))
+
+
+def _check_ordinary(written: dict[str, Tensor]) -> None:
+    """The compiled kernel would write where torch's operators refuse to."""
+    for name, tensor in written.items():
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"ema_update_: expected {name} to be an ordinary tensor, got one that was made in "
+                "torch.inference_mode and can be changed only there; pass a clone."
+            )

@@ -56,19 +56,25 @@ ERRORS = [
         "no_scale",
         lambda: sign_quantize(torch.zeros(2, 4), 0),
         ValueError,
-        "sign_quantize: expected scale > 0 and finite, got 0.",
+        "sign_quantize: expected scale from 1.18e-38 to 3.4e+38, the range of float32, got 0.",
     ),
     ErrorCase(
         "negative_scale",
         lambda: sign_quantize(torch.zeros(2, 4), -1.0),
         ValueError,
-        "sign_quantize: expected scale > 0 and finite, got -1.0.",
+        "sign_quantize: expected scale from 1.18e-38 to 3.4e+38, the range of float32, got -1.0.",
     ),
     ErrorCase(
         "scale_not_a_number",
         lambda: sign_quantize(torch.zeros(2, 4), float("nan")),
         ValueError,
-        "sign_quantize: expected scale > 0 and finite, got nan.",
+        "the range of float32, got nan.",
+    ),
+    ErrorCase(
+        "scale_beyond_the_dtype",
+        lambda: sign_quantize(torch.zeros(2, 4), 1e39),
+        ValueError,
+        "the range of float32, got 1e+39.",
     ),
     ErrorCase(
         "text_as_scale",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, check_number, misfit, other_dtype
+from vqvae2_fast.ops._checks import check_floating, check_number, dtype_name, misfit, other_dtype
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.sign_quantize.reference import sign_quantize_reference
 
@@ -44,7 +42,7 @@ def sign_quantize(z: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         indices: int64 `[...]`, Σ_i [z_i > 0] · 2^(d−1−i): the first number is the highest bit.
 
     Raises:
-        ValueError: d is not in 1 to 63, or scale is not a finite number above 0.
+        ValueError: d is not in 1 to 63, or scale is no positive normal number of z's dtype.
         TypeError: z is not a floating tensor.
 
     Note:
@@ -54,8 +52,12 @@ def sign_quantize(z: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     if z.dim() == 0 or not 1 <= z.shape[-1] <= _MOST_BITS:
         raise misfit("sign_quantize", f"z [..., d] with d from 1 to {_MOST_BITS}", z=z)
     check_number("sign_quantize", "scale", scale)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"sign_quantize: expected scale > 0 and finite, got {scale}.")
+    limits = torch.finfo(z.dtype)
+    if not limits.tiny <= scale <= limits.max:
+        raise ValueError(
+            f"sign_quantize: expected scale from {limits.tiny:.3g} to {limits.max:.3g}, the range "
+            f"of {dtype_name(z.dtype)}, got {scale}."
+        )
     z = z.detach()
     values, indices = SIGN_QUANTIZE(z.reshape(-1, z.shape[-1]), scale)
     return values.view(z.shape), indices.view(z.shape[:-1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.files.printable import short
+from vqvae2_fast.models.label_layout import LabelLayout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,13 +124,14 @@ def labels_of_prior(
         return torch.arange(num_classes + 1)
     names = names_of_prior(class_names, num_classes, num_subclasses)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    layout = LabelLayout(num_classes, num_subclasses)
     places: Counter[str] = Counter()
     labels = []
     for name in names:
-        part = num_classes + 1 + numbers[name] * num_subclasses + places[name]
+        part = layout.of_part(numbers[name], places[name])
         labels.append(part if num_subclasses else numbers[name])
         places[name] += 1
-    return torch.tensor([*labels, num_classes])
+    return torch.tensor([*labels, layout.no_class])
 
 
 def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:

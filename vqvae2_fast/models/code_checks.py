@@ -27,7 +27,6 @@ __all__ = [
     "check_prior_fits",
     "describe_maps",
     "is_list",
-    "label_count",
     "listed_maps",
 ]
 
@@ -196,14 +195,6 @@ def check_levels(
                 f"{where}: expected codes in 0..{num_embeddings - 1}, got {low}..{high} at level "
                 f"{name}."
             )
-
-
-def label_count(num_classes: int, num_subclasses: int = 0, num_variants: int = 0) -> int:
-    """Labels of a prior: its classes, "no class", the parts of classes, and classes and "no class"
-    of each variant; 0 without classes."""
-    if not num_classes:
-        return 0
-    return num_classes + 1 + num_classes * num_subclasses + num_variants * (num_classes + 1)
 
 
 def check_labels(

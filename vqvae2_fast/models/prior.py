@@ -18,8 +18,8 @@ from vqvae2_fast.models.code_checks import (
     check_int64,
     check_labels,
     check_maps,
-    label_count,
 )
+from vqvae2_fast.models.label_layout import LabelLayout
 from vqvae2_fast.modules.index_range import check_range
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class PriorConfig:
         num_embeddings: K, the number of codes of this level and of the maps that condition it.
         condition_sizes: Sizes of all coarser code maps, coarse to fine; empty for the top.
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
-        num_subclasses: Hidden parts of each class, 0 for none. Label `num_classes + 1 + c *
-            num_subclasses + s` is part s of class c. Pipelines draw a part for each sample.
+        num_subclasses: Hidden parts of each class, 0 for none. Pipelines draw a part for each
+            sample. Parts have labels of their own, see `LabelLayout`.
         num_variants: Kinds of changed images, such as mirrored ones, that the prior is told of in
-            training. Each has a label for every class and for "no class", after those of parts.
+            training. Each has a label for every class and for "no class".
     """
 
     num_subclasses = 0
@@ -69,9 +69,13 @@ class PriorConfig:
         def num_classes(self) -> int: ...
 
     @property
+    def label_layout(self) -> LabelLayout:
+        return LabelLayout(self.num_classes, self.num_subclasses, self.num_variants)
+
+    @property
     def num_labels(self) -> int:
         """Labels that the prior takes, 0 without classes."""
-        return label_count(self.num_classes, self.num_subclasses, self.num_variants)
+        return self.label_layout.count
 
     def summary(self) -> str:
         """The size of the network in words, such as "20 layers of 512 channels"."""

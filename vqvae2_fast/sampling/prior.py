@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.models.code_checks import label_count
+from vqvae2_fast.models.label_layout import LabelLayout
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.sampling.bounds import check_plan, check_weights
@@ -68,9 +68,13 @@ class PriorInterface:
     num_variants: int = 0
 
     @property
+    def label_layout(self) -> LabelLayout:
+        return LabelLayout(self.num_classes, self.num_subclasses, self.num_variants)
+
+    @property
     def num_labels(self) -> int:
         """Labels that the prior takes, 0 without classes."""
-        return label_count(self.num_classes, self.num_subclasses, self.num_variants)
+        return self.label_layout.count
 
     def new_plan(self) -> SamplingPlan:
         """The plan of the current weights.

@@ -52,4 +52,4 @@ def subclass_labels(
     for codes in known:
         if codes is not None:
             free &= (codes < 0).flatten(1).all(1).to(labels.device)
-    return torch.where(free, interface.num_classes + 1 + labels * parts + part, labels)
+    return torch.where(free, interface.label_layout.of_part(labels, part), labels)

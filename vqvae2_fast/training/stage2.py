@@ -21,7 +21,6 @@ from vqvae2_fast.data.groups import (
 from vqvae2_fast.data.subset import evenly
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
-from vqvae2_fast.models.code_checks import label_count
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._batch_part import uniform_of_part
@@ -241,19 +240,13 @@ def _dropped(
     labels: Tensor, config: PriorConfig, label_dropout: float, subclass_dropout: float
 ) -> Tensor:
     """Labels of a prior, a share of them replaced by "no class", and of parts by their class."""
-    none, parts = config.num_classes, config.num_subclasses
-    if not label_dropout and not (parts and subclass_dropout):
+    if not label_dropout and not (config.num_subclasses and subclass_dropout):
         return labels
+    layout = config.label_layout
     drawn = uniform_of_part(len(labels), labels.device)
-    # Each variant has the labels of all classes, then a "no class" of its own.
-    first, step = label_count(none, parts), none + 1
-    variant = labels >= first
-    if parts:
-        of_class = (labels - none - 1) // parts
-        only_class = (labels > none) & ~variant & (drawn < label_dropout + subclass_dropout)
-        labels = torch.where(only_class, of_class, labels)
-    no_class = torch.where(variant, labels - (labels - first) % step + none, none)
-    return torch.where(drawn < label_dropout, no_class, labels)
+    only_class = layout.is_part(labels) & (drawn < label_dropout + subclass_dropout)
+    labels = torch.where(only_class, layout.class_of_part(labels), labels)
+    return torch.where(drawn < label_dropout, layout.without_class(labels), labels)
 
 
 @dataclass(frozen=True)
@@ -285,10 +278,8 @@ def _told_of_variants(codes: CodeStore, config: PriorConfig, labels_of: Tensor) 
             f"prior_stage: expected codes of images changed in {config.num_variants} ways, got "
             f"{int(variants.max())} in {codes.folder}."
         )
-    none, parts = config.num_classes, config.num_subclasses
     labels = labels_of[codes.labels]
-    classes = torch.where(labels > none, (labels - none - 1) // max(parts, 1), labels)
-    told = label_count(none, parts) + (variants - 1) * (none + 1) + classes
+    told = config.label_layout.of_variant(labels, variants)
     return _LabelledCodes(codes, torch.where(variants > 0, told, labels))
 
 

@@ -190,15 +190,14 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
     timing = sampler::draw_map(plan, request, after_row);
   }
   if (raised) std::rethrow_exception(raised);
-  py::dict seconds;
-  seconds["condition"] = timing.condition;
-  seconds["rows"] = timing.rows;
-  seconds["pixels"] = timing.pixels;
-  seconds["steps"] = static_cast<double>(timing.steps);
-  seconds["clamped"] = static_cast<double>(timing.clamped);
+  py::dict took;  // seconds, and the number of steps
+  took["condition"] = timing.condition;
+  took["rows"] = timing.rows;
+  took["pixels"] = timing.pixels;
+  took["steps"] = static_cast<double>(timing.steps);
   std::vector<bool> finished;
   for (const auto& decoder : decoders) finished.push_back(decoder.finished());
-  return py::make_tuple(seconds, finished, timing.too_large);
+  return py::make_tuple(took, finished, timing.too_large, timing.clamped);
 }
 
 // Columns of a segment, the steps that a row is behind the one above, and rows of a segment.

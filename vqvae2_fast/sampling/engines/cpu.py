@@ -133,7 +133,7 @@ def draw_cpu_timed(
             finally:
                 note_threads()
 
-        seconds, finished, too_large = draw(
+        took, finished, too_large, clamped_inputs = draw(
             batch=batch,
             labels=_address(inputs[0]),
             maps=[_address(codes) for codes in maps],
@@ -164,9 +164,8 @@ def draw_cpu_timed(
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     clamped = (0, 0)
     if isinstance(weights, InputRanges):
-        clamped = weights.clamped_of(codes, settings, int(seconds["clamped"]))
-    del seconds["clamped"]
-    return Drawn(codes, log_prob, logits, intervals, finished, clamped=clamped), seconds
+        clamped = weights.clamped_of(codes, settings, clamped_inputs)
+    return Drawn(codes, log_prob, logits, intervals, finished, clamped=clamped), took
 
 
 @contextmanager

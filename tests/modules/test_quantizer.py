@@ -3,18 +3,15 @@
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules import codebook_steps, outside_graphs
 from vqvae2_fast.modules import quantizer as quantizer_module
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
-from vqvae2_fast.modules.residual_vq import ResidualVQ
 
 K, D = 12, 5
 
@@ -172,53 +169,6 @@ def test_both_ways_to_update_give_the_same_codebook() -> None:
         at_step(z)
         at_step.update_codebook_()
     assert_same_state(at_forward, at_step)
-
-
-@pytest.mark.parametrize("update", ["forward", "step"])
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_does_not_count_twice(update: str, use_reentrant: bool) -> None:
-    plain = VectorQuantizerEMA(K, D, init="normal", decay=0.5, update=update)
-    checkpointed = copy.deepcopy(plain)
-    z = torch.randn(40, D)
-    gradients = []
-    for quantizer in (plain, checkpointed):
-        inputs = z.clone().requires_grad_()
-
-        def run(x: torch.Tensor, quantizer: VectorQuantizerEMA = quantizer) -> torch.Tensor:
-            z_q, _, loss = quantizer(x)
-            return z_q.square().sum() + loss
-
-        if quantizer is checkpointed:
-            checkpoint(run, inputs, use_reentrant=use_reentrant).backward()
-        else:
-            run(inputs).backward()
-        if update == "step":
-            assert quantizer.pending.counts.sum() == 40
-            quantizer.update_codebook_()
-        gradients.append(inputs.grad)
-    assert_same_state(plain, checkpointed)
-    # The recomputation looks up the codes of the forward, not the updated ones.
-    assert torch.equal(*gradients)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("make", [partial(VectorQuantizerEMA, K), partial(ResidualVQ, (K, K))])
-def test_only_the_latest_forward_can_be_recomputed(make, use_reentrant: bool) -> None:
-    quantizer = make(D, init="normal", decay=0.5)
-    inputs = torch.randn(2, 40, D).requires_grad_()
-    losses = [checkpoint(lambda z: quantizer(z)[2], z, use_reentrant=use_reentrant) for z in inputs]
-    with pytest.raises(RuntimeError, match="recomputes another forward than the latest.*'step'"):
-        sum(losses).backward()
-
-
-def test_forwards_of_one_step_can_be_recomputed_together() -> None:
-    quantizer = VectorQuantizerEMA(K, D, init="normal", decay=0.5, update="step")
-    gradients = []
-    for run in (quantizer, lambda z: checkpoint(quantizer, z, use_reentrant=False)):
-        inputs = torch.randn(2, 40, D, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        sum(run(z)[2] for z in inputs).backward()
-        gradients.append(inputs.grad)
-    assert torch.equal(*gradients)
 
 
 def test_backward_after_the_update_uses_the_codes_of_the_forward() -> None:

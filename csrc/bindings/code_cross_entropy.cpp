@@ -11,6 +11,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 
 namespace vqvae2_fast {
@@ -45,8 +46,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
       "and int64 codes [N].");
   const int64_t positions = features.size(0), channels = features.size(1);
   const int64_t num_codes = weight.size(0);
-  const Tensor x = torch::stable::contiguous(features), w = torch::stable::contiguous(weight);
-  const Tensor b = torch::stable::contiguous(bias), targets = torch::stable::contiguous(codes);
+  const Tensor x = contiguous_form(features), w = contiguous_form(weight);
+  const Tensor b = contiguous_form(bias), targets = contiguous_form(codes);
   check_codes(targets, num_codes);
 
   const cpu::PointwiseKernels& layers = cpu::kernels().pointwise;
@@ -73,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
   const auto sums = cpu::aligned<float>(parts * part_floats);
   std::vector<float> bias_sums(static_cast<size_t>(parts * num_codes));
   std::vector<double> nats(static_cast<size_t>(parts));
-  Tensor dfeatures = torch::stable::new_empty(x, {positions, channels});
+  Tensor dfeatures = new_tensor(x, {positions, channels});
   float* const dx = mutable_floats(dfeatures);
   parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     const auto memory = cpu::aligned<float>(kernels.workspace(num_codes, channels));
@@ -86,8 +87,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
     }
   });
 
-  Tensor dweight = torch::stable::new_empty(w, {num_codes, channels});
-  Tensor dbias = torch::stable::new_empty(b, {num_codes});
+  Tensor dweight = new_tensor(w, {num_codes, channels});
+  Tensor dbias = new_tensor(b, {num_codes});
   float *const dw = mutable_floats(dweight), *const db = mutable_floats(dbias);
   parallel_for(0, num_codes, kCodeGrain, [&](int64_t first, int64_t last) {
     layers.weight_gradient(layer, sums.get(), parts, first, last, dw, nullptr);
@@ -100,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
   });
   double total = 0;
   for (double part : nats) total += part;
-  Tensor mean = torch::stable::new_empty(x, {});
+  Tensor mean = new_tensor(x, {});
   *mutable_floats(mean) = static_cast<float>(total / static_cast<double>(positions));
   return {mean, dfeatures, dweight, dbias};
 }

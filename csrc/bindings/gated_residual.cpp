@@ -8,6 +8,7 @@
 
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 
 namespace vqvae2_fast {
@@ -37,13 +38,13 @@ Layout layout_of(const Tensor& x, const std::optional<Tensor>& condition) {
 }
 
 Tensor in_layout(const Tensor& map, const Layout& layout) {
-  return torch::stable::contiguous(layout.channels_last ? to_last(map) : map);
+  return contiguous_form(layout.channels_last ? to_last(map) : map);
 }
 
 Tensor new_map_in(const Layout& layout, const Tensor& like) {
   const int64_t batch = like.size(0), channels = like.size(1), height = like.size(2);
   if (layout.channels_last) return new_map(batch, channels, height, like.size(3));
-  return torch::stable::new_empty(like, {batch, channels, height, like.size(3)});
+  return new_tensor(like, {batch, channels, height, like.size(3)});
 }
 
 // The condition of each row: one per row, or one per image.
@@ -52,7 +53,7 @@ class Condition {
   Condition(const std::optional<Tensor>& condition, const Tensor& h, const Layout& layout) {
     if (!condition) return;
     if (layout.is_vector) {
-      values_.emplace(torch::stable::contiguous(*condition));
+      values_.emplace(contiguous_form(*condition));
       rows_each_ = h.size(2) * h.size(3);
     } else {
       values_.emplace(in_layout(*condition, layout));

@@ -10,6 +10,7 @@
 
 #include "../cpu/layers/gated_layer.h"
 #include "dropout_seed.h"
+#include "new_tensor.h"
 #include "parallel.h"
 
 namespace vqvae2_fast {
@@ -45,7 +46,7 @@ inline torch::stable::Tensor checked_bias(const char* op, const torch::stable::T
   STD_TORCH_CHECK(is_float(bias) && bias.numel() == outputs, op,
                   ": expected bias float32 [C_out] with C_out=", outputs, ", got ", bias.numel(),
                   " values of ", torch::headeronly::toString(bias.scalar_type()), ".");
-  return torch::stable::contiguous(bias);
+  return contiguous_form(bias);
 }
 
 inline float* mutable_floats(const torch::stable::Tensor& tensor) {
@@ -55,7 +56,7 @@ inline float* mutable_floats(const torch::stable::Tensor& tensor) {
 // [B, C, H, W] -> [B, H, W, C], channels contiguous.
 inline torch::stable::Tensor as_rows(const torch::stable::Tensor& map) {
   const torch::stable::Tensor rows = to_last(map);
-  return rows.stride(3) == 1 ? rows : torch::stable::contiguous(rows);
+  return rows.stride(3) == 1 ? rows : contiguous_form(rows);
 }
 
 // The activation and dropout before a convolution of x [B, C, H, W].
@@ -73,7 +74,7 @@ inline cpu::Activation activation_of(const torch::stable::Tensor& x, bool elu, d
 // rows [B, H, W, C] -> [C], the same sum for any number of threads.
 inline torch::stable::Tensor sum_over_rows(const torch::stable::Tensor& rows) {
   constexpr int64_t kBlock = 32, kParts = 8;  // a block is summed in float32
-  const torch::stable::Tensor source = torch::stable::contiguous(rows);
+  const torch::stable::Tensor source = contiguous_form(rows);
   const int64_t channels = source.size(3), count = channels ? source.numel() / channels : 0;
   const int64_t each = (count + kParts - 1) / kParts;
   std::vector<double> sums(static_cast<size_t>(kParts * channels));
@@ -95,7 +96,7 @@ inline torch::stable::Tensor sum_over_rows(const torch::stable::Tensor& rows) {
       }
     }
   });
-  torch::stable::Tensor result = torch::stable::new_empty(rows, {channels});
+  torch::stable::Tensor result = new_tensor(rows, {channels});
   for (int64_t c = 0; c < channels; ++c) {
     double total = 0;
     for (int64_t part = 0; part < kParts; ++part) {

@@ -6,6 +6,7 @@
 
 #include "../cpu/kernels.h"
 #include "dropout_seed.h"
+#include "new_tensor.h"
 #include "parallel.h"
 #if defined(VQ_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
@@ -39,8 +40,7 @@ Tensor gumbel_noise_cpu(const Tensor& samples, const Tensor& positions, int64_t 
                         int64_t seed, int64_t stream) {
   check_numbers(samples, positions, num_embeddings);
   const int64_t batch = samples.size(0), length = positions.size(0);
-  Tensor noise =
-      torch::stable::new_empty(samples, {batch, length, num_embeddings}, ScalarType::Float);
+  Tensor noise = new_tensor(samples, {batch, length, num_embeddings}, ScalarType::Float);
   const int64_t* sample = static_cast<const int64_t*>(samples.const_data_ptr());
   const int64_t* position = static_cast<const int64_t*>(positions.const_data_ptr());
   const int64_t sample_stride = samples.stride(0), position_stride = positions.stride(0);
@@ -61,8 +61,7 @@ Tensor gumbel_noise_cpu(const Tensor& samples, const Tensor& positions, int64_t 
 Tensor dropout_mask_cpu(const Tensor& seed, int64_t num_samples, int64_t num_rows,
                         int64_t num_columns, double dropout_p) {
   const DropoutSeed drops = dropout_seed(seed, "dropout_mask");
-  Tensor keep =
-      torch::stable::new_empty(seed, {num_samples, num_rows, num_columns}, ScalarType::Bool);
+  Tensor keep = new_tensor(seed, {num_samples, num_rows, num_columns}, ScalarType::Bool);
   uint8_t* out = static_cast<uint8_t*>(keep.mutable_data_ptr());
   const cpu::KernelTable& kernels = cpu::kernels();
   const int64_t grain = 1 + kNoiseGrain / (num_columns + 1);
@@ -90,8 +89,7 @@ Tensor gumbel_noise_cuda(const Tensor& samples, const Tensor& positions, int64_t
   check_numbers(samples, positions, num_embeddings);
   const torch::stable::accelerator::DeviceGuard guard(samples.get_device_index());
   const int64_t batch = samples.size(0), length = positions.size(0);
-  Tensor noise =
-      torch::stable::new_empty(samples, {batch, length, num_embeddings}, ScalarType::Float);
+  Tensor noise = new_tensor(samples, {batch, length, num_embeddings}, ScalarType::Float);
   const cuda::GumbelNoise args = {
       .samples = static_cast<const int64_t*>(samples.const_data_ptr()),
       .sample_stride = samples.stride(0),

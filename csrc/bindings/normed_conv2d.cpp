@@ -10,6 +10,7 @@
 
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 #include "points.h"
 #include "pointwise.h"
@@ -52,8 +53,8 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
   check_place(kernel, top, left, live);
   Problem problem;
   problem.kernel = kernel, problem.top = top, problem.left = left;
-  problem.v = torch::stable::contiguous(weight_v);
-  if (weight_g) problem.g = torch::stable::contiguous(*weight_g);
+  problem.v = contiguous_form(weight_v);
+  if (weight_g) problem.g = contiguous_form(*weight_g);
   problem.transforms = kernel == 3 ? cpu::kernels().winograd3 : cpu::kernels().winograd5;
   problem.weight = {.v = floats(problem.v),
                     .g = problem.g ? floats(*problem.g) : nullptr,
@@ -72,8 +73,8 @@ PointTensor weight_panels(const Problem& problem, bool inputs_first) {
 // rows [B, H, W, C] after the activation, or the rows themselves if there is none.
 Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
   if (activation.is_identity()) return rows;
-  const Tensor x = torch::stable::contiguous(rows);
-  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  const Tensor x = contiguous_form(rows);
+  Tensor y = new_tensor(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
   const int64_t channels = x.size(3);
   float* const target = static_cast<float*>(y.mutable_data_ptr());
   const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
@@ -137,9 +138,8 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
                       dy.size(3) == x.size(3),
                   "normed_conv2d_backward: expected dy [B, C_out, H, W].");
   Tensor dx = new_map(x.size(0), x.size(1), x.size(2), x.size(3));
-  Tensor dv =
-      torch::stable::new_empty(x, {weight.outputs, weight.inputs, problem.kernel, problem.kernel});
-  Tensor dg = torch::stable::new_empty(x, {problem.g ? weight.outputs : 0});
+  Tensor dv = new_tensor(x, {weight.outputs, weight.inputs, problem.kernel, problem.kernel});
+  Tensor dg = new_tensor(x, {problem.g ? weight.outputs : 0});
   if (dy.numel() == 0) {
     torch::stable::zero_(dv);
     torch::stable::zero_(dg);
@@ -178,7 +178,7 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
                           problem.left, image, part, dx_data);
             });
   if (!activation.is_identity()) {
-    const Tensor rows = torch::stable::contiguous(as_rows(x));
+    const Tensor rows = contiguous_form(as_rows(x));
     const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
     const int64_t channels = weight.inputs, count = rows.numel() / channels;
     parallel_for(0, count, kRowGrain, [&](int64_t first, int64_t end) {

@@ -20,9 +20,10 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Part& part) {
       has_memory = false;
     }
   });
-  STD_TORCH_CHECK(has_memory,
-                  "vqvae2_fast: a thread of a kernel found no memory for its intermediate values: "
-                  "use a smaller batch, or fewer threads (torch.set_num_threads).");
+  STD_TORCH_CHECK(
+      has_memory,
+      "vqvae2_fast: a thread of a kernel can't allocate memory for its intermediate values: "
+      "use a smaller batch, or fewer threads (torch.set_num_threads).");
 }
 
 }  // namespace

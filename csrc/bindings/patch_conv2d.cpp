@@ -12,6 +12,7 @@
 #include "../cpu/kernels.h"
 #include "../cpu/layers/patch_conv.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 
 namespace vqvae2_fast {
@@ -69,7 +70,7 @@ Layer layer_of(const Tensor& x, const Tensor& weight, int64_t stride, int64_t to
                     .left = left,
                     .live = live},
           .batch = x.size(0),
-          .weight = torch::stable::contiguous(weight)};
+          .weight = contiguous_form(weight)};
 }
 
 cpu::Aligned<float> packed_weight(const Layer& layer, bool to_large) {
@@ -167,8 +168,8 @@ Tensor weight_gradient(const Layer& layer, const Tensor& large, const Tensor& sm
       }
     }
   });
-  Tensor dweight = torch::stable::new_empty(
-      layer.weight, {shape.outputs, shape.channels, shape.kernel, shape.kernel});
+  Tensor dweight =
+      new_tensor(layer.weight, {shape.outputs, shape.channels, shape.kernel, shape.kernel});
   float* const target = mutable_floats(dweight);
   const int64_t output_grain = 1 + kWeightGrain / (parts * shape.patch());
   parallel_for(0, shape.outputs, output_grain, [&](int64_t first, int64_t last) {
@@ -180,7 +181,7 @@ Tensor weight_gradient(const Layer& layer, const Tensor& large, const Tensor& sm
 Tensor patch_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                         int64_t stride, int64_t top, int64_t left, int64_t live, bool transposed) {
   const Layer layer = layer_of(x, weight, stride, top, left, live, transposed);
-  const Tensor rows = torch::stable::contiguous(to_last(x));
+  const Tensor rows = contiguous_form(to_last(x));
   std::optional<Tensor> added;
   if (bias) {
     const int64_t outputs = transposed ? layer.shape.channels : layer.shape.outputs;
@@ -203,9 +204,9 @@ std::tuple<Tensor, Tensor, Tensor> patch_conv2d_backward_cpu(const Tensor& dy, c
                       dy.size(3) == (transposed ? shape.large_width() : shape.width),
                   "patch_conv2d_backward: expected dy of the result's size, got ", dy.dim(),
                   " dimensions and ", dy.numel(), " values.");
-  const Tensor above = torch::stable::contiguous(to_last(dy));
-  const Tensor rows = torch::stable::contiguous(to_last(x));
-  Tensor dx = torch::stable::new_empty(x, {0});
+  const Tensor above = contiguous_form(to_last(dy));
+  const Tensor rows = contiguous_form(to_last(x));
+  Tensor dx = new_tensor(x, {0});
   if (with_dx) dx = transposed ? to_small(layer, above, nullptr) : to_large(layer, above, nullptr);
   Tensor dweight =
       transposed ? weight_gradient(layer, above, rows) : weight_gradient(layer, rows, above);

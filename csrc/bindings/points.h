@@ -9,6 +9,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 
 namespace vqvae2_fast {
@@ -71,7 +72,7 @@ struct PointTensor {
 inline PointTensor new_points(const torch::stable::Tensor& like, int64_t count, int64_t rows,
                               int64_t columns) {
   const int64_t size = rows * columns + kPointGap;
-  return {.memory = torch::stable::new_empty(like, {count, size}),
+  return {.memory = new_tensor(like, {count, size}),
           .layout = {.stride_point = size, .stride_row = columns, .panel = columns},
           .count = count,
           .rows = rows,
@@ -83,7 +84,7 @@ inline PointTensor new_panels(const torch::stable::Tensor& like, int64_t count, 
                               int64_t columns) {
   const int64_t panel = cpu::kernels().products.panel;
   const int64_t size = (columns + panel - 1) / panel * panel * rows + kPointGap;
-  return {.memory = torch::stable::new_empty(like, {count, size}),
+  return {.memory = new_tensor(like, {count, size}),
           .layout = {.stride_point = size,
                      .stride_row = panel,
                      .panel = panel,

@@ -8,6 +8,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 
 namespace vqvae2_fast {
@@ -33,8 +34,8 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
       is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) && x.dim() == 4 &&
           weight_v.size(1) == x.size(1) && (!weight_g || weight_g->numel() == weight_v.size(0)),
       "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight [C_out, C_in, 1, 1].");
-  Problem problem = {.v = torch::stable::contiguous(weight_v), .g = {}, .layer = {}};
-  if (weight_g) problem.g = torch::stable::contiguous(*weight_g);
+  Problem problem = {.v = contiguous_form(weight_v), .g = {}, .layer = {}};
+  if (weight_g) problem.g = contiguous_form(*weight_g);
   problem.layer = {.activation = activation,
                    .v = floats(problem.v),
                    .g = problem.g ? floats(*problem.g) : nullptr,
@@ -68,7 +69,7 @@ Tensor pointwise_forward(const Tensor& x, const Tensor& weight_v,
   const cpu::PointwiseLayer& layer = problem.layer;
   Tensor y = new_map(x.size(0), layer.outputs, x.size(2), x.size(3));
   if (y.numel() == 0) return y;
-  const Tensor rows = torch::stable::contiguous(to_last(x));
+  const Tensor rows = contiguous_form(to_last(x));
   std::optional<Tensor> added;
   if (bias) added = checked_bias("normed_conv2d", *bias, layer.outputs);
   const auto packed = packed_weight(layer, false);
@@ -94,10 +95,10 @@ Gradients pointwise_backward(const Tensor& dy, const Tensor& x, const Tensor& we
                       dy.size(3) == x.size(3),
                   "normed_conv2d_backward: expected dy [B, C_out, H, W].");
   Tensor dx = new_map(x.size(0), layer.inputs, x.size(2), x.size(3));
-  Tensor dv = torch::stable::new_empty(x, {layer.outputs, layer.inputs, 1, 1});
-  Tensor dg = torch::stable::new_empty(x, {problem.g ? layer.outputs : 0});
-  const Tensor above = torch::stable::contiguous(to_last(dy));
-  const Tensor rows = torch::stable::contiguous(to_last(x));
+  Tensor dv = new_tensor(x, {layer.outputs, layer.inputs, 1, 1});
+  Tensor dg = new_tensor(x, {problem.g ? layer.outputs : 0});
+  const Tensor above = contiguous_form(to_last(dy));
+  const Tensor rows = contiguous_form(to_last(x));
   const cpu::PointwiseKernels& kernels = cpu::kernels().pointwise;
   const int64_t block = kernels.block_rows, blocks = (problem.rows + block - 1) / block;
   const int64_t parts = std::max<int64_t>(1, std::min(kMostParts, blocks));

@@ -16,6 +16,7 @@
 #include "../cpu/kernels.h"
 #include "../cpu/quantizer/code_statistics.h"
 #include "../cpu/quantizer/search.h"
+#include "new_tensor.h"
 #include "parallel.h"
 #include "rows.h"
 
@@ -35,7 +36,7 @@ constexpr int64_t kUncachedFloats = 2 << 20;
 // sixth of a call with a few vectors; it would only add that memory is filled when torch is asked
 // to.
 Tensor output_of(const Tensor& z, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  if (z.size(0) > cpu::kFewRows) return torch::stable::new_empty(z, sizes, dtype);
+  if (z.size(0) > cpu::kFewRows) return new_tensor(z, sizes, dtype);
   int64_t strides[2] = {1, 1};
   if (sizes.size() == 2) strides[0] = sizes.begin()[1];
   AtenTensorHandle handle;
@@ -106,7 +107,7 @@ Tensor vector_quantize_backward_cpu(const Tensor& dz_q, const Tensor& dcommitmen
                   "vector_quantize_backward: expected dz_q and z [N, D], dcommitment 0-d float32, "
                   "and codes [N, D], or codes [K, D] and indices int64 [N].");
   const int64_t num_rows = z.size(0), dim = z.size(1);
-  Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
+  Tensor dz = new_tensor(z, {num_rows, dim});
   if (num_rows == 0) return dz;
   const double scale =
       2 * static_cast<double>(*static_cast<const float*>(dcommitment.const_data_ptr())) /
@@ -145,8 +146,8 @@ std::tuple<Tensor, Tensor> code_statistics_cpu(const Tensor& z, const Tensor& in
                       indices.scalar_type() == ScalarType::Long && num_embeddings > 0,
                   "code_statistics: expected z [N, D] and indices int64 [N].");
   const int64_t dim = z.size(1);
-  Tensor counts = torch::stable::new_empty(indices, {num_embeddings}, ScalarType::Long);
-  Tensor sums = torch::stable::new_empty(z, {num_embeddings, dim}, ScalarType::Float);
+  Tensor counts = new_tensor(indices, {num_embeddings}, ScalarType::Long);
+  Tensor sums = new_tensor(z, {num_embeddings, dim}, ScalarType::Float);
   cpu::StatisticsProblem problem = {};
   problem.z = rows_of(z, "code_statistics: expected z");
   problem.num_rows = z.size(0);

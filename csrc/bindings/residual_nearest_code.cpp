@@ -11,6 +11,7 @@
 #include "../cpu/kernels.h"
 #include "../cpu/quantizer/residual_statistics.h"
 #include "../cpu/quantizer/search.h"
+#include "new_tensor.h"
 #include "parallel.h"
 #include "rows.h"
 
@@ -49,9 +50,9 @@ std::tuple<Tensor, Tensor, Tensor> residual_nearest_code_cpu(const Tensor& z,
       fits(z, codebooks),
       "residual_nearest_code: expected z [N, D] and codebooks [Q, K, D] with Q, K, D >= 1.");
   const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
-  Tensor z_q = torch::stable::new_empty(z, {num_rows, dim});
-  Tensor indices = torch::stable::new_empty(z, {num_rows, quantizers}, ScalarType::Long);
-  Tensor commitments = torch::stable::new_empty(z, {quantizers}, ScalarType::Float);
+  Tensor z_q = new_tensor(z, {num_rows, dim});
+  Tensor indices = new_tensor(z, {num_rows, quantizers}, ScalarType::Long);
+  Tensor commitments = new_tensor(z, {quantizers}, ScalarType::Float);
   const cpu::KernelTable& kernels = cpu::kernels();
   const int64_t blocks = num_rows / kernels.nearest_code.block_rows(dim) + 1;
   std::vector<double> errors(blocks * quantizers, 0.0);
@@ -85,7 +86,7 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
       "residual_nearest_code_backward: expected dz_q and z [N, D], dcommitments float32 [Q], "
       "codebooks [Q, K, D] and indices int64 [N, Q].");
   const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
-  Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
+  Tensor dz = new_tensor(z, {num_rows, dim});
   if (num_rows == 0) return dz;
   const auto num_codes = static_cast<uint64_t>(codebooks.size(1));
   const auto* const codes = static_cast<const int64_t*>(indices.const_data_ptr());
@@ -133,8 +134,8 @@ std::tuple<Tensor, Tensor> residual_code_statistics_cpu(const Tensor& z, const T
   STD_TORCH_CHECK(z.size(0) <= UINT32_MAX,
                   "residual_code_statistics: expected at most 4,294,967,295 vectors.");
   const int64_t quantizers = codebooks.size(0), num_codes = codebooks.size(1);
-  Tensor counts = torch::stable::new_empty(indices, {quantizers, num_codes});
-  Tensor sums = torch::stable::new_empty(z, {quantizers, num_codes, z.size(1)}, ScalarType::Float);
+  Tensor counts = new_tensor(indices, {quantizers, num_codes});
+  Tensor sums = new_tensor(z, {quantizers, num_codes, z.size(1)}, ScalarType::Float);
   const cpu::ResidualStatistics problem = {
       .z = rows_of(z, "residual_code_statistics: expected z"),
       .num_rows = z.size(0),

@@ -11,6 +11,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 
 namespace vqvae2_fast {
@@ -94,10 +95,9 @@ std::tuple<Tensor, Tensor> scalar_quantize_cpu(const Tensor& z, std::vector<int6
   check(z, levels);
   const int64_t num_rows = z.size(0), dim = z.size(1);
   const Grid grid(levels, symmetric, hard);
-  const Tensor rows = torch::stable::contiguous(z);
-  Tensor values = torch::stable::new_empty(z, {num_rows, dim});
-  Tensor indices =
-      torch::stable::new_empty(z, {num_rows}, int32 ? ScalarType::Int : ScalarType::Long);
+  const Tensor rows = contiguous_form(z);
+  Tensor values = new_tensor(z, {num_rows, dim});
+  Tensor indices = new_tensor(z, {num_rows}, int32 ? ScalarType::Int : ScalarType::Long);
   float* const target = mutable_floats(values);
   cpu::ScalarIndices index = {};
   if (int32) {
@@ -121,8 +121,8 @@ Tensor scalar_quantize_backward_cpu(const Tensor& dvalues, const Tensor& z,
                   "scalar_quantize_backward: expected float32 dvalues [N, d].");
   const int64_t num_rows = z.size(0), dim = z.size(1);
   const Grid grid(levels, symmetric, hard);
-  const Tensor rows = torch::stable::contiguous(z), above = torch::stable::contiguous(dvalues);
-  Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
+  const Tensor rows = contiguous_form(z), above = contiguous_form(dvalues);
+  Tensor dz = new_tensor(z, {num_rows, dim});
   float* const target = mutable_floats(dz);
   parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
     cpu::kernels().scalar_quantize.round_backward(grid.get(), floats(above), floats(rows), first,
@@ -135,9 +135,9 @@ std::tuple<Tensor, Tensor> sign_quantize_cpu(const Tensor& z, double scale) {
   STD_TORCH_CHECK(is_float(z) && z.dim() == 2 && z.size(1) > 0 && z.size(1) < 64,
                   "sign_quantize: expected float32 z [N, d] with d from 1 to 63.");
   const int64_t num_rows = z.size(0), dim = z.size(1);
-  const Tensor rows = torch::stable::contiguous(z);
-  Tensor values = torch::stable::new_empty(z, {num_rows, dim});
-  Tensor indices = torch::stable::new_empty(z, {num_rows}, ScalarType::Long);
+  const Tensor rows = contiguous_form(z);
+  Tensor values = new_tensor(z, {num_rows, dim});
+  Tensor indices = new_tensor(z, {num_rows}, ScalarType::Long);
   float* const target = mutable_floats(values);
   int64_t* const index = static_cast<int64_t*>(indices.mutable_data_ptr());
   parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {

@@ -13,6 +13,7 @@
 
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 #include "points.h"
 
@@ -77,15 +78,14 @@ Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
       "stride2_conv2d: expected float32 x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a "
       "weight [O, C, 4, 4] whose channels are 16 or a multiple of it.");
   const int64_t scale = transposed ? 1 : 2, outputs = weight.size(0), channels = weight.size(1);
-  Layer layer = {
-      .batch = x.size(0),
-      .height = x.size(2) / scale,
-      .width = x.size(3) / scale,
-      .outputs = outputs,
-      .channels = channels,
-      .taps = torch::stable::new_empty(weight, {outputs, kPhases * channels, kTaps, kTaps}),
-      .weight = {}};
-  const Tensor source = torch::stable::contiguous(weight);
+  Layer layer = {.batch = x.size(0),
+                 .height = x.size(2) / scale,
+                 .width = x.size(3) / scale,
+                 .outputs = outputs,
+                 .channels = channels,
+                 .taps = new_tensor(weight, {outputs, kPhases * channels, kTaps, kTaps}),
+                 .weight = {}};
+  const Tensor source = contiguous_form(weight);
   const float* const from = floats(source);
   float* const to = mutable_floats(layer.taps);
   for_each_tap(outputs, channels, [&](int64_t tap, int64_t place) { to[tap] = from[place]; });
@@ -164,13 +164,13 @@ Tensor weight_gradient(const Layer& layer, const PointTensor& rows, const PointT
                        bool small_in_panels) {
   const PointTensor du = multiply_across(rows, panels);  // [P, O, 4 C] or [P, 4 C, O]
   const Tensor dtaps =
-      torch::stable::new_empty(layer.taps, {layer.outputs, kPhases * layer.channels, kTaps, kTaps});
+      new_tensor(layer.taps, {layer.outputs, kPhases * layer.channels, kTaps, kTaps});
   float* const data = mutable_floats(dtaps);
   for_outputs(layer.outputs, [&](int64_t first, int64_t last) {
     transforms().weight_adjoint(layer.weight, small_in_panels, du.data(), du.layout, first, last,
                                 data, nullptr);
   });
-  Tensor dweight = torch::stable::new_empty(layer.taps, {layer.outputs, layer.channels, 4, 4});
+  Tensor dweight = new_tensor(layer.taps, {layer.outputs, layer.channels, 4, 4});
   float* const to = mutable_floats(dweight);
   for_each_tap(layer.outputs, layer.channels,
                [&](int64_t tap, int64_t place) { to[place] = data[tap]; });
@@ -208,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor> stride2_conv2d_backward_cpu(const Tensor& dy,
                   "stride2_conv2d_backward: expected dy of the result's size.");
   const Tensor above = as_rows(dy), rows = as_rows(x);
   if (x.numel() == 0) {
-    Tensor dweight = torch::stable::new_empty(x, {layer.outputs, layer.channels, 4, 4});
+    Tensor dweight = new_tensor(x, {layer.outputs, layer.channels, 4, 4});
     torch::stable::zero_(dweight);
     return {new_map(x.size(0), x.size(1), x.size(2), x.size(3)), dweight, sum_over_rows(above)};
   }

@@ -11,6 +11,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "new_tensor.h"
 #include "parallel.h"
 
 namespace vqvae2_fast {
@@ -38,10 +39,10 @@ struct Problem {
 
 // v with zeros on the taps that do not count.
 Tensor live_weight(const Tensor& weight_v, int64_t live) {
-  const Tensor v = torch::stable::contiguous(weight_v);
+  const Tensor v = contiguous_form(weight_v);
   const int64_t kernel = v.size(2), area = kernel * kernel, count = kernel * (kernel - 1) + live;
   if (count == area) return v;
-  Tensor masked = torch::stable::new_empty(v, {v.size(0), v.size(1), kernel, kernel});
+  Tensor masked = new_tensor(v, {v.size(0), v.size(1), kernel, kernel});
   const float* const from = floats(v);
   float* const to = mutable_floats(masked);
   for (int64_t i = 0; i < v.numel(); i += area) {
@@ -73,7 +74,7 @@ Problem problem_of(const Tensor& x, const PlacedWeight& weight) {
                      .g = {},
                      .layer = {},
                      .images = x.size(0)};
-  if (weight.g) problem.g = torch::stable::contiguous(*weight.g);
+  if (weight.g) problem.g = contiguous_form(*weight.g);
   problem.layer = {.v = floats(problem.v),
                    .g = problem.g ? floats(*problem.g) : nullptr,
                    .outputs = problem.shape.outputs,
@@ -128,8 +129,7 @@ Tensor tile_conv_forward(const Tensor& x, const PlacedWeight& weight,
   std::optional<Tensor> added;
   if (bias) added = checked_bias("normed_conv2d", *bias, problem.shape.outputs);
   convolve(problem, false, activation, added ? floats(*added) : nullptr,
-           torch::stable::contiguous(to_last(x)), mutable_floats(y),
-           [](int64_t, int64_t, int64_t) {});
+           contiguous_form(to_last(x)), mutable_floats(y), [](int64_t, int64_t, int64_t) {});
   return y;
 }
 
@@ -143,11 +143,10 @@ Gradients tile_conv_backward(const Tensor& dy, const Tensor& x, const PlacedWeig
                       dy.size(3) == x.size(3),
                   "normed_conv2d_backward: expected dy [B, C_out, H, W].");
   Tensor dx = new_map(x.size(0), shape.inputs, shape.height, shape.width);
-  Tensor dv =
-      torch::stable::new_empty(x, {shape.outputs, shape.inputs, shape.kernel, shape.kernel});
-  Tensor dg = torch::stable::new_empty(x, {problem.g ? shape.outputs : 0});
-  const Tensor above = torch::stable::contiguous(to_last(dy));
-  const Tensor rows = torch::stable::contiguous(to_last(x));
+  Tensor dv = new_tensor(x, {shape.outputs, shape.inputs, shape.kernel, shape.kernel});
+  Tensor dg = new_tensor(x, {problem.g ? shape.outputs : 0});
+  const Tensor above = contiguous_form(to_last(dy));
+  const Tensor rows = contiguous_form(to_last(x));
   if (dy.numel() == 0) {
     torch::stable::zero_(dv);
     torch::stable::zero_(dg);

@@ -117,10 +117,17 @@ def test_a_refusal_names_the_operator_and_the_argument(name, arguments, message)
 
 
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+def test_a_result_that_has_no_memory_is_named():
+    numbers = torch.arange(1)
+    with pytest.raises(RuntimeError, match=r"can't allocate memory for a tensor \[1, 1, 2\d{14}\]"):
+        torch.ops.vqvae2_fast.gumbel_noise(numbers, numbers, 2 * 10**14, 0, 0)
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 def test_a_kernel_without_memory_says_so():
     # Copies of these heads would take more than all addresses there are.
     q = torch.zeros(()).expand(1, 1, 2**30, 2**20)
-    with pytest.raises(RuntimeError, match="found no memory .* smaller batch"):
+    with pytest.raises(RuntimeError, match="can't allocate memory .* smaller batch"):
         torch.ops.vqvae2_fast.dropped_attention(q, q, q[..., :0], 0.5, "logits", SEED)
 
 

@@ -36,7 +36,7 @@ def explaining_memory(model: nn.Module, config: TrainConfig, command: type) -> I
         yield
     except (RuntimeError, MemoryError) as error:
         full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not full and "can't allocate memory" not in str(error):  # of torch, on the CPU
+        if not full and "can't allocate memory" not in str(error):  # on the CPU
             raise
         flags = flags_of(command)
         helps = [saved for name, saved in _savings(model, config) if name in flags][:_SAVINGS]

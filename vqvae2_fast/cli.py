@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_PRESETS = " `vqvae2-fast info --presets` lists the presets."
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk is full or broken
 
 
@@ -128,7 +129,7 @@ def _kind(name: str) -> type[Command]:
     if name not in COMMANDS:
         raise ValueError(
             f"expected a command, one of {', '.join(COMMANDS)}; got {name!r}."
-            f"{perhaps(name, COMMANDS)}"
+            + (_PRESETS if name in ("preset", "presets") else perhaps(name, COMMANDS))
         )
     module, _, found = COMMANDS[name][0].partition(":")
     kind: type[Command] = getattr(import_module(f"vqvae2_fast.commands.{module}"), found)

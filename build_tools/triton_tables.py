@@ -26,8 +26,9 @@ def table(kernels: set[str], rows: list[dict[str, str]]) -> str:
     lines = [HEADER, "|---|---|---|---|---|"]
     for row in rows:
         if row["kernel"] in kernels and row["target"] == TARGET:
+            counted = f"{row['variants']} variant{'s' if row['variants'] != '1' else ''}"
             lines.append(
-                f"| `{row['kernel']}`, {row['variants']} variants | {row['most_registers']} | "
+                f"| `{row['kernel']}`, {counted} | {row['most_registers']} | "
                 f"{row['most_spill_bytes']} B | {int(row['most_shared_bytes']) / 1024:.3g} KiB | "
                 f"{100 * float(row['least_occupancy']):.0f} % |"
             )

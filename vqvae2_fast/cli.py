@@ -8,7 +8,7 @@ import json
 import sys
 import traceback
 import warnings
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ import tyro
 
 from vqvae2_fast import __version__
 from vqvae2_fast.commands.flags import as_flags
+from vqvae2_fast.console.help import CapturedHelp, for_people, wrapped
 from vqvae2_fast.console.option_errors import number_error
 from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.files.printable import printable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_PRESETS = " `vqvae2-fast info --presets` lists the presets."
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk is full or broken
 
 
@@ -127,7 +129,7 @@ def _kind(name: str) -> type[Command]:
     if name not in COMMANDS:
         raise ValueError(
             f"expected a command, one of {', '.join(COMMANDS)}; got {name!r}."
-            f"{perhaps(name, COMMANDS)}"
+            + (_PRESETS if name in ("preset", "presets") else perhaps(name, COMMANDS))
         )
     module, _, found = COMMANDS[name][0].partition(":")
     kind: type[Command] = getattr(import_module(f"vqvae2_fast.commands.{module}"), found)
@@ -135,9 +137,9 @@ def _kind(name: str) -> type[Command]:
 
 
 def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
-    said = io.StringIO()
+    said, helped = io.StringIO(), CapturedHelp(sys.stdout)
     try:
-        with redirect_stderr(said), to_a_reader():
+        with redirect_stderr(said), redirect_stdout(helped), for_people():
             command: Command = tyro.cli(
                 kind,
                 args=arguments,
@@ -146,6 +148,9 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
             )
             return command
     except SystemExit as stop:
+        if not stop.code:
+            tell(wrapped(helped.getvalue()))
+            raise
         # A configuration that refuses its values is reported like other errors, not in tyro's box,
         # which names the option where a value is none of its type.
         refused = stop.__context__ and stop.__context__.__context__
@@ -157,7 +162,6 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
         # The parser knows no singular. The box that it has drawn keeps its width.
         sys.stderr.write(said.getvalue().replace("Expected 1 values.", "Expected 1 value. "))
         raise
-    raise SystemExit(0)  # the reader of the help had enough
 
 
 def _is_ours(error: Exception) -> bool:

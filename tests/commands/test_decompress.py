@@ -32,6 +32,15 @@ def test_a_failed_decoding_writes_no_image(workplace: Path) -> None:
     assert not (workplace / "out").exists()
 
 
+def test_a_file_that_does_not_exist_is_told(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("decompress nothing.vq2 --pipeline pipeline --out out --quiet") == 2
+    told = "error: nothing.vq2: expected a .vq2 file; it does not exist."
+    assert told in capsys.readouterr().err
+    assert not (workplace / "out").exists()
+
+
 def test_images_that_are_too_large_are_refused_before_any_is_written(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

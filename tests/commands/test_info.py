@@ -147,6 +147,7 @@ def test_a_pipeline_and_a_file_that_it_wrote_have_the_same_hash(pipelines, image
     assert shown[0] == shown[1]
     other = json.loads(run("info", pipelines / "plain", "--json")[1])["pipeline"]
     assert other != shown[0]
+    assert "bits of each level, coarse to fine (top first): " in run("info", file)[1]
 
 
 def test_a_calibration_is_shown_and_whether_it_is_of_the_weights(tmp_path, run):
@@ -343,3 +344,17 @@ def test_options_of_a_plan_need_it(run, flag, value):
     code, _, error = run("info", flag, value)
     assert code == 2
     assert f"{flag}: expected --sampler with it" in error
+
+
+def test_presets_tell_the_sizes_of_weights_that_are_of_another(run):
+    lines = {line.partition(":")[0]: line for line in run("info --presets")[1].splitlines()}
+    assert lines["fashion28"].endswith(
+        "of 128 codes; priors: 4 layers of 64 channels, 4 layers of 64 channels; weights come with "
+        "the package, of another size: 160 codes; priors: 4 layers of 96 channels, 4 layers of 64 "
+        "channels"
+    )
+    assert lines["emoji32"].endswith("; weights come with the package")
+    assert "weights" not in lines["photos64"]
+    values = json.loads(run("info --presets --json")[1])
+    assert values["fashion28"]["weights"]["num_embeddings"] == 160
+    assert values["photos64"]["weights"] is None

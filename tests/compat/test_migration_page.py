@@ -23,7 +23,7 @@ from vqvae2_fast.training.config import learning_rate
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrating-from-rosinality.md").read_text("utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = re.findall(r"```sh\nvqvae2-fast (.*?)\n```", PAGE, re.DOTALL)
+COMMANDS = re.findall(r"```sh\nvqvae2-fast (.*?)\n```", PAGE.replace("\\\n", " "), re.DOTALL)
 
 
 def write_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vqvae2_fast.console.words import counted, described, number, perhaps
+from vqvae2_fast.console.words import counted, described, number, perhaps, together
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,8 @@ def test_the_choice_most_like_a_word_is_named_if_there_is_one(word, sentence):
 def test_one_of_a_kind_is_singular() -> None:
     assert [counted(n, "image") for n in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
     assert counted(2, "image or tile", "images or tiles") == "2 images or tiles"
+
+
+def test_names_in_a_sentence_have_one_and():
+    named = [together(("top", "middle", "bottom")[:n]) for n in (1, 2, 3)]
+    assert named == ["top", "top and middle", "top, middle and bottom"]

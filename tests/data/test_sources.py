@@ -228,6 +228,10 @@ def test_a_web_dataset_needs_a_cache_but_not_to_be_looked_at(shards, tmp_path):
         ("s3:bucket", "data: expected the folder of a data set or one of .* got s3:bucket"),
         ("hf:", "data=hf:: expected the name of a data set"),
         ("webdataset:", "expected tar files"),
+        (
+            "fashion:nowhere",
+            "^data=fashion:nowhere: nowhere has neither train-images-idx3-ubyte nor",
+        ),
         ("emoji:64", "data=emoji:64: expected emoji or emoji:subcategories"),
     ],
 )

@@ -191,6 +191,15 @@ def test_a_number_and_no_class_go_before_the_beginning_of_a_group():
     assert class_numbers("f", "none", 2, ("Nonet - a", "Nonet - b")) == [2]
 
 
+def test_of_many_classes_the_groups_are_named_first():
+    names = [f"{group} - {n}" for group in ("Food", "Flags") for n in range(20)]
+    listed = r"a group \(Food, Flags\) or class \(Food - 0, .* and 36 more\), got 'flogs'"
+    with pytest.raises(ValueError, match=listed + r"\. Perhaps you meant Flags\."):
+        class_number("f", "flogs", 40, names)
+    with pytest.raises(ValueError, match=r"a class name \(Food - 0, Food - 1\), got 'dogs'"):
+        class_number("f", "dogs", 2, names[:2])
+
+
 def test_a_class_goes_before_a_group_of_its_name():
     assert class_numbers("f", "flags", 2, ("Flags", "Flags - flag")) == [0]
     with pytest.raises(ValueError, match="'ab' is the beginning of Ab, aB"):

@@ -237,7 +237,12 @@ def begins_as_compressed(path: str | os.PathLike[str]) -> bool:
 @contextmanager
 def open_compressed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A `.vq2` file opened for reading; errors about it name the file, not the function."""
-    with open_untrusted(path) as file:
+    try:
+        opened = open_untrusted(path)
+    except FileNotFoundError as error:
+        message = f"{printable(path)}: expected a .vq2 file; it does not exist."
+        raise FileNotFoundError(message) from error
+    with opened as file:
         try:
             yield file
         except ValueError as error:

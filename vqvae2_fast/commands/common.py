@@ -13,7 +13,7 @@ import torch
 from vqvae2_fast.checkpoints import load
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, class_names
 from vqvae2_fast.checkpoints.locate import CHECKPOINTS
-from vqvae2_fast.checkpoints.pretrained import from_preset
+from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_folder
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
 from vqvae2_fast.data.code_manifest import MANIFEST
@@ -47,6 +47,7 @@ __all__ = [
     "load_classifier",
     "load_vqvae",
     "open_both",
+    "open_preset",
     "out_is_taken",
     "write_result",
 ]
@@ -162,7 +163,7 @@ class ModelOptions:
                 "VQ-VAE, which is in its folder vqvae."
             )
         if self.preset is not None:
-            return from_preset(self.preset, device)
+            return open_preset(self.preset, device)
         if self.vqvae is None:
             assert self.pipeline is not None  # as one was given
             pipeline = _load("--pipeline", self.pipeline, device)
@@ -224,6 +225,12 @@ def _check_order(path: Path, prior: Prior, level: int, vqvae: VQVAE2) -> None:
                 f"--priors: {path} is the prior of the {name} level, and stands where that of the "
                 f"{names[level]} level is expected. Name them in the order {', '.join(names)}."
             )
+
+
+def open_preset(name: str, device: torch.device) -> Pipeline:
+    """The pretrained pipeline that --preset names. Raises as `from_preset` does."""
+    pretrained_folder(name, where="--preset")
+    return from_preset(name, device)
 
 
 def _load(flag: str, path: Path, device: torch.device) -> Model | Pipeline:

@@ -11,8 +11,7 @@ import torch
 import tyro
 
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load
-from vqvae2_fast.checkpoints.pretrained import from_preset
-from vqvae2_fast.commands.common import Command, Result, check_out_file, named
+from vqvae2_fast.commands.common import Command, Result, check_out_file, named, open_preset
 from vqvae2_fast.export import export_program, save_onnx, save_program
 from vqvae2_fast.files.durable import explained
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -85,8 +84,8 @@ class Export(Command):
         # Programs are made of the calls for a CPU; they run wherever their runtime does.
         if self.path is None:
             assert self.preset is not None
-            return from_preset(self.preset, torch.device("cpu"))
-        model = load(checkpoint_folder(self.path), torch.device("cpu"))
+            return open_preset(self.preset, torch.device("cpu"))
+        model = load(checkpoint_folder(self.path, where="PATH"), torch.device("cpu"))
         if not isinstance(model, VQVAE2 | Pipeline):
             raise ValueError(
                 f"export: expected a VQ-VAE or a pipeline at {self.path}, found a {named(model)}."

@@ -16,7 +16,7 @@ from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
 from vqvae2_fast.checkpoints.hub import read_card
 from vqvae2_fast.checkpoints.packed import packed_engines
-from vqvae2_fast.checkpoints.pretrained import pretrained_names
+from vqvae2_fast.checkpoints.pretrained import pretrained_folder, pretrained_names
 from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
 from vqvae2_fast.codec.bitstream import begins_as_compressed
@@ -64,7 +64,8 @@ class Info(Command):
     that `extract` leaves, a file of `compress`, or a folder that `sample` draws into. Without it,
     this installation."""
     presets: bool = False
-    """List the presets with their sizes, and say which come with weights."""
+    """List the presets with their sizes, and say which come with weights and of what size these
+    are."""
     verify: bool = False
     """Read every byte of code stores and compare checksums. Checkpoints are always read whole."""
 
@@ -91,8 +92,9 @@ class Info(Command):
             if one.name in _OF_SAMPLER and getattr(self, one.name) != one.default
         ]
         if given and not self.sampler:
+            listed = " `--presets` lists the presets." if given[0] == "--preset" else ""
             raise ValueError(
-                f"{given[0]}: expected --sampler with it, which plans a draw, got none."
+                f"{given[0]}: expected --sampler with it, which plans a draw, got none.{listed}"
             )
         for flag, is_given in (("--presets", self.presets), ("--preset", self.preset is not None)):
             if is_given and self.path is not None:
@@ -136,7 +138,7 @@ class Info(Command):
             raise ValueError(
                 "--sampler: expected the path of a prior or a pipeline, or --preset, got neither."
             )
-        model = load(checkpoint_folder(self.path))
+        model = load(checkpoint_folder(self.path, where="PATH"))
         if isinstance(model, Prior):
             return {"the": model.config}
         if not isinstance(model, Pipeline):
@@ -216,6 +218,7 @@ def _compressed(path: Path) -> Result:
     titles = {
         "levels": "levels in the file (decompress draws any others that the pipeline has)",
         "missing_levels": "levels cut off from the end of the file",
+        "bits_per_level": "bits of each level, coarse to fine (top first)",
     }
     of_images = {
         "images": "images or tiles (an image larger than the model's is stored as several tiles)",
@@ -305,17 +308,38 @@ def _presets() -> Result:
         height, width = config.vqvae.image_size
         maps = ", ".join(f"{h}x{w}" for h, w in config.vqvae.level_sizes)
         priors = ", ".join(prior.summary() for prior in config.priors)
-        values[name] = asdict(config)
+        sizes = f"{config.vqvae.num_embeddings} codes; priors: {priors}"
+        weights = _weights(name) if name in pretrained_names() else None
+        values[name] = asdict(config) | {"weights": weights}
         lines.append(
-            f"{name}: {height}x{width}x{config.vqvae.image_channels}, maps {maps} of "
-            f"{config.vqvae.num_embeddings} codes; priors: {priors}"
-            + ("; weights come with the package" if name in pretrained_names() else "")
+            f"{name}: {height}x{width}x{config.vqvae.image_channels}, maps {maps} of {sizes}"
         )
+        if weights is not None:
+            lines[-1] += "; weights come with the package"
+            own = f"{weights['num_embeddings']} codes; priors: {', '.join(weights['priors'])}"
+            lines[-1] += f", of another size: {own}" if own != sizes else ""
     return Result(values, lines)
 
 
+def _weights(name: str) -> dict[str, Any]:
+    """The sizes of the weights in the package, which may not be those of the preset."""
+    folder = pretrained_folder(name)
+    priors = [
+        read_config(folder / f"prior_{level}")["config"]
+        for level in read_config(folder)["config"]["levels"]
+    ]
+    return {
+        "num_embeddings": read_config(folder / "vqvae")["config"]["num_embeddings"],
+        "priors": [
+            f"{prior['num_blocks'] * prior['layers_per_block']} layers of "
+            f"{prior['channels']} channels"
+            for prior in priors
+        ],
+    }
+
+
 def _checkpoint(path: Path) -> Result:
-    folder = checkpoint_folder(path, _EXPECTED)
+    folder = checkpoint_folder(path, _EXPECTED, where="PATH")
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
     if (folder / SHARDS).exists():

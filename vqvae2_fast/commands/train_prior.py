@@ -39,7 +39,7 @@ class TrainPrior(TrainingCommand):
     of codes, the conditioning maps and the number of classes always follow from the codes.
     """
 
-    preset: str = "emoji32"
+    preset: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = "emoji32"
     """Defaults of the model and of its training; `vqvae2-fast info --presets` lists them. If none
     is named: the preset whose maps have the sizes and the number of codes of --codes."""
     level: str = "top"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["counted", "described", "number", "perhaps"]
+__all__ = ["counted", "described", "number", "perhaps", "together"]
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -30,6 +30,12 @@ def counted(count: int, one: str, several: str | None = None) -> str:
         several: The plural, by default with an s.
     """
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def together(names: Sequence[str]) -> str:
+    """Names in a sentence: top, middle and bottom."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def perhaps(word: str, choices: Iterable[str]) -> str:

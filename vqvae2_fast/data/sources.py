@@ -7,6 +7,7 @@ texts and error messages are made from that.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -148,7 +149,10 @@ def _emoji(name: str, wanted: _Wanted) -> ImageSource:
 
 @_source("fashion", "fashion[:FOLDER]", "the IDX files of Fashion-MNIST")
 def _fashion(name: str, wanted: _Wanted) -> ImageSource:
-    images = load_fashion_mnist(name or _FASHION, wanted.split)
+    try:
+        images = load_fashion_mnist(name or _FASHION, wanted.split)
+    except ValueError as error:
+        raise wanted.error(re.sub(r"^\w+: ", "", str(error))) from error
     if images.image_shape != (wanted.channels, *wanted.size):
         raise wanted.error(
             f"these images are {list(images.image_shape)}, and the model takes "

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.console.words import together
 from vqvae2_fast.metrics.codecs import CODECS
 from vqvae2_fast.metrics.reconstruction import PairMeasures
 from vqvae2_fast.report.pictures import write_picture
@@ -120,7 +121,7 @@ def plot_rate(
         files.update(others or {})
         for number, (name, own) in enumerate(files.items()):
             for point in own:
-                drawn = "" if point is own[-1] else f": {' and '.join(point.levels)}, rest drawn"
+                drawn = "" if point is own[-1] else f": {together(point.levels)}, rest drawn"
                 axis.plot(
                     point.file_bits_per_image,
                     getattr(point.measured, measure.name, None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.console.words import number
+from vqvae2_fast.console.words import number, together
 from vqvae2_fast.metrics.codecs import CODECS
 from vqvae2_fast.metrics.distances import MEASURES
 from vqvae2_fast.metrics.reconstruction import PairMeasures, Reconstruction
@@ -50,7 +50,7 @@ def evaluation_lines(found: Evaluation) -> list[str]:
         f"{found.marginal_bits_per_image:,.0f}; at that rate {codecs}"
     )
     lines += [
-        f"files of {own.images:,} images with {' and '.join(own.levels)}: "
+        f"files of {own.images:,} images with {together(own.levels)}: "
         f"{own.file_bits_per_image:,.0f} bits each ({own.bits_per_image:,.0f} of codes, promised "
         f"{own.promised_bits_per_image:,.0f}), {reconstruction_text(own.measured)}"
         for own in found.compressed or ()
@@ -247,12 +247,12 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
         ]
         for name, level in found.levels.items()
     ]
-    together = (f"{found.bits_per_image:,.0f}", f"{found.marginal_bits_per_image:,.0f}")
-    levels.append(["together", *[""] * 8, *together])
+    sums = (f"{found.bits_per_image:,.0f}", f"{found.marginal_bits_per_image:,.0f}")
+    levels.append(["together", *[""] * 8, *sums])
     codecs = ", ".join(_codec(name, codec) for name, codec in found.codecs.items())
     files = [
         [
-            " and ".join(own.levels),
+            together(own.levels),
             f"{own.images:,}",
             f"{own.promised_bits_per_image:,.1f}",
             f"{own.bits_per_image:,.1f}",

@@ -26,6 +26,7 @@ __all__ = ["NO_CLASS", "class_number", "class_numbers", "in_turn", "label_tensor
 T = TypeVar("T")
 
 NO_CLASS = "none"
+_MOST = 20  # names that an error lists
 
 
 def label_tensor(
@@ -121,9 +122,13 @@ def class_number(
             f"{label!r}: no class names are known here. Names can be used with a pipeline that has "
             "class_names."
         )
+    groups = group_names(class_names)
+    listed = f"a class name ({_listed(class_names)})"
+    if len(groups) < len(class_names) > _MOST:
+        listed = f"the name of a group ({_listed(groups)}) or class ({_listed(class_names, 4)})"
     raise ValueError(
-        f"{where}: expected a number below {num_classes} or the beginning of a class name "
-        f"({_listed(class_names)}), got {label!r}.{perhaps(label, class_names)}"
+        f"{where}: expected a number below {num_classes} or the beginning of {listed}, got "
+        f"{label!r}.{perhaps(label, (*groups, *class_names))}"
     )
 
 
@@ -146,6 +151,6 @@ def class_numbers(
     return [number for number, name in enumerate(class_names) if group_of(name) == found[0]]
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
+def _listed(names: Sequence[str], most: int = _MOST) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

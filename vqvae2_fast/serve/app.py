@@ -35,6 +35,7 @@ __all__ = ["create_app"]
 _PAGE = Path(__file__).parent / "static"
 _FILES = {"/", *(f"/{file.name}" for file in _PAGE.iterdir())}
 _MOST_CODES = 2**16
+_WRONG_TYPE = {"int_type", "string_type", "list_type", "int_from_float"}
 _ABOUT = """Images drawn from a VQ-VAE-2: code maps coarse to fine, then pixels.
 
 Requests of all clients are drawn in common batches, which changes no answer: an image depends only
@@ -142,6 +143,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     found, expected = short(repr(first.get("input")), 80), first["msg"]
     if first["type"] == "model_attributes_type":  # its message tells of dictionaries
         expected = "Expected a JSON object"
+    if "label" in place and first["type"] in _WRONG_TYPE:  # its message tells of one type
+        expected = "Expected the number of a class, its name or the beginning of one"
     problem = Problem(422, ".".join(place), f"{expected}, got {found}.", remedy)
     return await _problem(request, problem)
 

@@ -37,7 +37,10 @@ def from_base64(field: str, text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise Problem(
-            422, field, f"Expected base64, but {error}.", "Encode the file's bytes as base64."
+            422,
+            field,
+            "Expected base64, got text with other characters, or text that was cut.",
+            "Encode the file's bytes as base64, with nothing before them such as `data:...,`.",
         ) from error
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 BETA, DECAY, EPSILON = 0.25, 0.99, 1e-5
+# The best of 512 to 8,192 rows, or nearly so, for 256 to 1,024 codes on a Zen 5, 1 and 2 threads.
+LEAN_CHUNK = 1024
 
 
 def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
@@ -88,15 +90,24 @@ def openblas_core() -> str:
 
 
 def lean_search(z: Tensor, codebook: Tensor) -> Tensor:
-    """What a careful user of plain PyTorch writes: one product, no distances."""
+    """What a careful user of plain PyTorch writes for a GPU: one product, no distances."""
     half_norms = codebook.square().sum(1) / 2  # [K]
     return torch.addmm(half_norms, z, codebook.t(), alpha=-1).argmin(dim=1)
+
+
+def lean_search_in_chunks(z: Tensor, codebook: Tensor) -> Tensor:
+    """The same for a CPU, in chunks of rows, whose scores stay in its cache until they are read:
+    all rows at once took up to twice as long."""
+    half_norms, codes = codebook.square().sum(1) / 2, codebook.t()  # [K], [D, K]
+    chunks = z.split(LEAN_CHUNK)
+    found = [torch.addmm(half_norms, rows, codes, alpha=-1).min(dim=1).indices for rows in chunks]
+    return torch.cat(found)
 
 
 SEARCHES: dict[str, Callable[[Tensor, Tensor], Run]] = {
     "ours": lambda z, codebook: partial(ops.nearest_code, z, codebook),
     "faiss": search_faiss,
-    "lean": lambda z, codebook: partial(lean_search, z, codebook),
+    "lean": lambda z, codebook: partial(lean_search_in_chunks, z, codebook),
     "cdist": lambda z, codebook: lambda: torch.cdist(z, codebook).argmin(dim=1),
 }
 
@@ -134,7 +145,7 @@ def plain_step(
 ) -> tuple[Tensor, Tensor]:
     """Search, gradient and averages in plain PyTorch, no one-hot; returns z_q and dz, of which a
     compiler leaves out what nobody gets."""
-    indices = lean_search(z, codebook)
+    indices = lean_search_in_chunks(z, codebook)
     z_q = codebook[indices]
     dz = dz_q + (z - z_q) * (2 * BETA / z.numel())
     counts = torch.zeros_like(cluster_size).index_add_(0, indices, torch.ones(len(z)))
@@ -282,7 +293,7 @@ def overhead(op: str, *, gradients: bool = False) -> Workload:
     call = getattr(ops, op)
     makers: dict[str, Callable[[], Run]] = {
         "ours": lambda: lambda: call(z, codebook),
-        "lean": lambda: lambda: codebook[lean_search(z, codebook)],
+        "lean": lambda: lambda: codebook[lean_search_in_chunks(z, codebook)],
     }
     mode = f"call_{op}" + ("_gradients" if gradients else "")
     return Workload((op,), mode, (n, k, d), 2 * n * k * d, 4 * (n + k) * d, makers)

@@ -54,6 +54,15 @@ def step():
     return z, z[:16] + 0.1 * torch.randn(16, 8, generator=generator), dz_q
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "offset", "clustered"])
+def test_lean_search_in_chunks_finds_the_codes_of_the_whole(workloads, kind):
+    """Also in a last chunk that is short."""
+    z, codebook = workloads.data(kind, 2 * workloads.LEAN_CHUNK + 7, 16, 8)
+    found = workloads.lean_search_in_chunks(z, codebook)
+    assert torch.equal(found, workloads.lean_search(z, codebook))
+    assert torch.equal(found, ops.nearest_code(z, codebook)[0])
+
+
 def our_step(workloads, z, codebook, dz_q):
     """z_q, the gradient of z and the codebook after one step of ours."""
     state, z = workloads.Codebook.of(codebook), z.clone().requires_grad_()

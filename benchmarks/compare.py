@@ -129,7 +129,7 @@ def main() -> None:
     unknown = [each for each, found in zip(options.workloads, names, strict=True) if not found]
     if unknown:
         parser.error(f"expected workloads of {', '.join(WORKLOADS)}, got {', '.join(unknown)}")
-    measure.keep_freed_memory()
+    measure.set_conditions(options.threads)
     print(f"{measure.machine()}, {options.clock} clock, {options.rounds} rounds")
     left_out, unmet = [], set(options.against) - {"ours"}
     for name in dict.fromkeys(sum(names, [])):

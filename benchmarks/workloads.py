@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from quantizer_workloads import QUANTIZER_WORKLOADS, lucidrains
 from torch import Tensor, nn
-from workload import Run, Workload
+from workload import Run, Workload, sharing
 
 from vqvae2_fast import ops
 from vqvae2_fast.testing.compare import simd_levels
@@ -90,7 +90,8 @@ def openblas_core() -> str:
 
 
 def lean_search(z: Tensor, codebook: Tensor) -> Tensor:
-    """What a careful user of plain PyTorch writes for a GPU: one product, no distances."""
+    """What a careful user of plain PyTorch writes for a GPU or a few vectors: one product, no
+    distances."""
     half_norms = codebook.square().sum(1) / 2  # [K]
     return torch.addmm(half_norms, z, codebook.t(), alpha=-1).argmin(dim=1)
 
@@ -221,8 +222,7 @@ def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
 def search(
     mode: str, kind: str, n: int, k: int, d: int, contenders: Sequence[str] = tuple(SEARCHES)
 ) -> Workload:
-    z, codebook = data(kind, n, k, d)
-    makers = {name: partial(SEARCHES[name], z, codebook) for name in contenders}
+    makers = sharing(partial(data, kind, n, k, d), {name: SEARCHES[name] for name in contenders})
     traffic = 4 * (n + k) * d + 12 * n
     return Workload(("nearest_code",), mode, (n, k, d), 2 * n * k * d, traffic, makers)
 
@@ -233,73 +233,88 @@ def cost(size: str, n: int, k: int, d: int) -> Workload:
 
 
 def training_step(n: int, k: int, d: int) -> Workload:
-    z, codebook = data("clustered", n, k, d)
-    dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
-    contenders: dict[str, Callable[[], Run]] = {
-        "ours": partial(step_ours, z, codebook, dz_q),
-        "onehot": partial(step_onehot, z, codebook, dz_q),
-        "lucidrains": partial(step_lucidrains, z, codebook, dz_q),
-        "lean": partial(step_lean, z, codebook, dz_q),
-        "lean_compiled": partial(step_lean, z, codebook, dz_q, compile=True),
+    def inputs() -> tuple[Tensor, Tensor, Tensor]:
+        dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
+        return *data("clustered", n, k, d), dz_q
+
+    makers = {
+        "ours": step_ours,
+        "onehot": step_onehot,
+        "lucidrains": step_lucidrains,
+        "lean": step_lean,
+        "lean_compiled": partial(step_lean, compile=True),
     }
     operators = ("vector_quantize", "vector_quantize_backward", "code_statistics", "ema_update_")
     # z and dz_q are read, dz and z_q are written, and backward reads z and z_q again.
     traffic = 4 * 6 * n * d + 8 * n
-    return Workload(operators, "step", (n, k, d), 2 * n * k * d, traffic, contenders)
+    flops = 2 * n * k * d
+    return Workload(operators, "step", (n, k, d), flops, traffic, sharing(inputs, makers))
 
 
-def statistics(kind: str, n: int, k: int, d: int) -> Workload:
-    z, codebook = data("clustered", n, k, d)
-    indices = ops.nearest_code(z, codebook)[0]
-    if kind == "one_code":
-        indices = torch.full_like(indices, k // 2)
+def statistics_lean(z: Tensor, indices: Tensor, k: int) -> Run:
+    n, d = z.shape
 
-    def lean() -> object:
+    def run() -> object:
         counts = torch.zeros(k).index_add_(0, indices, torch.ones(n))
         return counts, torch.zeros(k, d).index_add_(0, indices, z)
 
-    contenders: dict[str, Callable[[], Run]] = {
-        "ours": lambda: lambda: ops.code_statistics(z, indices, k),
-        "lean": lambda: lean,
-        "onehot": lambda: lambda: F.one_hot(indices, k).float().t() @ z,
+    return run
+
+
+def statistics(kind: str, n: int, k: int, d: int) -> Workload:
+    def inputs() -> tuple[Tensor, Tensor, int]:
+        z, codebook = data("clustered", n, k, d)
+        if kind == "one_code":
+            return z, torch.full((n,), k // 2), k
+        return z, ops.nearest_code(z, codebook)[0], k
+
+    makers: dict[str, Callable[[Tensor, Tensor, int], Run]] = {
+        "ours": lambda z, indices, k: partial(ops.code_statistics, z, indices, k),
+        "lean": statistics_lean,
+        "onehot": lambda z, indices, k: lambda: F.one_hot(indices, k).float().t() @ z,
     }
     mode = "statistics" if kind == "spread" else f"statistics_{kind}"
     traffic = 4 * (n + k) * d + 8 * n
+    contenders = sharing(inputs, makers)
     return Workload(("code_statistics",), mode, (n, k, d), n * d, traffic, contenders)
 
 
 def ema(k: int, d: int) -> Workload:
-    _, codebook = data("gaussian", 1, k, d)
-    counts, sums = torch.randint(9, (k,)), torch.randn(k, d)
+    def inputs() -> tuple[Tensor, Tensor, Tensor]:
+        return data("gaussian", 1, k, d)[1], torch.randint(9, (k,)), torch.randn(k, d)
 
-    def make(update: Callable[..., object]) -> Run:
+    def make(update: Callable[..., object], codebook: Tensor, counts: Tensor, sums: Tensor) -> Run:
         state = Codebook.of(codebook)
         return lambda: update(
             counts, sums, state.cluster_size, state.embed_avg, state.codebook, DECAY, EPSILON
         )
 
-    contenders = {
+    makers = {
         "ours": partial(make, ops.ema_update_),
         "reference": partial(make, ops.OPERATORS["ema_update_"].reference),
     }
+    contenders = sharing(inputs, makers)
     return Workload(("ema_update_",), "ema", (0, k, d), 4 * k * d, 4 * 6 * k * d, contenders)
 
 
 def overhead(op: str, *, gradients: bool = False) -> Workload:
     """One vector against a small codebook, which shows the cost of a call."""
     n, k, d = 1, 8, 8
-    z, codebook = data("gaussian", n, k, d)
-    z.requires_grad_(gradients)
-    call = getattr(ops, op)
-    makers: dict[str, Callable[[], Run]] = {
-        "ours": lambda: lambda: call(z, codebook),
-        "lean": lambda: lambda: codebook[lean_search_in_chunks(z, codebook)],
+
+    def inputs() -> tuple[Tensor, Tensor]:
+        z, codebook = data("gaussian", n, k, d)
+        return z.requires_grad_(gradients), codebook
+
+    makers: dict[str, Callable[[Tensor, Tensor], Run]] = {
+        "ours": lambda z, codebook: partial(getattr(ops, op), z, codebook),
+        "lean": lambda z, codebook: lambda: codebook[lean_search(z, codebook)],
     }
     mode = f"call_{op}" + ("_gradients" if gradients else "")
-    return Workload((op,), mode, (n, k, d), 2 * n * k * d, 4 * (n + k) * d, makers)
+    traffic = 4 * (n + k) * d
+    return Workload((op,), mode, (n, k, d), 2 * n * k * d, traffic, sharing(inputs, makers))
 
 
-# Name to maker: inputs are made only for the workloads that run.
+# Name to maker. Inputs are made with the first contender of a workload.
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "search": partial(search, "search", "gaussian", 65536, 512, 64),
     "search_offset": partial(search, "search_offset", "offset", 65536, 512, 64),

@@ -103,10 +103,11 @@ def one_red(measuring, monkeypatch):
 
 def test_compare_leaves_out_a_workload_with_a_red_operator(one_red, measuring, monkeypatch, capsys):
     workloads, ran = one_red
-    compare, saved = measuring("compare"), []
+    compare, saved, threads = measuring("compare"), [], []
     monkeypatch.setattr(compare, "WORKLOADS", workloads)
     monkeypatch.setattr(compare, "owner_of", lambda workload: "cpu")
     monkeypatch.setattr(compare.measure, "save", saved.extend)
+    monkeypatch.setattr(compare.measure, "set_conditions", threads.append)
     monkeypatch.setattr(compare.measure, "SHORTEST", 0)
     for name in ("device_name", "openblas_cores"):
         monkeypatch.setattr(compare.measure, name, lambda: "a machine")
@@ -120,6 +121,7 @@ def test_compare_leaves_out_a_workload_with_a_red_operator(one_red, measuring, m
     assert "bad_1x1x1: left out, the tests of a_red_op fail" in capsys.readouterr().out
     assert [row.mode for row in saved] == ["good"]
     assert set(ran) == {"good"}
+    assert threads == [1]
 
 
 def test_no_contender_of_a_red_workload_is_in_the_suite(one_red, measuring, monkeypatch):

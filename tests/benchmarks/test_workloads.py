@@ -41,6 +41,41 @@ def test_a_workload_names_every_operator_that_it_times(small):
         assert set(recorded.names) == set(workload.operators), name
 
 
+def test_contenders_share_inputs_that_are_made_for_the_first(measuring):
+    made = []
+
+    def inputs():
+        made.append(torch.zeros(2))
+        return tuple(made)
+
+    makers = measuring("workload").sharing(inputs, dict.fromkeys("ab", lambda z: lambda: z))
+    assert (list(makers), made) == (["a", "b"], [])
+    assert makers["b"]()() is makers["a"]()()
+    assert len(made) == 1
+
+
+def test_the_pytest_suite_has_every_contender_without_making_inputs(
+    workloads, measuring, monkeypatch
+):
+    def refuse(*arguments):
+        raise AssertionError("inputs were made")
+
+    monkeypatch.setattr(workloads, "data", refuse)
+    monkeypatch.setattr(measuring("quantizer_workloads"), "residual_data", refuse)
+    pairs = {
+        (name, contender)
+        for name, make in workloads.WORKLOADS.items()
+        for contender in make().contenders
+    }
+    (marks,) = [
+        mark
+        for mark in measuring("test_operators").test_speed.pytestmark
+        if mark.name == "parametrize"
+    ]
+    assert set(marks.args[1]) == pairs
+    assert {("residual", "loop"), ("step", "lean_compiled")} < pairs
+
+
 def test_the_owner_of_every_workload_is_known(small, measuring):
     owner_of = measuring("compare").owner_of
     assert {owner_of(workload) for workload in small.values()} == {f"cpu:{ops.simd_level()}"}

@@ -18,12 +18,11 @@ import os
 import statistics
 from typing import TYPE_CHECKING
 
-import conformance
-import measure
 import torch
 from peak_memory import peak_mib
-from workload import Run, Workload, make_runs
-from workloads import WORKLOADS
+from shared import conformance, measure
+from shared.workload import Run, Workload, make_runs
+from shared.workloads import WORKLOADS
 
 from vqvae2_fast import ops
 from vqvae2_fast.testing.compare import simd_level, simd_levels

@@ -239,7 +239,7 @@ def draw(processor: str, workloads: dict[tuple[str, str], list[Run]], path: Path
 
 
 def main() -> None:
-    from measure import slug
+    from shared.measure import slug
 
     # It takes no options, and must not draw for somebody who asks what it does.
     argparse.ArgumentParser(

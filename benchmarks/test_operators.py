@@ -16,9 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import conformance
-import measure
-from workloads import WORKLOADS, Workload
+from shared import conformance, measure
+from shared.workloads import WORKLOADS, Workload
 
 
 @lru_cache(maxsize=1)

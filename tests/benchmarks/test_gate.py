@@ -1,4 +1,4 @@
-"""No operator is timed that fails its tests: `conformance.py`, and the scripts that ask it."""
+"""No operator is timed that fails its tests: `shared/conformance.py`, and who asks it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAD = "import pytest\n\n\n@pytest.mark.parametrize('case', ['an_op-case'])\ndef
 @pytest.fixture
 def conformance(script, monkeypatch, tmp_path):
     """The module, with a folder of its own for marks, sources and tests."""
-    module = script("conformance")
+    module = script("shared.conformance")
     for folder in ("marks", "package/ops/an_op", "tree/tests/ops"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "marks"))
@@ -88,7 +88,7 @@ def test_the_fingerprint_is_of_torchs_version(conformance, monkeypatch):
 @pytest.fixture
 def one_red(measuring, monkeypatch):
     """Two small workloads, `good` and `bad`; an operator of `bad` other than its first is red."""
-    Workload = measuring("workload").Workload
+    Workload = measuring("shared.workload").Workload
     ran = []
     workloads = {
         name: lambda name=name, operators=operators: Workload(
@@ -96,7 +96,7 @@ def one_red(measuring, monkeypatch):
         )
         for name, operators in {"good": ("an_op",), "bad": ("an_op", "a_red_op")}.items()
     }
-    conformance = measuring("conformance")
+    conformance = measuring("shared.conformance")
     monkeypatch.setattr(conformance, "is_green", lambda operator: operator != "a_red_op")
     return workloads, ran
 

@@ -1,4 +1,4 @@
-"""`benchmarks/measure.py`: how contenders are timed."""
+"""`benchmarks/shared/measure.py`: how contenders are timed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Device:
 
 @pytest.mark.parametrize(("seconds", "calls"), [(1e-2, 1), (2.4e-4, 8)])
 def test_calls_of_a_round_are_counted_by_the_clock_that_times_it(measuring, seconds, calls):
-    measure, device = measuring("measure"), Device(seconds)
+    measure, device = measuring("shared.measure"), Device(seconds)
     times = measure.interleave({"ours": device.launch}, 3, device.clock)["ours"]
     assert times == pytest.approx([seconds] * 3)
     assert device.calls == 2 + 3 * calls
@@ -34,7 +34,7 @@ def test_calls_of_a_round_are_counted_by_the_clock_that_times_it(measuring, seco
 @pytest.fixture
 def measure(measuring, monkeypatch):
     """The module, whose turns are one call each and follow at once."""
-    module = measuring("measure")
+    module = measuring("shared.measure")
     monkeypatch.setattr(module, "SHORTEST", 0)
     monkeypatch.setattr(module, "SETTLE", 0)
     return module

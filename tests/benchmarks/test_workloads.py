@@ -11,13 +11,13 @@ from vqvae2_fast.testing.compare import RecordedOperators
 
 @pytest.fixture
 def workloads(measuring):
-    return measuring("workloads")
+    return measuring("shared.workloads")
 
 
 @pytest.fixture
 def small(workloads, measuring):
     """Workloads of few vectors by name, one of each maker."""
-    quantizers = measuring("quantizer_workloads")
+    quantizers = measuring("shared.quantizer_workloads")
     return {
         "search": workloads.search("search", "gaussian", 64, 16, 8, ("ours",)),
         "step": workloads.training_step(64, 16, 8),
@@ -48,7 +48,7 @@ def test_contenders_share_inputs_that_are_made_for_the_first(measuring):
         made.append(torch.zeros(2))
         return tuple(made)
 
-    makers = measuring("workload").sharing(inputs, dict.fromkeys("ab", lambda z: lambda: z))
+    makers = measuring("shared.workload").sharing(inputs, dict.fromkeys("ab", lambda z: lambda: z))
     assert (list(makers), made) == (["a", "b"], [])
     assert makers["b"]()() is makers["a"]()()
     assert len(made) == 1
@@ -61,7 +61,7 @@ def test_the_pytest_suite_has_every_contender_without_making_inputs(
         raise AssertionError("inputs were made")
 
     monkeypatch.setattr(workloads, "data", refuse)
-    monkeypatch.setattr(measuring("quantizer_workloads"), "residual_data", refuse)
+    monkeypatch.setattr(measuring("shared.quantizer_workloads"), "residual_data", refuse)
     pairs = {
         (name, contender)
         for name, make in workloads.WORKLOADS.items()
@@ -132,7 +132,7 @@ def test_the_plain_step_of_a_gpu_gives_its_results(workloads, measuring, step, o
     """A compiler would leave out what it does not return."""
     z, codebook, dz_q = step
     state = workloads.Codebook.of(codebook)
-    z_q, dz = measuring("gpu_works").plain_step(
+    z_q, dz = measuring("shared.gpu_workloads").plain_step(
         onehot, z, dz_q, state.codebook, state.cluster_size, state.embed_avg
     )
     expected = codebook[ops.nearest_code(z, codebook)[0]]

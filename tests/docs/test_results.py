@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import re
 from pathlib import Path
 
@@ -17,9 +16,8 @@ FIGURE = re.compile(rf"\d[\d.,]*\d? (?:{UNITS})(?!\w)")
 
 
 @pytest.fixture
-def results_page(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("results_page")
+def results_page(script):
+    return script("results_page")
 
 
 def test_the_page_is_what_the_script_writes(results_page):

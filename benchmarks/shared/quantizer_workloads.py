@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from workload import Run, Workload, sharing
 
 import vqvae2_fast as vq2
+from shared.workload import Run, Workload, sharing
 from vqvae2_fast import ops
 
 if TYPE_CHECKING:

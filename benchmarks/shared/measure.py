@@ -31,7 +31,7 @@ from torch import Tensor
 
 from vqvae2_fast import ops
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("vqvae2_fast", "torch", "faiss-cpu", "vector-quantize-pytorch")
 THREADS = 2
 # Rounds of the clock below this many seconds are noise: short calls are repeated up to it.

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from quantizer_workloads import QUANTIZER_WORKLOADS, lucidrains
 from torch import Tensor, nn
-from workload import Run, Workload, sharing
 
+from shared.quantizer_workloads import QUANTIZER_WORKLOADS, lucidrains
+from shared.workload import Run, Workload, sharing
 from vqvae2_fast import ops
 from vqvae2_fast.testing.compare import simd_levels
 
@@ -39,7 +39,7 @@ def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     of a trained encoder, whose preset says K and D.
     """
     if kind == "trained":
-        from trained_encoder import trained_vectors
+        from shared.trained_encoder import trained_vectors
 
         return trained_vectors(n)
     generator = torch.Generator().manual_seed(0)

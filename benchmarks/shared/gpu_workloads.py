@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from training_step import flops_of, make_step
-from workloads import lean_search
 
+from shared.training_steps import flops_of, make_step
+from shared.workloads import lean_search
 from vqvae2_fast import ops
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
@@ -26,7 +26,7 @@ from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workload import Run
+    from shared.workload import Run
 
 
 @dataclass(frozen=True)

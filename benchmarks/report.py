@@ -33,17 +33,14 @@ COLOURS = {
     "lucidrains": "tab:purple",
     "port": "tab:brown",
     "compiled": "tab:cyan",
+    "reference": "tab:gray",
+    "reference_compiled": "tab:cyan",
+    "onehot_compiled": "tab:pink",
     # On a GPU.
-    "eager": "tab:green",
-    "compile": "tab:olive",
-    "lean compile": "tab:olive",
-    "one-hot": "tab:red",
-    "one-hot compile": "tab:pink",
     "flash-kmeans": "tab:orange",
     "cuvs": "tab:brown",
-    "cudnn": "tab:cyan",
+    "cudnn": "tab:green",
     "kernel": "navy",
-    "index_add": "tab:purple",
     "sdpa without dropout": "tab:gray",
 }
 # The ceilings are a run's own, with four digits: they tell runs at one commit apart.

@@ -2,7 +2,10 @@
 
 A contender is a function that makes a closure: everything that a user does once (building a layer,
 compiling it) happens when it is made, everything that recurs in the closure. Contenders whose
-package is missing are left out, with a message. `onehot` is how the widely used port computes.
+package is missing are left out, with a message.
+
+On every device `lean` is what a careful user writes in plain PyTorch, `onehot` how the widely used
+port computes, `reference` our operator's reference, and `_compiled` any of them by torch.compile.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ from vqvae2_fast.testing.compare import simd_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    Search = Callable[[Tensor, Tensor], Tensor]
+    Statistics = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 BETA, DECAY, EPSILON = 0.25, 0.99, 1e-5
 # The best of 512 to 8,192 rows, or nearly so, for 256 to 1,024 codes on a Zen 5, 1 and 2 threads.
@@ -123,16 +129,18 @@ class Codebook:
 
     @classmethod
     def of(cls, codebook: Tensor) -> Codebook:
-        return cls(codebook.clone(), torch.ones(len(codebook)), codebook.clone())
+        sizes = torch.ones(len(codebook), device=codebook.device)
+        return cls(codebook.clone(), sizes, codebook.clone())
 
 
 def step_ours(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     state, z = Codebook.of(codebook), z.clone().requires_grad_()
+    one = torch.ones((), device=z.device)
 
     def run() -> None:
         z.grad = None
         z_q, indices, commitment = ops.vector_quantize(z, state.codebook)
-        torch.autograd.backward([z_q, BETA * commitment], [dz_q, torch.ones(())])
+        torch.autograd.backward([z_q, BETA * commitment], [dz_q, one])
         counts, sums = ops.code_statistics(z, indices, len(codebook))
         ops.ema_update_(
             counts, sums, state.cluster_size, state.embed_avg, state.codebook, DECAY, EPSILON
@@ -141,16 +149,35 @@ def step_ours(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     return run
 
 
+def plain_statistics(z: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Counts `[K]` and sums `[K, D]` in plain PyTorch, no one-hot."""
+    ones = torch.ones(len(z), device=z.device)
+    counts = torch.zeros(k, device=z.device).index_add_(0, indices, ones)
+    return counts, torch.zeros(k, z.shape[1], device=z.device).index_add_(0, indices, z)
+
+
+def onehot_statistics(z: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same by products with a one-hot matrix."""
+    choice = F.one_hot(indices, k).float()  # [N, K]
+    return choice.sum(0), choice.t() @ z
+
+
 def plain_step(
-    z: Tensor, dz_q: Tensor, codebook: Tensor, cluster_size: Tensor, embed_avg: Tensor
+    z: Tensor,
+    dz_q: Tensor,
+    codebook: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    *,
+    search: Search = lean_search_in_chunks,
+    statistics: Statistics = plain_statistics,
 ) -> tuple[Tensor, Tensor]:
-    """Search, gradient and averages in plain PyTorch, no one-hot; returns z_q and dz, of which a
-    compiler leaves out what nobody gets."""
-    indices = lean_search_in_chunks(z, codebook)
+    """Search, gradient and averages in plain PyTorch; returns z_q and dz, of which a compiler
+    leaves out what nobody gets."""
+    indices = search(z, codebook)
     z_q = codebook[indices]
     dz = dz_q + (z - z_q) * (2 * BETA / z.numel())
-    counts = torch.zeros_like(cluster_size).index_add_(0, indices, torch.ones(len(z)))
-    sums = torch.zeros_like(codebook).index_add_(0, indices, z)
+    counts, sums = statistics(z, indices, len(codebook))
     cluster_size.mul_(DECAY).add_(counts, alpha=1 - DECAY)
     embed_avg.mul_(DECAY).add_(sums, alpha=1 - DECAY)
     total = cluster_size.sum()
@@ -159,9 +186,17 @@ def plain_step(
     return z_q, dz
 
 
-def step_lean(z: Tensor, codebook: Tensor, dz_q: Tensor, *, compile: bool = False) -> Run:
-    state = Codebook.of(codebook)
-    step = torch.compile(plain_step) if compile else plain_step
+def step_lean(
+    z: Tensor,
+    codebook: Tensor,
+    dz_q: Tensor,
+    *,
+    compile: bool = False,
+    search: Search = lean_search_in_chunks,
+    statistics: Statistics = plain_statistics,
+) -> Run:
+    state, step = Codebook.of(codebook), partial(plain_step, search=search, statistics=statistics)
+    step = torch.compile(step) if compile else step
     return lambda: step(z, dz_q, state.codebook, state.cluster_size, state.embed_avg)
 
 
@@ -251,16 +286,6 @@ def training_step(n: int, k: int, d: int) -> Workload:
     return Workload(operators, "step", (n, k, d), flops, traffic, sharing(inputs, makers))
 
 
-def statistics_lean(z: Tensor, indices: Tensor, k: int) -> Run:
-    n, d = z.shape
-
-    def run() -> object:
-        counts = torch.zeros(k).index_add_(0, indices, torch.ones(n))
-        return counts, torch.zeros(k, d).index_add_(0, indices, z)
-
-    return run
-
-
 def statistics(kind: str, n: int, k: int, d: int) -> Workload:
     def inputs() -> tuple[Tensor, Tensor, int]:
         z, codebook = data("clustered", n, k, d)
@@ -270,7 +295,7 @@ def statistics(kind: str, n: int, k: int, d: int) -> Workload:
 
     makers: dict[str, Callable[[Tensor, Tensor, int], Run]] = {
         "ours": lambda z, indices, k: partial(ops.code_statistics, z, indices, k),
-        "lean": statistics_lean,
+        "lean": lambda z, indices, k: partial(plain_statistics, z, indices, k),
         "onehot": lambda z, indices, k: lambda: F.one_hot(indices, k).float().t() @ z,
     }
     mode = "statistics" if kind == "spread" else f"statistics_{kind}"

@@ -57,13 +57,13 @@ def test_a_piece_that_fails_does_not_end_it(table):
 
 
 def test_a_contender_that_fails_is_left_out(table):
-    rows, output = table({1: {"ours": int, "eager": int, "cuvs": breaks}})
-    assert rows == [("1x2", "ours"), ("1x2", "eager")]
+    rows, output = table({1: {"ours": int, "lean": int, "cuvs": breaks}})
+    assert rows == [("1x2", "ours"), ("1x2", "lean")]
     assert "cuvs: left out, it fails: RuntimeError: no such instruction on this card" in output
 
 
 def test_ours_can_be_measured_alone(table):
-    rows, _ = table({1: {"ours": int, "eager": int}}, "--contenders", "ours")
+    rows, _ = table({1: {"ours": int, "lean": int}}, "--contenders", "ours")
     assert rows == [("1x2", "ours")]
 
 

@@ -120,21 +120,24 @@ def test_lucidrains_layer_does_the_step_that_ours_does(workloads, step):
     torch.testing.assert_close(theirs, our_step(workloads, *step))
 
 
-def test_the_plain_step_gives_what_ours_gives(workloads, step):
+@pytest.mark.parametrize("search", ["lean_search", "lean_search_in_chunks"])
+@pytest.mark.parametrize("statistics", ["plain_statistics", "onehot_statistics"])
+def test_the_plain_step_gives_what_ours_gives(workloads, step, search, statistics):
+    """By the parts of a CPU and those of a GPU."""
     z, codebook, dz_q = step
     state = workloads.Codebook.of(codebook)
-    found = workloads.plain_step(z, dz_q, state.codebook, state.cluster_size, state.embed_avg)
+    parts = {"search": getattr(workloads, search), "statistics": getattr(workloads, statistics)}
+    averages = (state.codebook, state.cluster_size, state.embed_avg)
+    found = workloads.plain_step(z, dz_q, *averages, **parts)
     torch.testing.assert_close((*found, state.codebook), our_step(workloads, *step))
 
 
-@pytest.mark.parametrize("onehot", [True, False], ids=["onehot", "lean"])
-def test_the_plain_step_of_a_gpu_gives_its_results(workloads, measuring, step, onehot):
-    """A compiler would leave out what it does not return."""
-    z, codebook, dz_q = step
-    state = workloads.Codebook.of(codebook)
-    z_q, dz = measuring("shared.gpu_workloads").plain_step(
-        onehot, z, dz_q, state.codebook, state.cluster_size, state.embed_avg
-    )
-    expected = codebook[ops.nearest_code(z, codebook)[0]]
-    torch.testing.assert_close(z_q, expected)
-    torch.testing.assert_close(dz, dz_q + 2 / z.numel() * (z - expected))
+def test_the_step_of_a_gpu_has_contenders_that_run(measuring, monkeypatch):
+    """On this processor, without the compiled ones."""
+    gpu_workloads = measuring("shared.gpu_workloads")
+    randn, device = torch.randn, torch.device("cpu")
+    monkeypatch.setattr(torch, "randn", lambda *size, **_: randn(*size, device=device))
+    contenders = gpu_workloads.quantiser_step(64, 16, 8).contenders
+    assert list(contenders) == ["ours", "onehot", "lean", "onehot_compiled", "lean_compiled"]
+    for name in ("ours", "onehot", "lean"):
+        contenders[name]()()

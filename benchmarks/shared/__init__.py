@@ -1,1 +1,1 @@
-"""What several benchmarks share; none of these modules is a command."""
+"""What the benchmarks import; none of these modules is a command."""

@@ -5,8 +5,8 @@
 Each page is text in which only the import differs. Both versions run in this process, in turns; the
 first round of each is not counted. Prints the largest relative difference of what the pages
 compute, the median seconds of each with their range, and no ratios. `lucidrains` runs the package
-itself as "before". The pages of the port run `plain_port.py`, its arithmetic in plain PyTorch,
-because the port is not on a registry.
+itself as "before". The pages of the port run `shared/plain_port.py`, its arithmetic in plain
+PyTorch, because the port is not on a registry.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 import statistics
 import time
 
-import measure
+from shared import measure
 
-PORT, OURS = "plain_port", "vqvae2_fast.compat.rosinality"
+PORT, OURS = "shared.plain_port", "vqvae2_fast.compat.rosinality"
 PAGES = {
     "lucidrains": (
         "from vector_quantize_pytorch import VectorQuantize",

@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import measure
 import numpy as np
 import torch
+from shared import measure
 
 from vqvae2_fast.data import CodeStore, CodeWriter
 

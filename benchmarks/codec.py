@@ -19,10 +19,10 @@ import statistics
 from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
 
-import measure
 import numpy as np
 import torch
 from sampler import PRIORS, request_of, row_flops
+from shared import measure
 from torch import Tensor
 
 import vqvae2_fast as vq2

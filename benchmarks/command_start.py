@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import measure
+from shared import measure
 
 
 def main() -> None:

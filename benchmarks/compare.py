@@ -18,12 +18,11 @@ import os
 import statistics
 from typing import TYPE_CHECKING
 
-import conformance
-import measure
 import torch
 from peak_memory import peak_mib
-from workload import Run, Workload, make_runs
-from workloads import WORKLOADS
+from shared import conformance, measure
+from shared.workload import Run, Workload, make_runs
+from shared.workloads import WORKLOADS
 
 from vqvae2_fast import ops
 from vqvae2_fast.testing.compare import simd_level, simd_levels
@@ -129,7 +128,7 @@ def main() -> None:
     unknown = [each for each, found in zip(options.workloads, names, strict=True) if not found]
     if unknown:
         parser.error(f"expected workloads of {', '.join(WORKLOADS)}, got {', '.join(unknown)}")
-    measure.keep_freed_memory()
+    measure.set_conditions(options.threads)
     print(f"{measure.machine()}, {options.clock} clock, {options.rounds} rounds")
     left_out, unmet = [], set(options.against) - {"ours"}
     for name in dict.fromkeys(sum(names, [])):

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from measure import machine
 from PIL import Image
+from shared.measure import machine
 
 from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, preset, save
 from vqvae2_fast.data import ImageFolder, in_order

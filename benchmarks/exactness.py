@@ -29,7 +29,7 @@ import sys
 import time
 
 import torch
-from measure import count
+from shared.measure import count
 from torch import Tensor
 
 from vqvae2_fast import ops

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from measure import machine
+from shared.measure import machine
 
 import vqvae2_fast as vq2
 from vqvae2_fast.data import load_emoji, to_float

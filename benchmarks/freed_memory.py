@@ -16,8 +16,8 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING
 
-import measure
 import torch
+from shared import measure
 
 import vqvae2_fast as vq2
 from vqvae2_fast.presets import preset

@@ -3,11 +3,12 @@
     python benchmarks/gpu.py --rounds 31 --save
     python benchmarks/gpu.py --only search quantiser_step --contenders ours --json FILE
 
-`benchmarks/gpu.sh` runs it before the tests; `gpu_works.py` says what is measured. Contenders whose
-package is missing, or that fail, are left out by name. A piece of work that fails does not end the
-script, but its exit code. TF32 is off unless a piece of work says otherwise. The ceilings are a
-float16 product and a copy in the same run. `--save` puts the rows into results/<device>.csv, where
-they replace earlier ones of the same work and contender, and draws its plots.
+`benchmarks/gpu.sh` runs it before the tests; `shared/gpu_workloads.py` says what is measured.
+Contenders whose package is missing, or that fail, are left out by name. A piece of work that fails
+does not end the script, but its exit code. TF32 is off unless a piece of work says otherwise. The
+ceilings are a float16 product and a copy in the same run. `--save` puts the rows into
+results/<device>.csv, where they replace earlier ones of the same work and contender, and draws its
+plots.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import measure
 import numpy as np
 import torch
-from gpu_works import Work, works
-from workload import Run, make_runs
+from shared import measure
+from shared.gpu_workloads import Work, works
+from shared.workload import Run, make_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,8 +5,8 @@
     python benchmarks/gpu_sampler.py --stage-times LIBRARY [--card h100] [--out stage_times.json]
 
 `--plan` prints what is expected, and needs no GPU. `--stage-times` records when the blocks of the
-persistent kernel do what, with a library built as stage_times.py says; fit_sampler_model.py reads
-the file.
+persistent kernel do what, with a library built as shared/stage_times.py says;
+fit_sampler_model.py reads the file.
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, with random weights, on which time does not
 depend. Engines draw in turns in one process; ratios are those of medians, without their spread.
@@ -26,12 +26,11 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import measure
 import numpy as np
-import stage_times
 import torch
 from gpu import clock, rounded, save, save_json
 from sampler import PRIORS
+from shared import measure, stage_times
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.sampling import calibrate, sample_codes

@@ -30,7 +30,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
-from report import COLOURS
+from report import COLOURS, Row, measured_together
 from results_page import NAMES, milliseconds
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ LEVELS = (
 )
 OTHER_MACHINE = 1.5
 STYLES = {"1 thread": "--", "2 threads": "-"}
-
-Row = dict[str, str]
 
 
 class Run(NamedTuple):
@@ -127,13 +125,8 @@ def processor_and_level(device: str) -> tuple[str, int]:
 
 def runs_of(rows: list[Row]) -> dict[tuple[str, str], list[Run]]:
     """Runs with a row of ours, in order, by workload and shape."""
-    # The ceilings are the run's own, with four digits: they tell runs at one commit apart.
-    same = ("mode", "shape", "commit", "threads", "clock", "matmul_gflop_per_s", "copy_gb_per_s")
-    together: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in rows:
-        together.setdefault(tuple(row[key] for key in same), {})[row["contender"]] = row
     found: dict[tuple[str, str], list[Run]] = {}
-    for place, contenders in enumerate(together.values()):
+    for place, contenders in enumerate(measured_together(rows)):
         ours = contenders.pop("ours", None)
         if ours is None or ours["mode"].startswith(("cost_", "call")):
             continue
@@ -246,7 +239,7 @@ def draw(processor: str, workloads: dict[tuple[str, str], list[Run]], path: Path
 
 
 def main() -> None:
-    from measure import slug
+    from shared.measure import slug
 
     # It takes no options, and must not draw for somebody who asks what it does.
     argparse.ArgumentParser(

@@ -22,8 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import measure
 import torch
+from shared import measure
 from torch.utils.data import DataLoader
 
 import vqvae2_fast

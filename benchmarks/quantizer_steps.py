@@ -13,8 +13,8 @@ from __future__ import annotations
 import statistics
 from functools import partial
 
-import measure
 import torch
+from shared import measure
 
 from vqvae2_fast.compat import lucidrains
 

@@ -17,8 +17,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import measure
 import torch
+from shared import measure
 
 from vqvae2_fast import VQVAE2, preset
 from vqvae2_fast.data import batches, in_order

@@ -3,7 +3,7 @@
 python benchmarks/results_page.py
 
 What a file of results/ holds is read from there. What only stands in a text is marked as quoted.
-The page also lists the latest row of each workload on each machine. tests/docs/test_results.py
+The page also lists a run of each workload on each machine. tests/docs/test_results.py
 holds the README to this page.
 """
 
@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from report import latest
+from report import Row, latest, read
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -22,7 +22,9 @@ NAMES = {
     "lean": "plain PyTorch",
     "lean_compiled": "plain PyTorch, compiled",
     "compiled": "our references, compiled",
+    "reference_compiled": "our reference, compiled",
     "onehot": "one-hot products",
+    "onehot_compiled": "one-hot products, compiled",
     "cdist": "torch.cdist",
     "lucidrains": "vector-quantize-pytorch",
     "port": "the port's arithmetic in plain PyTorch",
@@ -36,7 +38,7 @@ class Measured(NamedTuple):
     file: str
     mode: str
     shape: str
-    other: str  # the contender that it names
+    other: str  # a contender that it names, next to the fastest
 
 
 class Quoted(NamedTuple):
@@ -125,35 +127,39 @@ def milliseconds(value: str | float) -> str:
     return f"{time / 1000:.3g} s" if time >= 1000 else f"{time:.3g} ms"
 
 
-def times(ours: dict[str, str], other: dict[str, str]) -> str:
+def times(ours: Row, other: Row) -> str:
     """How many times as long the other one takes, in two digits."""
     ratio = float(other["median_ms"]) / float(ours["median_ms"])
     return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.2g} times"
 
 
-def rows_of(figure: Measured) -> dict[str, dict[str, str]]:
-    """The latest rows of a workload, by contender."""
-    return {
-        row["contender"]: row
-        for row in latest(RESULTS / figure.file)
-        if (row["mode"], row["shape"]) == (figure.mode, figure.shape)
-    }
+def run_of(figure: Measured) -> dict[str, Row]:
+    """The rows of its run, by contender."""
+    for run in latest(read(RESULTS / figure.file)):
+        if (run["ours"]["mode"], run["ours"]["shape"]) == (figure.mode, figure.shape):
+            return run
+    raise ValueError(
+        f"results_page: expected a run of {figure.mode} {figure.shape} in {figure.file}."
+    )
 
 
 def readme_row(figure: Measured) -> str:
-    """The row of the README's table."""
-    rows = rows_of(figure)
-    times = float(rows[figure.other]["median_ms"]) / float(rows["ours"]["median_ms"])
-    name = NAMES.get(figure.other, figure.other)
-    return (
-        f"| {figure.work} | {milliseconds(rows['ours']['median_ms'])} | {name}: {times:.2g} times |"
+    """The row of the README's table: our time, the fastest of the others and the one it names."""
+    run = run_of(figure)
+    ours = run["ours"]
+    others = [name for name in run if name != "ours"]
+    fastest = min(others, key=lambda name: float(run[name]["median_ms"]))
+    shown = ", ".join(
+        f"{NAMES.get(name, name)}: {times(ours, run[name])}"
+        for name in dict.fromkeys((fastest, figure.other))
     )
+    return f"| {figure.work} | {milliseconds(ours['median_ms'])} | {shown} |"
 
 
 def _measured_lines() -> list[str]:
     lines = ["| what | time | next to it | command | machine | date |", "|---|---|---|---|---|---|"]
     for figure in MEASURED:
-        row = rows_of(figure)["ours"]
+        row = run_of(figure)["ours"]
         script = "training_step.py" if row["op"] == "training_step" else "compare.py"
         _, work, time, other, _ = readme_row(figure).split("|")
         lines.append(
@@ -175,26 +181,26 @@ def _quoted_lines() -> list[str]:
 
 def _machine_lines(path: Path) -> list[str]:
     """All workloads of a file: our time, and how many times as long others take."""
-    groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
-    for row in latest(path):
-        if not row["mode"].startswith(("cost_", "call")):
-            groups.setdefault((row["op"], row["mode"], row["shape"]), {})[row["contender"]] = row
-    first = next(iter(next(iter(groups.values())).values()))
+    runs = [
+        run for run in latest(read(path)) if not run["ours"]["mode"].startswith(("cost_", "call"))
+    ]
+    first = runs[0]["ours"]
     lines = [f"### {first['device']}", "", f"{first['versions']}.", ""]
     lines += [
         "| operator | workload | shape | time | others take | threads, clock | commit, date |"
     ]
     lines += ["|---|---|---|---|---|---|---|"]
-    for (op, mode, shape), rows in groups.items():
-        ours = rows["ours"]
+    for run in runs:
+        ours = run["ours"]
         others = ", ".join(
             f"{NAMES.get(name, name)} {times(ours, row)}"
-            for name, row in rows.items()
-            if name != "ours" and all(row[key] == ours[key] for key in ("threads", "clock"))
+            for name, row in run.items()
+            if name != "ours"
         )
         lines.append(
-            f"| `{op}` | {mode} | {shape.replace('x', '×')} | {milliseconds(ours['median_ms'])} | "
-            f"{others} | {ours['threads']}, {ours['clock']} | {ours['commit']}, {ours['date']} |"
+            f"| `{ours['op']}` | {ours['mode']} | {ours['shape'].replace('x', '×')} | "
+            f"{milliseconds(ours['median_ms'])} | {others} | {ours['threads']}, {ours['clock']} | "
+            f"{ours['commit']}, {ours['date']} |"
         )
     return [*lines, ""]
 
@@ -223,8 +229,9 @@ def page() -> str:
         "There are no results of a GPU, of an Arm processor, or of a prior of the paper's size.",
         "",
         "## All results",
-        "The latest row of each workload. A factor below 1 means that the other one is faster. "
-        "The [list of benchmarks](../benchmarks/README.md) explains the scripts.",
+        "Of each workload the latest run that had all contenders. A factor below 1 means that the "
+        "other one is faster. The [list of benchmarks](../benchmarks/README.md) explains the "
+        "scripts.",
         "",
     ]
     for path in sorted(RESULTS.glob("*-cores-*.csv")):

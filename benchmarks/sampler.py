@@ -32,8 +32,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-import measure
 import torch
+from shared import measure
 from torch import Tensor
 
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names

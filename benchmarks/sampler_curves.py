@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 
 import matplotlib
-import measure
+from shared import measure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

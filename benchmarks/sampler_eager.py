@@ -16,9 +16,9 @@ from __future__ import annotations
 import collections
 import statistics
 
-import measure
 import torch
 from sampler import PRIORS, add_naive_rows, naive_seconds, prepared, seconds_of
+from shared import measure
 
 from vqvae2_fast.sampling.engines.eager import Kind, _Network, draw_eager
 

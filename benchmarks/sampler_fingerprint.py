@@ -14,8 +14,8 @@ from __future__ import annotations
 import statistics
 import time
 
-import measure
 from sampler import PRIORS, prepared
+from shared import measure
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import draw_cpu

@@ -24,9 +24,9 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import measure
 import torch
 from sampler import PRIORS, clock
+from shared import measure
 
 import vqvae2_fast
 from vqvae2_fast.models.pixelsnail import PixelSNAIL

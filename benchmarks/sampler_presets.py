@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 
-import measure
 import torch
+from shared import measure
 
 from vqvae2_fast import from_preset, sample_images
 from vqvae2_fast.checkpoints.pretrained import pretrained_names

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import measure
 import torch
 from sampler import (
     PRIORS,
@@ -30,6 +29,7 @@ from sampler import (
     read_seconds,
     stored_as,
 )
+from shared import measure
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed

@@ -26,9 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import measure as shared
 import torch
 from sampler import PRIORS, clock, request_of
+from shared.measure import count, machine
 
 import vqvae2_fast
 from vqvae2_fast.sampling import interface_of, plan_of
@@ -149,8 +149,8 @@ def main() -> None:
     parser.add_argument("--windows", nargs="+", type=int, default=[1, 2, 3, 4, 6, 8, 16])
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--samples", type=int, default=9)
-    parser.add_argument("--rounds", type=shared.count, default=5)
-    parser.add_argument("--threads", type=shared.count, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--threads", type=count, nargs="+", default=[1, 2])
     parser.add_argument("--port", action="store_true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
@@ -159,7 +159,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        print(f"\n{shared.machine()}, device {device}")
+        print(f"\n{machine()}, device {device}")
         for name in arguments.pipeline:
             measure_pipeline(name, arguments)
         if arguments.port:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from measure import count, machine, needed, ratio
+from shared.measure import count, machine, needed, ratio
 
 from vqvae2_fast import from_preset
 from vqvae2_fast.sampling import draw_batch, level_settings

@@ -29,9 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import measure
 import torch
-from serve_cases import CASES, Case, cases, images_case
+from shared import measure
+from shared.serve_cases import CASES, Case, cases, images_case
 
 import vqvae2_fast as vq2
 from vqvae2_fast.sampling import draw_batch

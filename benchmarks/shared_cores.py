@@ -20,8 +20,8 @@ from contextlib import contextmanager, nullcontext
 from statistics import median
 from typing import TYPE_CHECKING
 
-import measure
 from freed_memory import prior_step, vqvae_step
+from shared import measure
 
 from vqvae2_fast.machine.fitting_threads import FittingThreads
 from vqvae2_fast.training import keep_freed_memory, shared_cores

@@ -1,7 +1,8 @@
 """The pytest-benchmark suite: every workload × contender. `pytest benchmarks/ --benchmark-only`.
 
-Different tests run minutes apart; for ratios use `compare.py`, which runs contenders in turns. None
-of a workload's contenders is timed if an operator of ours fails its conformance tests.
+Different tests run minutes apart; for ratios use `compare.py`, which runs contenders in turns. Both
+have the same threads by default and keep freed memory. None of a workload's contenders is timed if
+an operator of ours fails its conformance tests.
 """
 
 from __future__ import annotations
@@ -11,35 +12,33 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import conformance
-from workloads import WORKLOADS, Workload
+from shared import conformance, measure
+from shared.workloads import WORKLOADS, Workload
 
 
 @lru_cache(maxsize=1)
 def workload_of(name: str) -> Workload:
+    """Its inputs, which its contenders share, are kept until another one is asked for."""
     return WORKLOADS[name]()
 
 
-CONTENDERS = {
-    "search": ["ours", "faiss", "lean", "cdist"],
-    "codes": ["ours", "faiss"],
-    "step": ["ours", "onehot", "lucidrains", "lean", "lean_compiled"],
-    "statistics": ["ours", "lean", "onehot"],
-    "ema": ["ours", "reference"],
-    "residual": ["ours", "lucidrains"],
-    "fsq": ["ours", "lucidrains"],
-    "lfq": ["ours", "lucidrains"],
-    "call": ["ours", "lean"],
-    "cost": ["ours", "faiss"],
-}
+@pytest.fixture(scope="module")
+def conditions():
+    before = torch.get_num_threads()
+    measure.set_conditions(measure.THREADS)
+    yield
+    torch.set_num_threads(before)
 
 
+@pytest.mark.benchmark(disable_gc=True)
+@pytest.mark.usefixtures("conditions")
 @pytest.mark.parametrize(
     ("name", "contender"),
-    [(name, who) for name in WORKLOADS for who in CONTENDERS[name.split("_")[0]]],
+    [(name, contender) for name in WORKLOADS for contender in workload_of(name).contenders],
 )
 def test_speed(benchmark, name, contender):
     workload = workload_of(name)

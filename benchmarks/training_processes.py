@@ -26,9 +26,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import measure
 import torch
 import torch.distributed as dist
+from shared import measure
 
 from vqvae2_fast import VQVAE2, PixelSNAIL, preset
 from vqvae2_fast.console import Progress

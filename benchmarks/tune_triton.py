@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import measure
 import torch
 from gpu import clock
+from shared import measure
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton

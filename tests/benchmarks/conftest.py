@@ -1,22 +1,10 @@
-"""The scripts of benchmarks/, which import each other by their bare names."""
+"""The scripts of benchmarks/ that measure."""
 
 from __future__ import annotations
-
-import importlib
-from pathlib import Path
 
 import pytest
 
 from vqvae2_fast.ops import _native
-
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script by its name."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ class BiasedPort(Biased):
 
 
 @pytest.fixture
-def against_port(script, monkeypatch):
+def port_training(script, monkeypatch):
     """Its priors know the first of every two held-out images, and training does nothing."""
-    module = script("against_port")
+    module = script("shared.port_training")
     monkeypatch.setattr(module, "prior_of", lambda _, port: BiasedPort() if port else Biased())
     monkeypatch.setattr(module, "BATCH", 2)
     module.selected_by = []
@@ -40,13 +40,13 @@ def against_port(script, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["port", "port, our recipe", "vqvae2_fast"])
-def test_bits_are_of_other_images_than_those_that_select_weights(against_port, name):
+def test_bits_are_of_other_images_than_those_that_select_weights(port_training, name):
     maps = torch.zeros(6, 2, 2, dtype=torch.int64)
     maps[1::2] = 1
-    contender = against_port.CONTENDERS[name]
-    found, _ = against_port.bits_of_prior(LEVEL, contender, [maps], [maps], 1.0)
+    contender = port_training.CONTENDERS[name]
+    found, _ = port_training.bits_of_prior(LEVEL, contender, [maps], [maps], 1.0)
     assert found["bits"] > 4 * 9
-    (selected_by,) = against_port.selected_by
+    (selected_by,) = port_training.selected_by
     if contender.port_recipe:
         assert selected_by is None
     else:

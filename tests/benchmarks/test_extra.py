@@ -33,9 +33,11 @@ def test_the_extra_brings_what_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extra = named(project["optional-dependencies"]["bench"])
     brought = extra | named(project["dependencies"])
-    scripts = sorted((ROOT / "benchmarks").glob("*.py"))
-    here = {path.stem for path in scripts} | {"vqvae2_fast"} | set(sys.stdlib_module_names)
-    # conformance.py runs tests, which need their conftest.py.
+    scripts = sorted((ROOT / "benchmarks").rglob("*.py"))
+    here = (
+        {path.stem for path in scripts} | {"shared", "vqvae2_fast"} | set(sys.stdlib_module_names)
+    )
+    # shared/conformance.py runs tests, which need their conftest.py.
     imported = {
         name for path in (*scripts, ROOT / "tests/conftest.py") for name in imports_of(path)
     }

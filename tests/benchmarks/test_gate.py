@@ -1,4 +1,4 @@
-"""No operator is timed that fails its tests: `conformance.py`, and the scripts that ask it."""
+"""No operator is timed that fails its tests: `shared/conformance.py`, and who asks it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAD = "import pytest\n\n\n@pytest.mark.parametrize('case', ['an_op-case'])\ndef
 @pytest.fixture
 def conformance(script, monkeypatch, tmp_path):
     """The module, with a folder of its own for marks, sources and tests."""
-    module = script("conformance")
+    module = script("shared.conformance")
     for folder in ("marks", "package/ops/an_op", "tree/tests/ops"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "marks"))
@@ -88,7 +88,7 @@ def test_the_fingerprint_is_of_torchs_version(conformance, monkeypatch):
 @pytest.fixture
 def one_red(measuring, monkeypatch):
     """Two small workloads, `good` and `bad`; an operator of `bad` other than its first is red."""
-    Workload = measuring("workload").Workload
+    Workload = measuring("shared.workload").Workload
     ran = []
     workloads = {
         name: lambda name=name, operators=operators: Workload(
@@ -96,17 +96,18 @@ def one_red(measuring, monkeypatch):
         )
         for name, operators in {"good": ("an_op",), "bad": ("an_op", "a_red_op")}.items()
     }
-    conformance = measuring("conformance")
+    conformance = measuring("shared.conformance")
     monkeypatch.setattr(conformance, "is_green", lambda operator: operator != "a_red_op")
     return workloads, ran
 
 
 def test_compare_leaves_out_a_workload_with_a_red_operator(one_red, measuring, monkeypatch, capsys):
     workloads, ran = one_red
-    compare, saved = measuring("compare"), []
+    compare, saved, threads = measuring("compare"), [], []
     monkeypatch.setattr(compare, "WORKLOADS", workloads)
     monkeypatch.setattr(compare, "owner_of", lambda workload: "cpu")
     monkeypatch.setattr(compare.measure, "save", saved.extend)
+    monkeypatch.setattr(compare.measure, "set_conditions", threads.append)
     monkeypatch.setattr(compare.measure, "SHORTEST", 0)
     for name in ("device_name", "openblas_cores"):
         monkeypatch.setattr(compare.measure, name, lambda: "a machine")
@@ -120,6 +121,7 @@ def test_compare_leaves_out_a_workload_with_a_red_operator(one_red, measuring, m
     assert "bad_1x1x1: left out, the tests of a_red_op fail" in capsys.readouterr().out
     assert [row.mode for row in saved] == ["good"]
     assert set(ran) == {"good"}
+    assert threads == [1]
 
 
 def test_no_contender_of_a_red_workload_is_in_the_suite(one_red, measuring, monkeypatch):

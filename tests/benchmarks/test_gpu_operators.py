@@ -20,7 +20,7 @@ def breaks():
 @pytest.fixture
 def table(measuring, monkeypatch, tmp_path, capsys):
     """Runs the script on these pieces of work; returns its table and what it printed."""
-    gpu, gpu_works = measuring("gpu"), measuring("gpu_works")
+    gpu, gpu_workloads = measuring("gpu"), measuring("shared.gpu_workloads")
     for name, value in {"is_available": True, "get_device_name": "a card"}.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     for name in ("empty_cache", "synchronize"):
@@ -31,9 +31,9 @@ def table(measuring, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu.measure, "SHORTEST", 0)
     monkeypatch.setattr(gpu.measure, "SETTLE", 0)
 
-    def piece(n: int, contenders) -> gpu_works.Work:
+    def piece(n: int, contenders) -> gpu_workloads.Work:
         makers = {name: lambda run=run: run for name, run in contenders.items()}
-        return gpu_works.Work(f"search {n}x2", "triton", 1, 1, makers)
+        return gpu_workloads.Work(f"search {n}x2", "triton", 1, 1, makers)
 
     def run(pieces, *options):
         makers = [partial(piece, n, contenders) for n, contenders in pieces.items()]
@@ -57,13 +57,13 @@ def test_a_piece_that_fails_does_not_end_it(table):
 
 
 def test_a_contender_that_fails_is_left_out(table):
-    rows, output = table({1: {"ours": int, "eager": int, "cuvs": breaks}})
-    assert rows == [("1x2", "ours"), ("1x2", "eager")]
+    rows, output = table({1: {"ours": int, "lean": int, "cuvs": breaks}})
+    assert rows == [("1x2", "ours"), ("1x2", "lean")]
     assert "cuvs: left out, it fails: RuntimeError: no such instruction on this card" in output
 
 
 def test_ours_can_be_measured_alone(table):
-    rows, _ = table({1: {"ours": int, "eager": int}}, "--contenders", "ours")
+    rows, _ = table({1: {"ours": int, "lean": int}}, "--contenders", "ours")
     assert rows == [("1x2", "ours")]
 
 

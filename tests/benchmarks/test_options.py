@@ -118,7 +118,7 @@ def test_a_script_that_is_asked_for_help_only_helps(run, capsys, name):
 
 def test_a_package_that_is_missing_says_how_to_install_it(measuring):
     with pytest.raises(SystemExit, match=r"no_such is not installed: `pip install '\.\[bench\]'`"):
-        measuring("measure").needed("no_such")
+        measuring("shared.measure").needed("no_such")
 
 
 def test_the_stores_are_made_in_a_new_folder(run, tmp_path):

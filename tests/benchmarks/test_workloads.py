@@ -11,13 +11,13 @@ from vqvae2_fast.testing.compare import RecordedOperators
 
 @pytest.fixture
 def workloads(measuring):
-    return measuring("workloads")
+    return measuring("shared.workloads")
 
 
 @pytest.fixture
 def small(workloads, measuring):
     """Workloads of few vectors by name, one of each maker."""
-    quantizers = measuring("quantizer_workloads")
+    quantizers = measuring("shared.quantizer_workloads")
     return {
         "search": workloads.search("search", "gaussian", 64, 16, 8, ("ours",)),
         "step": workloads.training_step(64, 16, 8),
@@ -41,6 +41,41 @@ def test_a_workload_names_every_operator_that_it_times(small):
         assert set(recorded.names) == set(workload.operators), name
 
 
+def test_contenders_share_inputs_that_are_made_for_the_first(measuring):
+    made = []
+
+    def inputs():
+        made.append(torch.zeros(2))
+        return tuple(made)
+
+    makers = measuring("shared.workload").sharing(inputs, dict.fromkeys("ab", lambda z: lambda: z))
+    assert (list(makers), made) == (["a", "b"], [])
+    assert makers["b"]()() is makers["a"]()()
+    assert len(made) == 1
+
+
+def test_the_pytest_suite_has_every_contender_without_making_inputs(
+    workloads, measuring, monkeypatch
+):
+    def refuse(*arguments):
+        raise AssertionError("inputs were made")
+
+    monkeypatch.setattr(workloads, "data", refuse)
+    monkeypatch.setattr(measuring("shared.quantizer_workloads"), "residual_data", refuse)
+    pairs = {
+        (name, contender)
+        for name, make in workloads.WORKLOADS.items()
+        for contender in make().contenders
+    }
+    (marks,) = [
+        mark
+        for mark in measuring("test_operators").test_speed.pytestmark
+        if mark.name == "parametrize"
+    ]
+    assert set(marks.args[1]) == pairs
+    assert {("residual", "loop"), ("step", "lean_compiled")} < pairs
+
+
 def test_the_owner_of_every_workload_is_known(small, measuring):
     owner_of = measuring("compare").owner_of
     assert {owner_of(workload) for workload in small.values()} == {f"cpu:{ops.simd_level()}"}
@@ -52,6 +87,15 @@ def step():
     generator = torch.Generator().manual_seed(0)
     z, dz_q = torch.randn(2, 64, 8, generator=generator)
     return z, z[:16] + 0.1 * torch.randn(16, 8, generator=generator), dz_q
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "offset", "clustered"])
+def test_lean_search_in_chunks_finds_the_codes_of_the_whole(workloads, kind):
+    """Also in a last chunk that is short."""
+    z, codebook = workloads.data(kind, 2 * workloads.LEAN_CHUNK + 7, 16, 8)
+    found = workloads.lean_search_in_chunks(z, codebook)
+    assert torch.equal(found, workloads.lean_search(z, codebook))
+    assert torch.equal(found, ops.nearest_code(z, codebook)[0])
 
 
 def our_step(workloads, z, codebook, dz_q):
@@ -76,21 +120,24 @@ def test_lucidrains_layer_does_the_step_that_ours_does(workloads, step):
     torch.testing.assert_close(theirs, our_step(workloads, *step))
 
 
-def test_the_plain_step_gives_what_ours_gives(workloads, step):
+@pytest.mark.parametrize("search", ["lean_search", "lean_search_in_chunks"])
+@pytest.mark.parametrize("statistics", ["plain_statistics", "onehot_statistics"])
+def test_the_plain_step_gives_what_ours_gives(workloads, step, search, statistics):
+    """By the parts of a CPU and those of a GPU."""
     z, codebook, dz_q = step
     state = workloads.Codebook.of(codebook)
-    found = workloads.plain_step(z, dz_q, state.codebook, state.cluster_size, state.embed_avg)
+    parts = {"search": getattr(workloads, search), "statistics": getattr(workloads, statistics)}
+    averages = (state.codebook, state.cluster_size, state.embed_avg)
+    found = workloads.plain_step(z, dz_q, *averages, **parts)
     torch.testing.assert_close((*found, state.codebook), our_step(workloads, *step))
 
 
-@pytest.mark.parametrize("onehot", [True, False], ids=["onehot", "lean"])
-def test_the_plain_step_of_a_gpu_gives_its_results(workloads, measuring, step, onehot):
-    """A compiler would leave out what it does not return."""
-    z, codebook, dz_q = step
-    state = workloads.Codebook.of(codebook)
-    z_q, dz = measuring("gpu_works").plain_step(
-        onehot, z, dz_q, state.codebook, state.cluster_size, state.embed_avg
-    )
-    expected = codebook[ops.nearest_code(z, codebook)[0]]
-    torch.testing.assert_close(z_q, expected)
-    torch.testing.assert_close(dz, dz_q + 2 / z.numel() * (z - expected))
+def test_the_step_of_a_gpu_has_contenders_that_run(measuring, monkeypatch):
+    """On this processor, without the compiled ones."""
+    gpu_workloads = measuring("shared.gpu_workloads")
+    randn, device = torch.randn, torch.device("cpu")
+    monkeypatch.setattr(torch, "randn", lambda *size, **_: randn(*size, device=device))
+    contenders = gpu_workloads.quantiser_step(64, 16, 8).contenders
+    assert list(contenders) == ["ours", "onehot", "lean", "onehot_compiled", "lean_compiled"]
+    for name in ("ours", "onehot", "lean"):
+        contenders[name]()()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 COLUMNS = (
     *("contender", "mode", "shape", "median_ms", "matmul_gflop_per_s", "copy_gb_per_s"),
     *("device", "threads", "clock", "commit", "date"),
@@ -19,9 +16,8 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
 @pytest.fixture
-def history(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("history")
+def history(script):
+    return script("history")
 
 
 def rows(commit, ours, faiss, *, level="avx2", threads=2, product=300.0):

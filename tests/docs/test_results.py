@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import csv
 import re
 from pathlib import Path
 
@@ -16,9 +16,8 @@ FIGURE = re.compile(rf"\d[\d.,]*\d? (?:{UNITS})(?!\w)")
 
 
 @pytest.fixture
-def results_page(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("results_page")
+def results_page(script):
+    return script("results_page")
 
 
 def test_the_page_is_what_the_script_writes(results_page):
@@ -28,6 +27,58 @@ def test_the_page_is_what_the_script_writes(results_page):
 def test_readme_has_the_rows_of_the_files(results_page):
     for figure in results_page.MEASURED:
         assert results_page.readme_row(figure) in README
+
+
+@pytest.fixture
+def headline(results_page, monkeypatch, tmp_path):
+    """The row of the README's table for rows of run, contender and time; it names `onehot`."""
+    monkeypatch.setattr(results_page, "RESULTS", tmp_path)
+    figure = results_page.Measured("a step", "a.csv", "step", "64x8x4", "onehot")
+    same = {"mode": "step", "shape": "64x8x4", "threads": "2", "clock": "wall", "commit": "aaaaaaa"}
+
+    def row_of(*rows):
+        with (tmp_path / "a.csv").open("w", newline="") as file:
+            columns = ("matmul_gflop_per_s", "contender", "median_ms")
+            writer = csv.DictWriter(file, (*same, *columns, "copy_gb_per_s"))
+            writer.writeheader()
+            for row in rows:
+                times = dict(zip(columns, row, strict=True))
+                writer.writerow({**same, **times, "copy_gb_per_s": 20})
+        return results_page.readme_row(figure)
+
+    return row_of
+
+
+FIRST_RUN = ((300, "ours", 2), (300, "onehot", 40), (300, "lean", 10), (300, "cdist", 12))
+
+
+def test_a_headline_has_the_fastest_contender_next_to_the_one_it_names(headline):
+    shown = "plain PyTorch: 5 times, one-hot products: 20 times"
+    assert headline(*FIRST_RUN) == f"| a step | 2 ms | {shown} |"
+
+
+def test_a_headline_that_names_the_fastest_has_it_once(headline):
+    assert headline((300, "ours", 2), (300, "lean", 30), (300, "onehot", 6)) == (
+        "| a step | 2 ms | one-hot products: 3 times |"
+    )
+
+
+def test_a_headline_is_of_one_run(headline):
+    """A slower run, and a later one of ours alone, have the same commit."""
+    slower = [(310, name, 3 * time) for _, name, time in FIRST_RUN]
+    shown = "plain PyTorch: 5 times, one-hot products: 20 times"
+    assert headline(*FIRST_RUN, (310, "ours", 1)) == f"| a step | 2 ms | {shown} |"
+    assert headline(*FIRST_RUN, *slower, (320, "ours", 1)) == f"| a step | 6 ms | {shown} |"
+
+
+def test_a_headline_keeps_the_fastest_that_a_later_run_left_out(headline):
+    later = ((310, "ours", 1), (310, "onehot", 30))
+    assert "| 2 ms | plain PyTorch: 5 times" in headline(*FIRST_RUN, *later)
+
+
+def test_a_headline_without_a_run_says_which(headline):
+    with pytest.raises(ValueError, match=r"expected a run of step 64x8x4 in a\.csv"):
+        headline((300, "onehot", 40))
 
 
 def test_readme_has_the_quoted_figures(results_page):

@@ -1,9 +1,7 @@
 """Times of the stages of engine `cuda`'s kernel, and the fit of its model's constants to them. The
 times here are made up; `sampler_test` checks those that the kernel notes."""
 
-import importlib
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +17,6 @@ PARTS = ("handover", "telling", "work")
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """Imports a file of benchmarks/."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module
-
-
-@pytest.fixture
 def tables(script, sampler_on_cpu):
     """Stages of the port's priors on an H100 at several batches, and the model's constants."""
     stages = []
@@ -36,7 +27,7 @@ def tables(script, sampler_on_cpu):
             for name in ("cuda", "cuda_bfloat16"):
                 card = cuda.Card(blocks=0, shared_bytes=0)
                 values = cuda.plan_values(plan, card, cuda.PRECISIONS[name], batch, guided=False)
-                rows, constants = script("stage_times").tables(
+                rows, constants = script("shared.stage_times").tables(
                     sampler_on_cpu.stages(values | {"top_p": 0.9}, "h100")
                 )
                 stages += rows
@@ -140,7 +131,7 @@ def test_intervals_of_a_row(script):
         {"wait_stage": 1.0, "wait_before": 1.0},
         {"wait_stage": 0.0, "wait_before": 0.0},
     ]
-    first, second = script("stage_times").intervals(times, stages)
+    first, second = script("shared.stage_times").intervals(times, stages)
     # Of the first stage only the second step waits, for what was told at 3100 + 900 + 550.
     assert first == pytest.approx(
         {"handover": 11000e-9 - 4550e-9, "work": 1000e-9, "telling": 650e-9}, abs=1e-12
@@ -152,7 +143,9 @@ def test_intervals_of_a_row(script):
 
 def test_a_stage_that_waits_for_nothing_has_no_handover(script):
     times = np.arange(1, 4).reshape(1, 1, 1, 3)
-    (only,) = script("stage_times").intervals(times, [{"wait_stage": -1.0, "wait_before": 0.0}])
+    (only,) = script("shared.stage_times").intervals(
+        times, [{"wait_stage": -1.0, "wait_before": 0.0}]
+    )
     assert math.isnan(only["handover"])
 
 

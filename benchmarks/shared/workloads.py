@@ -2,7 +2,10 @@
 
 A contender is a function that makes a closure: everything that a user does once (building a layer,
 compiling it) happens when it is made, everything that recurs in the closure. Contenders whose
-package is missing are left out, with a message. `onehot` is how the widely used port computes.
+package is missing are left out, with a message.
+
+On every device `lean` is what a careful user writes in plain PyTorch, `onehot` how the widely used
+port computes, `reference` our operator's reference, and `_compiled` any of them by torch.compile.
 """
 
 from __future__ import annotations
@@ -14,17 +17,22 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from quantizer_workloads import QUANTIZER_WORKLOADS, lucidrains
 from torch import Tensor, nn
-from workload import Run, Workload
 
+from shared.quantizer_workloads import QUANTIZER_WORKLOADS, lucidrains
+from shared.workload import Run, Workload, sharing
 from vqvae2_fast import ops
 from vqvae2_fast.testing.compare import simd_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    Search = Callable[[Tensor, Tensor], Tensor]
+    Statistics = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
 BETA, DECAY, EPSILON = 0.25, 0.99, 1e-5
+# The best of 512 to 8,192 rows, or nearly so, for 256 to 1,024 codes on a Zen 5, 1 and 2 threads.
+LEAN_CHUNK = 1024
 
 
 def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
@@ -37,7 +45,7 @@ def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     of a trained encoder, whose preset says K and D.
     """
     if kind == "trained":
-        from trained_encoder import trained_vectors
+        from shared.trained_encoder import trained_vectors
 
         return trained_vectors(n)
     generator = torch.Generator().manual_seed(0)
@@ -88,15 +96,25 @@ def openblas_core() -> str:
 
 
 def lean_search(z: Tensor, codebook: Tensor) -> Tensor:
-    """What a careful user of plain PyTorch writes: one product, no distances."""
+    """What a careful user of plain PyTorch writes for a GPU or a few vectors: one product, no
+    distances."""
     half_norms = codebook.square().sum(1) / 2  # [K]
     return torch.addmm(half_norms, z, codebook.t(), alpha=-1).argmin(dim=1)
+
+
+def lean_search_in_chunks(z: Tensor, codebook: Tensor) -> Tensor:
+    """The same for a CPU, in chunks of rows, whose scores stay in its cache until they are read:
+    all rows at once took up to twice as long."""
+    half_norms, codes = codebook.square().sum(1) / 2, codebook.t()  # [K], [D, K]
+    chunks = z.split(LEAN_CHUNK)
+    found = [torch.addmm(half_norms, rows, codes, alpha=-1).min(dim=1).indices for rows in chunks]
+    return torch.cat(found)
 
 
 SEARCHES: dict[str, Callable[[Tensor, Tensor], Run]] = {
     "ours": lambda z, codebook: partial(ops.nearest_code, z, codebook),
     "faiss": search_faiss,
-    "lean": lambda z, codebook: partial(lean_search, z, codebook),
+    "lean": lambda z, codebook: partial(lean_search_in_chunks, z, codebook),
     "cdist": lambda z, codebook: lambda: torch.cdist(z, codebook).argmin(dim=1),
 }
 
@@ -111,16 +129,18 @@ class Codebook:
 
     @classmethod
     def of(cls, codebook: Tensor) -> Codebook:
-        return cls(codebook.clone(), torch.ones(len(codebook)), codebook.clone())
+        sizes = torch.ones(len(codebook), device=codebook.device)
+        return cls(codebook.clone(), sizes, codebook.clone())
 
 
 def step_ours(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     state, z = Codebook.of(codebook), z.clone().requires_grad_()
+    one = torch.ones((), device=z.device)
 
     def run() -> None:
         z.grad = None
         z_q, indices, commitment = ops.vector_quantize(z, state.codebook)
-        torch.autograd.backward([z_q, BETA * commitment], [dz_q, torch.ones(())])
+        torch.autograd.backward([z_q, BETA * commitment], [dz_q, one])
         counts, sums = ops.code_statistics(z, indices, len(codebook))
         ops.ema_update_(
             counts, sums, state.cluster_size, state.embed_avg, state.codebook, DECAY, EPSILON
@@ -129,16 +149,35 @@ def step_ours(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     return run
 
 
+def plain_statistics(z: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Counts `[K]` and sums `[K, D]` in plain PyTorch, no one-hot."""
+    ones = torch.ones(len(z), device=z.device)
+    counts = torch.zeros(k, device=z.device).index_add_(0, indices, ones)
+    return counts, torch.zeros(k, z.shape[1], device=z.device).index_add_(0, indices, z)
+
+
+def onehot_statistics(z: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same by products with a one-hot matrix."""
+    choice = F.one_hot(indices, k).float()  # [N, K]
+    return choice.sum(0), choice.t() @ z
+
+
 def plain_step(
-    z: Tensor, dz_q: Tensor, codebook: Tensor, cluster_size: Tensor, embed_avg: Tensor
+    z: Tensor,
+    dz_q: Tensor,
+    codebook: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    *,
+    search: Search = lean_search_in_chunks,
+    statistics: Statistics = plain_statistics,
 ) -> tuple[Tensor, Tensor]:
-    """Search, gradient and averages in plain PyTorch, no one-hot; returns z_q and dz, of which a
-    compiler leaves out what nobody gets."""
-    indices = lean_search(z, codebook)
+    """Search, gradient and averages in plain PyTorch; returns z_q and dz, of which a compiler
+    leaves out what nobody gets."""
+    indices = search(z, codebook)
     z_q = codebook[indices]
     dz = dz_q + (z - z_q) * (2 * BETA / z.numel())
-    counts = torch.zeros_like(cluster_size).index_add_(0, indices, torch.ones(len(z)))
-    sums = torch.zeros_like(codebook).index_add_(0, indices, z)
+    counts, sums = statistics(z, indices, len(codebook))
     cluster_size.mul_(DECAY).add_(counts, alpha=1 - DECAY)
     embed_avg.mul_(DECAY).add_(sums, alpha=1 - DECAY)
     total = cluster_size.sum()
@@ -147,9 +186,17 @@ def plain_step(
     return z_q, dz
 
 
-def step_lean(z: Tensor, codebook: Tensor, dz_q: Tensor, *, compile: bool = False) -> Run:
-    state = Codebook.of(codebook)
-    step = torch.compile(plain_step) if compile else plain_step
+def step_lean(
+    z: Tensor,
+    codebook: Tensor,
+    dz_q: Tensor,
+    *,
+    compile: bool = False,
+    search: Search = lean_search_in_chunks,
+    statistics: Statistics = plain_statistics,
+) -> Run:
+    state, step = Codebook.of(codebook), partial(plain_step, search=search, statistics=statistics)
+    step = torch.compile(step) if compile else step
     return lambda: step(z, dz_q, state.codebook, state.cluster_size, state.embed_avg)
 
 
@@ -210,8 +257,7 @@ def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
 def search(
     mode: str, kind: str, n: int, k: int, d: int, contenders: Sequence[str] = tuple(SEARCHES)
 ) -> Workload:
-    z, codebook = data(kind, n, k, d)
-    makers = {name: partial(SEARCHES[name], z, codebook) for name in contenders}
+    makers = sharing(partial(data, kind, n, k, d), {name: SEARCHES[name] for name in contenders})
     traffic = 4 * (n + k) * d + 12 * n
     return Workload(("nearest_code",), mode, (n, k, d), 2 * n * k * d, traffic, makers)
 
@@ -222,73 +268,78 @@ def cost(size: str, n: int, k: int, d: int) -> Workload:
 
 
 def training_step(n: int, k: int, d: int) -> Workload:
-    z, codebook = data("clustered", n, k, d)
-    dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
-    contenders: dict[str, Callable[[], Run]] = {
-        "ours": partial(step_ours, z, codebook, dz_q),
-        "onehot": partial(step_onehot, z, codebook, dz_q),
-        "lucidrains": partial(step_lucidrains, z, codebook, dz_q),
-        "lean": partial(step_lean, z, codebook, dz_q),
-        "lean_compiled": partial(step_lean, z, codebook, dz_q, compile=True),
+    def inputs() -> tuple[Tensor, Tensor, Tensor]:
+        dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
+        return *data("clustered", n, k, d), dz_q
+
+    makers = {
+        "ours": step_ours,
+        "onehot": step_onehot,
+        "lucidrains": step_lucidrains,
+        "lean": step_lean,
+        "lean_compiled": partial(step_lean, compile=True),
     }
     operators = ("vector_quantize", "vector_quantize_backward", "code_statistics", "ema_update_")
     # z and dz_q are read, dz and z_q are written, and backward reads z and z_q again.
     traffic = 4 * 6 * n * d + 8 * n
-    return Workload(operators, "step", (n, k, d), 2 * n * k * d, traffic, contenders)
+    flops = 2 * n * k * d
+    return Workload(operators, "step", (n, k, d), flops, traffic, sharing(inputs, makers))
 
 
 def statistics(kind: str, n: int, k: int, d: int) -> Workload:
-    z, codebook = data("clustered", n, k, d)
-    indices = ops.nearest_code(z, codebook)[0]
-    if kind == "one_code":
-        indices = torch.full_like(indices, k // 2)
+    def inputs() -> tuple[Tensor, Tensor, int]:
+        z, codebook = data("clustered", n, k, d)
+        if kind == "one_code":
+            return z, torch.full((n,), k // 2), k
+        return z, ops.nearest_code(z, codebook)[0], k
 
-    def lean() -> object:
-        counts = torch.zeros(k).index_add_(0, indices, torch.ones(n))
-        return counts, torch.zeros(k, d).index_add_(0, indices, z)
-
-    contenders: dict[str, Callable[[], Run]] = {
-        "ours": lambda: lambda: ops.code_statistics(z, indices, k),
-        "lean": lambda: lean,
-        "onehot": lambda: lambda: F.one_hot(indices, k).float().t() @ z,
+    makers: dict[str, Callable[[Tensor, Tensor, int], Run]] = {
+        "ours": lambda z, indices, k: partial(ops.code_statistics, z, indices, k),
+        "lean": lambda z, indices, k: partial(plain_statistics, z, indices, k),
+        "onehot": lambda z, indices, k: lambda: F.one_hot(indices, k).float().t() @ z,
     }
     mode = "statistics" if kind == "spread" else f"statistics_{kind}"
     traffic = 4 * (n + k) * d + 8 * n
+    contenders = sharing(inputs, makers)
     return Workload(("code_statistics",), mode, (n, k, d), n * d, traffic, contenders)
 
 
 def ema(k: int, d: int) -> Workload:
-    _, codebook = data("gaussian", 1, k, d)
-    counts, sums = torch.randint(9, (k,)), torch.randn(k, d)
+    def inputs() -> tuple[Tensor, Tensor, Tensor]:
+        return data("gaussian", 1, k, d)[1], torch.randint(9, (k,)), torch.randn(k, d)
 
-    def make(update: Callable[..., object]) -> Run:
+    def make(update: Callable[..., object], codebook: Tensor, counts: Tensor, sums: Tensor) -> Run:
         state = Codebook.of(codebook)
         return lambda: update(
             counts, sums, state.cluster_size, state.embed_avg, state.codebook, DECAY, EPSILON
         )
 
-    contenders = {
+    makers = {
         "ours": partial(make, ops.ema_update_),
         "reference": partial(make, ops.OPERATORS["ema_update_"].reference),
     }
+    contenders = sharing(inputs, makers)
     return Workload(("ema_update_",), "ema", (0, k, d), 4 * k * d, 4 * 6 * k * d, contenders)
 
 
 def overhead(op: str, *, gradients: bool = False) -> Workload:
     """One vector against a small codebook, which shows the cost of a call."""
     n, k, d = 1, 8, 8
-    z, codebook = data("gaussian", n, k, d)
-    z.requires_grad_(gradients)
-    call = getattr(ops, op)
-    makers: dict[str, Callable[[], Run]] = {
-        "ours": lambda: lambda: call(z, codebook),
-        "lean": lambda: lambda: codebook[lean_search(z, codebook)],
+
+    def inputs() -> tuple[Tensor, Tensor]:
+        z, codebook = data("gaussian", n, k, d)
+        return z.requires_grad_(gradients), codebook
+
+    makers: dict[str, Callable[[Tensor, Tensor], Run]] = {
+        "ours": lambda z, codebook: partial(getattr(ops, op), z, codebook),
+        "lean": lambda z, codebook: lambda: codebook[lean_search(z, codebook)],
     }
     mode = f"call_{op}" + ("_gradients" if gradients else "")
-    return Workload((op,), mode, (n, k, d), 2 * n * k * d, 4 * (n + k) * d, makers)
+    traffic = 4 * (n + k) * d
+    return Workload((op,), mode, (n, k, d), 2 * n * k * d, traffic, sharing(inputs, makers))
 
 
-# Name to maker: inputs are made only for the workloads that run.
+# Name to maker. Inputs are made with the first contender of a workload.
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "search": partial(search, "search", "gaussian", 65536, 512, 64),
     "search_offset": partial(search, "search_offset", "offset", 65536, 512, 64),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from workload import Run, Workload
 
 import vqvae2_fast as vq2
+from shared.workload import Run, Workload, sharing
 from vqvae2_fast import ops
 
 if TYPE_CHECKING:
@@ -98,32 +98,35 @@ def module_step(make: Callable[[], nn.Module], z: Tensor, dz_q: Tensor) -> Run:
 
 
 def residual(q: int, n: int, k: int, d: int) -> Workload:
-    z, codebooks = residual_data(q, n, k, d)
-    contenders: dict[str, Callable[[], Run]] = {
-        "ours": lambda: partial(ops.residual_nearest_code, z, codebooks),
-        "loop": partial(residual_loop, z, codebooks),
-        "lucidrains": partial(residual_lucidrains, z, codebooks),
+    makers: dict[str, Callable[[Tensor, Tensor], Run]] = {
+        "ours": lambda z, codebooks: partial(ops.residual_nearest_code, z, codebooks),
+        "loop": residual_loop,
+        "lucidrains": residual_lucidrains,
     }
     traffic = 8 * n * d + 4 * q * k * d + 8 * n * q
     operators = ("residual_nearest_code", "nearest_code")  # the latter in `loop`
     flops = 2 * q * n * k * d
+    contenders = sharing(partial(residual_data, q, n, k, d), makers)
     return Workload(operators, f"residual_{q}", (n, k, d), flops, traffic, contenders)
 
 
+def residual_step_lucidrains(z: Tensor, codebooks: Tensor, dz_q: Tensor) -> Run:
+    return module_step(partial(lucidrains_residual, codebooks), z[None], dz_q[None])
+
+
 def residual_step(q: int, n: int, k: int, d: int) -> Workload:
-    z, codebooks = residual_data(q, n, k, d)
-    dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
-    theirs = partial(lucidrains_residual, codebooks)
-    contenders: dict[str, Callable[[], Run]] = {
-        "ours": partial(residual_step_ours, z, codebooks, dz_q),
-        "lucidrains": partial(module_step, theirs, z[None], dz_q[None]),
-    }
+    def inputs() -> tuple[Tensor, Tensor, Tensor]:
+        dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
+        return *residual_data(q, n, k, d), dz_q
+
+    makers = {"ours": residual_step_ours, "lucidrains": residual_step_lucidrains}
     traffic = 4 * 6 * n * d + 4 * 5 * q * k * d + 8 * n * q
     operators = (
         *("residual_nearest_code", "residual_nearest_code_backward"),
         *("residual_code_statistics", "ema_update_"),
     )
     flops = 2 * q * n * k * d
+    contenders = sharing(inputs, makers)
     return Workload(operators, f"residual_step_{q}", (n, k, d), flops, traffic, contenders)
 
 
@@ -139,15 +142,19 @@ def scalar_step(
     d: int,
 ) -> Workload:
     """A training step of a quantiser without a codebook, on `[16, N / 16, D]`."""
-    generator = torch.Generator().manual_seed(0)
-    z, dz_q = torch.randn(2, 16, n // 16, d, generator=generator)
-    contenders: dict[str, Callable[[], Run]] = {
-        "ours": partial(module_step, lambda: ours, z, dz_q),
-        "lucidrains": partial(module_step, theirs, z, dz_q),
+
+    def inputs() -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(2, 16, n // 16, d, generator=generator).unbind()
+
+    makers = {
+        "ours": partial(module_step, lambda: ours),
+        "lucidrains": partial(module_step, theirs),
     }
     kind = type(ours).__name__.lower()
     # z and dz_q are read, z_q, dz and indices are written.
     traffic = 4 * 4 * n * d + 8 * n
+    contenders = sharing(inputs, makers)
     return Workload(operators, f"{kind}_step", (n, k, d), 10 * n * d, traffic, contenders)
 
 

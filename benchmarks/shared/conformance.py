@@ -18,7 +18,7 @@ import vqvae2_fast
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TESTS = Path(__file__).parent.parent / "tests" / "ops" / "test_conformance.py"
+TESTS = Path(__file__).parents[2] / "tests" / "ops" / "test_conformance.py"
 PACKAGE = Path(vqvae2_fast.__file__).parent
 # Without the current folder in the path: the tree's package, which may have no compiled module,
 # must not stand in for the one that is timed.

@@ -31,8 +31,9 @@ from torch import Tensor
 
 from vqvae2_fast import ops
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("vqvae2_fast", "torch", "faiss-cpu", "vector-quantize-pytorch")
+THREADS = 2
 # Rounds of the clock below this many seconds are noise: short calls are repeated up to it.
 SHORTEST = 2e-3
 # Threads of the previous contender wait actively for some milliseconds, on the cores of the next.
@@ -58,6 +59,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**25)
+
+
+def set_conditions(threads: int) -> None:
+    """Those under which operators are timed, by whichever script."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    keep_freed_memory()
 
 
 def numbers_printed(script: str, *arguments: str) -> list[float]:
@@ -126,7 +134,7 @@ def needed(package: str) -> Any:
         ) from error
 
 
-def parser(doc: str | None, *, rounds: int, threads: int = 2) -> argparse.ArgumentParser:
+def parser(doc: str | None, *, rounds: int, threads: int = THREADS) -> argparse.ArgumentParser:
     """For a script with this docstring, with the options that most have, and their defaults."""
     found = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 Run = Callable[[], object]
 
@@ -41,6 +43,19 @@ class Workload:
     @property
     def name(self) -> str:
         return f"{self.mode}_{self.size}"
+
+
+def sharing(
+    inputs: Callable[[], tuple[Any, ...]], makers: Mapping[str, Callable[..., Run]]
+) -> dict[str, Callable[[], Run]]:
+    """Contenders by name, each made from the same inputs, which are made for the first of them:
+    who asks a workload for its contenders' names need not wait for its data."""
+    inputs = functools.cache(inputs)
+
+    def maker_of(make: Callable[..., Run]) -> Callable[[], Run]:
+        return lambda: make(*inputs())
+
+    return {name: maker_of(make) for name, make in makers.items()}
 
 
 def make_runs(contenders: Mapping[str, Callable[[], Run]]) -> dict[str, Run]:

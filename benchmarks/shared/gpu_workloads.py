@@ -13,9 +13,15 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from training_step import flops_of, make_step
-from workloads import lean_search
 
+from shared.training_steps import flops_of, make_step
+from shared.workloads import (
+    lean_search,
+    onehot_statistics,
+    plain_statistics,
+    step_lean,
+    step_ours,
+)
 from vqvae2_fast import ops
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
@@ -26,7 +32,7 @@ from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workload import Run
+    from shared.workload import Run
 
 
 @dataclass(frozen=True)
@@ -67,79 +73,30 @@ def search(n: int, k: int, d: int) -> Work:
         4 * d * (n + k) + 12 * n,
         {
             "ours": lambda: lambda: ops.nearest_code(z, codebook),
-            "eager": lambda: lambda: lean_search(z, codebook),
-            "compile": lambda: partial(torch.compile(lean_search), z, codebook),
+            "lean": lambda: partial(lean_search, z, codebook),
+            "lean_compiled": lambda: partial(torch.compile(lean_search), z, codebook),
             "flash-kmeans": lambda: flash_kmeans_search(z, codebook),
             "cuvs": lambda: cuvs_search(z, codebook),
         },
     )
 
 
-def plain_step(
-    onehot: bool,
-    z: torch.Tensor,
-    dz_q: torch.Tensor,
-    codes: torch.Tensor,
-    size: torch.Tensor,
-    average: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search, gradient and averages in plain PyTorch; returns z_q and dz, of which a compiler
-    leaves out what nobody gets."""
-    k = len(codes)
-    indices = lean_search(z, codes)
-    if onehot:
-        choice = F.one_hot(indices, k).float()  # [N, K]
-        counts, sums = choice.sum(0), choice.t() @ z
-    else:
-        counts = torch.zeros(k, device=z.device).index_add_(
-            0, indices, torch.ones_like(indices, dtype=torch.float32)
-        )
-        sums = torch.zeros_like(codes).index_add_(0, indices, z)
-    z_q = codes[indices]
-    dz = dz_q + 2 / z.numel() * (z - z_q)
-    size.mul_(0.99).add_(counts, alpha=0.01)
-    average.mul_(0.99).add_(sums, alpha=0.01)
-    total = size.sum()
-    codes.copy_(average / ((size + 1e-5) / (total + k * 1e-5) * total)[:, None])
-    return z_q, dz
-
-
 def quantiser_step(n: int, k: int, d: int) -> Work:
-    z, codebook = torch.randn(n, d, device="cuda"), torch.randn(k, d, device="cuda")
-    dz_q, one = torch.randn_like(z), torch.ones((), device="cuda")
-
-    def state() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return codebook.clone(), torch.ones(k, device="cuda"), codebook.clone()
-
-    def ours() -> Run:
-        codes, size, average = state()
-        leaf = z.clone().requires_grad_()
-
-        def run() -> None:
-            leaf.grad = None
-            z_q, indices, commitment = ops.vector_quantize(leaf, codes)
-            torch.autograd.backward([z_q, commitment], [dz_q, one])
-            counts, sums = ops.code_statistics(leaf, indices, k)
-            ops.ema_update_(counts, sums, size, average, codes)
-
-        return run
-
-    def plain(onehot: bool, *, compiled: bool = False) -> Run:
-        step = partial(plain_step, onehot)
-        return partial(torch.compile(step) if compiled else step, z, dz_q, *state())
-
-    owner = ops.owner("vector_quantize", z, codebook)
+    inputs = tuple(torch.randn(rows, d, device="cuda") for rows in (n, k, n))  # z, codes, dz_q
+    lean = partial(step_lean, *inputs, search=lean_search)
+    onehot = partial(lean, statistics=onehot_statistics)
+    owner = ops.owner("vector_quantize", *inputs[:2])
     return Work(
         f"quantiser_step {n}x{k}x{d}",
         owner,
         2 * n * k * d,
         4 * d * 7 * n,
         {
-            "ours": ours,
-            "one-hot": partial(plain, True),
-            "lean": partial(plain, False),
-            "one-hot compile": partial(plain, True, compiled=True),
-            "lean compile": partial(plain, False, compiled=True),
+            "ours": partial(step_ours, *inputs),
+            "onehot": onehot,
+            "lean": lean,
+            "onehot_compiled": partial(onehot, compile=True),
+            "lean_compiled": partial(lean, compile=True),
         },
     )
 
@@ -153,8 +110,8 @@ def statistics_of(n: int, k: int, d: int) -> Work:
         n * d,
         4 * n * d + 8 * n,
         {
-            "ours": lambda: lambda: ops.code_statistics(z, indices, k),
-            "index_add": lambda: lambda: torch.zeros(k, d, device="cuda").index_add_(0, indices, z),
+            "ours": lambda: partial(ops.code_statistics, z, indices, k),
+            "lean": lambda: partial(plain_statistics, z, indices, k),
         },
     )
 
@@ -195,7 +152,7 @@ def gate(batch: int, channels: int, side: int) -> Work:
     def step(function: Callable[..., torch.Tensor]) -> None:
         torch.autograd.grad(function(h, x), (h, x), dout)
 
-    def reference(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def lean(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return F.glu(h, dim=1) + x
 
     owner = ops.owner("gated_residual", h, x)
@@ -206,8 +163,8 @@ def gate(batch: int, channels: int, side: int) -> Work:
         36 * x.numel(),
         {
             "ours": lambda: partial(step, ops.gated_residual),
-            "eager": lambda: partial(step, reference),
-            "compile": lambda: partial(step, torch.compile(reference)),
+            "lean": lambda: partial(step, lean),
+            "lean_compiled": lambda: partial(step, torch.compile(lean)),
         },
     )
 
@@ -240,7 +197,7 @@ def convolution(batch: int, channels: int, side: int, dtype: torch.dtype) -> Wor
             "ours": lambda: partial(step, operator),
             "kernel": lambda: partial(step, CAUSAL_CONV2D_FUSED.kernel),
             "cudnn": lambda: partial(step, causal_conv2d_reference),
-            "compile": lambda: partial(step, torch.compile(causal_conv2d_reference)),
+            "reference_compiled": lambda: partial(step, torch.compile(causal_conv2d_reference)),
         },
     )
 
@@ -273,9 +230,9 @@ def stem(batch: int, side: int, num_codes: int, channels: int) -> Work:
         4 * values + 16 * codes.numel(),
         {
             "ours": lambda: partial(step, ops.OPERATORS["code_conv2d"]),
-            "eager": lambda: partial(step, code_conv2d_reference),
-            "compile": lambda: partial(step, torch.compile(code_conv2d_reference)),
-            "one-hot": lambda: one_hot,
+            "reference": lambda: partial(step, code_conv2d_reference),
+            "reference_compiled": lambda: partial(step, torch.compile(code_conv2d_reference)),
+            "onehot": lambda: one_hot,
         },
     )
 
@@ -295,8 +252,8 @@ def draw(batch: int, num_codes: int, top_k: int, top_p: float) -> Work:
         8 * logits.numel(),
         {
             "ours": lambda: partial(operator, *arguments),
-            "eager": lambda: partial(draw_codes_reference, *arguments),
-            "compile": lambda: partial(torch.compile(draw_codes_reference), *arguments),
+            "reference": lambda: partial(draw_codes_reference, *arguments),
+            "reference_compiled": lambda: partial(torch.compile(draw_codes_reference), *arguments),
         },
     )
 
@@ -318,8 +275,8 @@ def prior_step(name: str, *, tf32: bool) -> Work:
         flops = flops_of(name)
     contenders = {
         "ours": partial(make, "ours"),
-        "eager": partial(make, "reference"),
-        "compile": partial(make, "compiled"),
+        "reference": partial(make, "reference"),
+        "reference_compiled": partial(make, "compiled"),
     }
     return Work(
         f"prior_step {name} {'tf32' if tf32 else 'float32'}", "several", flops, 0, contenders

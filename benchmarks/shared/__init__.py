@@ -1,0 +1,1 @@
+"""What the benchmarks import; none of these modules is a command."""

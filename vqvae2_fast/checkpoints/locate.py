@@ -13,7 +13,7 @@ from vqvae2_fast.checkpoints.files import DamagedError
 from vqvae2_fast.checkpoints.sums import check_sums
 from vqvae2_fast.files.durable import aside
 from vqvae2_fast.files.folders import why_no_folder
-from vqvae2_fast.ops._checks import kind_of
+from vqvae2_fast.ops._checks import type_in_words
 
 __all__ = [
     "CHECKPOINTS",
@@ -45,7 +45,7 @@ def as_path(
         remedy: What to do about it, a sentence.
     """
     if not isinstance(value, (str, os.PathLike)):
-        message = f"{where}: expected {name} to be {expected}, got {kind_of(value)}. {remedy}"
+        message = f"{where}: expected {name} to be {expected}, got {type_in_words(value)}. {remedy}"
         raise TypeError(message.rstrip())
     return Path(value)
 

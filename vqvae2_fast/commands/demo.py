@@ -24,7 +24,7 @@ from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.codebook import use_of_codes
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.models.prior import kind_of
+from vqvae2_fast.models.prior import kind_of_prior
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.presets import preset
 from vqvae2_fast.report import (
@@ -93,7 +93,7 @@ class Demo(Command):
         config = preset(_PRESET).scaled(self.scale)
         check_run(self.out / "vqvae", "vqvae2", resume=self.resume)
         for level, prior in zip(level_names(len(config.priors)), config.priors, strict=True):
-            check_run(self.out / f"prior_{level}", kind_of(prior), resume=self.resume)
+            check_run(self.out / f"prior_{level}", kind_of_prior(prior), resume=self.resume)
         self._check_scale(config.training.vqvae.steps)
         # The time of the earlier part is not known.
         since = " since it was resumed" if latest(self.out / "vqvae") is not None else ""

@@ -19,7 +19,7 @@ from vqvae2_fast.data.groups import classes_of_prior
 from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
-from vqvae2_fast.models.prior import PriorConfig, kind_of, make_prior
+from vqvae2_fast.models.prior import PriorConfig, kind_of_prior, make_prior
 from vqvae2_fast.presets import preset, presets_with_maps
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.runs.origin import check_same_origin, keep_origin
@@ -92,7 +92,7 @@ class TrainPrior(TrainingCommand):
             model = replace(self.model, num_classes=0) if self.unconditional else self.model
             return forecast_result(self.plan, model, self.train, dry_run=self.dry_run)
         out = self.out or Path(f"runs/prior_{self.level}")
-        ranks, device, progress = self.begin(out, kind_of(self.model))
+        ranks, device, progress = self.begin(out, kind_of_prior(self.model))
         of_preset = level_names(len(preset(self.preset).priors))
         settings = _settings_level(self.level, of_preset)
         progress.say(f"settings: those of preset {self.preset}, level {settings}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.index_range import check_range, may_read
-from vqvae2_fast.ops._checks import check_tensor, dtype_name, given, kind_of
+from vqvae2_fast.ops._checks import check_tensor, dtype_name, given, type_in_words
 
 __all__ = [
     "as_maps",
@@ -139,7 +139,8 @@ def check_known(where: str, known: Sequence[Tensor | None] | None, num_levels: i
     )
     if not is_list(known):
         raise TypeError(
-            f"{expected} {kind_of(known)}; None in the list stands for a level without known codes."
+            f"{expected} {type_in_words(known)}; None in the list stands for a level without known "
+            "codes."
         )
     if len(known) != num_levels:
         raise ValueError(f"{expected} {len(known)}.")

@@ -32,7 +32,7 @@ __all__ = [
     "PRIORS",
     "Prior",
     "PriorConfig",
-    "kind_of",
+    "kind_of_prior",
     "make_prior",
     "register_prior",
     "without_variants",
@@ -216,7 +216,7 @@ def register_prior(
     return register
 
 
-def kind_of(config: PriorConfig) -> str:
+def kind_of_prior(config: PriorConfig) -> str:
     """The name in checkpoints of the priors that have such a configuration.
 
     Raises:
@@ -231,8 +231,8 @@ def kind_of(config: PriorConfig) -> str:
 
 
 def make_prior(config: PriorConfig) -> Prior:
-    """A prior with weights from torch's random numbers. Raises as `kind_of`, or as its class."""
-    prior_class, _ = PRIORS[kind_of(config)]
+    """A prior with weights from torch's random numbers. Raises as `kind_of_prior` or its class."""
+    prior_class, _ = PRIORS[kind_of_prior(config)]
     return prior_class(config)
 
 

@@ -28,9 +28,9 @@ __all__ = [
     "dtype_name",
     "fits_codebook",
     "given",
-    "kind_of",
     "misfit",
     "other_dtype",
+    "type_in_words",
 ]
 
 # The dtypes that kernels read; most kernels compute in float32.
@@ -115,7 +115,7 @@ def check_number(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: expected {name} to be a number, got {value!r}.")
 
 
-def kind_of(value: object) -> str:
+def type_in_words(value: object) -> str:
     """`a Tensor`, `an int`: what a value is, for a message that expected something else."""
     if value is None:
         return "None"
@@ -127,7 +127,7 @@ def kind_of(value: object) -> str:
 
 def given(name: str, value: object) -> str:
     """What the argument `name` is where a tensor was expected, and how to make it one."""
-    kind = kind_of(value)
+    kind = type_in_words(value)
     if kind == "a numpy array":
         return f"{kind}: pass torch.from_numpy({name})"
     if not isinstance(value, (list, tuple)):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.evaluating import evaluating
-from vqvae2_fast.ops._checks import check_tensor, kind_of
+from vqvae2_fast.ops._checks import check_tensor, type_in_words
 from vqvae2_fast.sampling.plan_network import plan_logits
 from vqvae2_fast.sampling.prior import checked_interface, plan_of
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs
@@ -66,7 +66,7 @@ def calibrate(
     if not isinstance(batches, Iterable):
         raise TypeError(
             "calibrate: expected batches to be a list of (codes, condition, labels), got "
-            f"{kind_of(batches)}."
+            f"{type_in_words(batches)}."
         )
     interface, digest = checked_interface("calibrate", prior), hashlib.sha256()
     with evaluating(prior), torch.inference_mode():
@@ -110,7 +110,7 @@ def _parts(name: str, batch: _Given) -> _Given:
     number = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
     raise TypeError(
         f"calibrate: expected {name} to be (codes, condition, labels), got "
-        f"{kind_of(batch)}{number}. What the prior does not take is None: "
+        f"{type_in_words(batch)}{number}. What the prior does not take is None: "
         "(codes, None, None)."
     )
 

@@ -19,7 +19,7 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
-from vqvae2_fast.ops._checks import checked_integer, kind_of
+from vqvae2_fast.ops._checks import checked_integer, type_in_words
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import checked_interface, interface_of
@@ -144,12 +144,12 @@ class Pipeline:
         if not callable(getattr(self.vqvae, "decode", None)):
             raise TypeError(
                 "Pipeline: expected vqvae to be a model with decode(codes), such as a VQVAE2, got "
-                f"{kind_of(self.vqvae)}; the order is Pipeline(vqvae, priors)."
+                f"{type_in_words(self.vqvae)}; the order is Pipeline(vqvae, priors)."
             )
         if not isinstance(self.priors, Iterable) or isinstance(self.priors, str | Mapping):
             raise TypeError(
                 "Pipeline: expected priors to be a list, one per level coarse to fine, got "
-                f"{kind_of(self.priors)}; pass a single prior as [prior]."
+                f"{type_in_words(self.priors)}; pass a single prior as [prior]."
             )
         if isinstance(self.class_names, str):
             raise TypeError(
@@ -313,7 +313,7 @@ def check_is_pipeline(where: str, pipeline: object) -> None:
     """Raise TypeError for anything but a pipeline, such as one of its models."""
     if not isinstance(pipeline, Pipeline):
         raise TypeError(
-            f"{where}: expected a Pipeline, got {kind_of(pipeline)}: make one by "
+            f"{where}: expected a Pipeline, got {type_in_words(pipeline)}: make one by "
             "Pipeline(vqvae, priors)."
         )
 

@@ -1,4 +1,4 @@
-"""`vqvae2-fast compress`, `decompress` and `info` of what they leave."""
+"""`vqvae2-fast compress`, and what `decompress` makes of it."""
 
 from __future__ import annotations
 
@@ -83,54 +83,11 @@ def test_decompress_counts_images_whatever_their_tiles(
     assert "decompress  4/4  took" in capsys.readouterr().err
 
 
-def test_info_tells_tiles_from_images_and_height_from_width(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("compress photos/2.png --pipeline pipeline --out x.vq2 --quiet") == 0
-    capsys.readouterr()
-    assert run("info x.vq2") == 0
-    text = capsys.readouterr().out
-    # 40 rows and 23 columns of pixels make 3 x 2 tiles of 16x16.
-    assert (
-        "images or tiles (an image larger than the model's is stored as several tiles): 6" in text
-    )
-    assert "image sizes (height x width): 40x23" in text
-
-
-def test_info_counts_the_levels_of_a_file_and_those_cut_off(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("compress photos/0.png --pipeline pipeline --levels top --out x.vq2 --quiet") == 0
-    capsys.readouterr()
-    assert run("info x.vq2") == 0
-    text = capsys.readouterr().out
-    assert "levels in the file (decompress draws any others that the pipeline has): 1" in text
-    assert "levels cut off from the end of the file: 0" in text
-
-
-def test_info_shows_no_image_size_of_code_maps(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    codes = [torch.zeros(1, side, side, dtype=torch.int64) for side in (4, 8)]
-    (workplace / "x.vq2").write_bytes(codec.encode_codes(tiny_pipeline(3), codes))
-    assert run("info x.vq2") == 0
-    text = capsys.readouterr().out
-    assert "kind: compressed code maps" in text
-    assert "0x0" not in text
-
-
 def test_one_image_is_named_as_one(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compress photos/0.png --pipeline pipeline --out x.vq2 --quiet") == 0
     assert capsys.readouterr().out.startswith("1 image or tile in ")
     assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
     assert capsys.readouterr().out == "1 image in out\n"
-
-
-def test_info_describes_a_file(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("compress photos --pipeline pipeline --out x.vq2 --quiet")
-    capsys.readouterr()
-    assert main(["info", "x.vq2"]) == 0
-    assert "kind: compressed images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -310,15 +267,6 @@ def test_a_refused_image_leaves_no_folder(workplace: Path) -> None:
     (workplace / "photos" / "1.png").write_bytes(b"no image")
     assert run("compress photos --pipeline pipeline --out new/x.vq2 --quiet") == 2
     assert not (workplace / "new").exists()
-
-
-def test_info_knows_a_file_by_its_beginning(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("compress photos/0.png --pipeline pipeline --out cats.bin --quiet") == 0
-    capsys.readouterr()
-    assert run("info cats.bin") == 0
-    assert "kind: compressed images" in capsys.readouterr().out
 
 
 def test_the_folder_of_an_extraction_is_refused_with_its_stores(

@@ -231,10 +231,10 @@ def page() -> str:
         "There are no results of a GPU, of an Arm processor, or of a prior of the paper's size.",
         "",
         "## All results",
-        "Of each workload the latest run that had all contenders. A factor below 1 means that the "
-        "other one is faster. Before 2 December 2026 plain PyTorch searched by one product of all "
-        "rows; since then it takes 1,024 rows at a time, in about half the time. The "
-        "[list of benchmarks](../benchmarks/README.md) explains the scripts.",
+        "For each workload: the last of the runs with the most contenders. A factor below 1 means "
+        "that the other one is faster. Before 2 December 2026 plain PyTorch searched by one "
+        "product of all rows; since then it takes 1,024 rows at a time, in about half the time. "
+        "The [list of benchmarks](../benchmarks/README.md) explains the scripts.",
         "",
     ]
     for path in sorted(RESULTS.glob("*-cores-*.csv")):

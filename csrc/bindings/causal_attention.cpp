@@ -27,10 +27,7 @@ Tensor new_heads(const Tensor& like, int64_t channels) {
   const int64_t batch = like.size(0), heads = like.size(1), length = like.size(2);
   const int64_t sizes[] = {batch, heads, length, channels};
   const int64_t strides[] = {length * heads * channels, channels, heads * channels, 1};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes, strides, aoti_torch_dtype_float32(),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return torch::stable::Tensor(handle);
+  return new_strided_tensor(sizes, strides, torch::headeronly::ScalarType::Float);
 }
 
 float* head_of(Tensor& heads, int64_t group) {

@@ -26,10 +26,7 @@ inline torch::stable::Tensor new_map(int64_t batch, int64_t channels, int64_t he
                                      int64_t width) {
   const int64_t sizes[] = {batch, channels, height, width};
   const int64_t strides[] = {height * width * channels, 1, width * channels, channels};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes, strides, aoti_torch_dtype_float32(),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return torch::stable::Tensor(handle);
+  return new_strided_tensor(sizes, strides, torch::headeronly::ScalarType::Float);
 }
 
 inline bool is_float(const torch::stable::Tensor& tensor) {

@@ -1,4 +1,4 @@
-// Lends torch's threads to the teams of the sampler.
+// Lends torch's threads to teams (cpu/threads/team.h).
 #include "../cpu/threads/thread_pool.h"
 
 #include <pthread.h>

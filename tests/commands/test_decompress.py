@@ -36,7 +36,7 @@ def test_a_file_that_does_not_exist_is_told(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("decompress nothing.vq2 --pipeline pipeline --out out --quiet") == 2
-    told = "error: nothing.vq2: expected a .vq2 file; it does not exist."
+    told = "error: nothing.vq2: expected a .vq2 file, which does not exist"
     assert told in capsys.readouterr().err
     assert not (workplace / "out").exists()
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vqvae2_fast import sample_codes
 from vqvae2_fast.compat.rosinality import (
     CausalAttention,
     CausalConv2d,
@@ -309,19 +310,28 @@ def test_codes_of_other_values_or_types_are_refused(codes, error, message):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        ({"shape": 6}, r"expected shape \[H, W\], got 6"),
-        ({"n_block": 0}, "got n_block=0 and n_res_block=1"),
-        ({"n_res_block": 0}, "got n_block=1 and n_res_block=0"),
-        ({"n_cond_res_block": 1}, "expected cond_res_channel >= 1"),
+        ({"shape": 6}, TypeError, r"expected shape \[H, W\], got 6"),
+        ({"shape": [6, 4, 2]}, ValueError, r"expected shape \[H, W\], got \[6, 4, 2\]"),
+        ({"n_cond_res_block": 1}, ValueError, "expected cond_res_channel >= 1"),
     ],
     ids=str,
 )
-def test_sizes_that_make_no_model_are_refused(arguments, message):
+def test_sizes_that_make_no_model_are_refused(arguments, error, message):
     usual = {"shape": [6, 4], "n_class": 11, "channel": 16, "kernel_size": 3, "n_block": 1}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         PixelSNAIL(**{**usual, "n_res_block": 1, "res_channel": 8, **arguments})
+
+
+@pytest.mark.parametrize("empty", ["n_block", "n_res_block"])
+def test_a_prior_without_gated_layers_is_drawn_from_by_its_own_forward(empty):
+    sizes = {"n_block": 1, "n_res_block": 1, empty: 0}
+    prior = PixelSNAIL([3, 4], 10, 16, 3, res_channel=8, attention=False, **sizes).eval()
+    codes = sample_codes(prior, 2, temperature=0.0, engine="reference")
+    assert torch.equal(codes, prior(codes)[0].argmax(1))
+    with pytest.raises(ValueError, match="with blocks of gated layers.*engine='reference'"):
+        sample_codes(prior, 2)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])

@@ -117,10 +117,22 @@ def test_a_refusal_names_the_operator_and_the_argument(name, arguments, message)
 
 
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
-def test_a_result_that_has_no_memory_is_named():
-    numbers = torch.arange(1)
-    with pytest.raises(RuntimeError, match=r"can't allocate memory for a tensor \[1, 1, 2\d{14}\]"):
-        torch.ops.vqvae2_fast.gumbel_noise(numbers, numbers, 2 * 10**14, 0, 0)
+@pytest.mark.parametrize(
+    ("name", "arguments", "sizes"),
+    [
+        ("gumbel_noise", (torch.arange(1), torch.arange(1), 2 * 10**14, 0, 0), "1, 1, 2"),
+        (
+            "normed_conv2d",
+            (torch.zeros(()).expand(2**22, 4, 2**10, 2**10), torch.zeros(64, 4, 3, 3))
+            + (None, None, 1, 1, 3, False, 0.0, None, False),
+            "4194304, 64, 1024, 1024",
+        ),
+    ],
+    ids=["gumbel_noise", "normed_conv2d"],
+)
+def test_a_result_that_has_no_memory_is_named(name, arguments, sizes):
+    with pytest.raises(RuntimeError, match=rf"can't allocate memory for a tensor \[{sizes}"):
+        getattr(torch.ops.vqvae2_fast, name)(*arguments)
 
 
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")

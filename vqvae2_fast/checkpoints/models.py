@@ -37,6 +37,7 @@ __all__ = [
     "Model",
     "check_tensors",
     "class_of",
+    "described_model",
     "dtype_of",
     "known_models",
     "read_config",
@@ -232,13 +233,7 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
         ValueError: If the configuration fits no model, or not the weights; with `check_finite`, if
             a weight is NaN or infinite.
     """
-    known = known_models()
-    if header["kind"] not in known:
-        raise ValueError(
-            f"load: {folder} holds a {header['kind']}; expected one of {tuple(known)}."
-        )
-    model_class, config_class = known[header["kind"]]
-    config = _config(config_class, header["config"], folder)
+    model_class, config = described_model(header, folder)
     expected = _expected_tensors(model_class, config, folder)
     check_tensors(expected, folder, "model", DTYPES[header["dtype"]])
     with torch.random.fork_rng(devices=[]), unfilled():
@@ -252,6 +247,21 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
         model.class_names = tuple(header["class_names"])
         model.loaded_from = folder.absolute()
     return model
+
+
+def described_model(header: dict[str, Any], folder: Path) -> tuple[type[Any], Any]:
+    """The class of the model in a header from `read_config`, and its configuration.
+
+    Raises:
+        ValueError: If the header names no known class, or the configuration fits none of it.
+    """
+    known = known_models()
+    if header["kind"] not in known:
+        raise ValueError(
+            f"load: {folder} holds a {header['kind']}; expected one of {tuple(known)}."
+        )
+    model_class, config_class = known[header["kind"]]
+    return model_class, _config(config_class, header["config"], folder)
 
 
 def _calibration(values: Any, folder: Path) -> Calibration:

@@ -240,8 +240,8 @@ def open_compressed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         opened = open_untrusted(path)
     except FileNotFoundError as error:
-        message = f"{printable(path)}: expected a .vq2 file; it does not exist."
-        raise FileNotFoundError(message) from error
+        error.strerror = "expected a .vq2 file, which does not exist"
+        raise
     with opened as file:
         try:
             yield file

@@ -15,6 +15,7 @@ import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
 from vqvae2_fast.checkpoints.hub import read_card
+from vqvae2_fast.checkpoints.models import described_model
 from vqvae2_fast.checkpoints.packed import packed_engines
 from vqvae2_fast.checkpoints.pretrained import pretrained_folder, pretrained_names
 from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
@@ -324,18 +325,16 @@ def _presets() -> Result:
 def _weights(name: str) -> dict[str, Any]:
     """The sizes of the weights in the package, which may not be those of the preset."""
     folder = pretrained_folder(name)
-    priors = [
-        read_config(folder / f"prior_{level}")["config"]
-        for level in read_config(folder)["config"]["levels"]
-    ]
+    levels = read_config(folder)["config"]["levels"]
     return {
-        "num_embeddings": read_config(folder / "vqvae")["config"]["num_embeddings"],
-        "priors": [
-            f"{prior['num_blocks'] * prior['layers_per_block']} layers of "
-            f"{prior['channels']} channels"
-            for prior in priors
-        ],
+        "num_embeddings": _config_of(folder / "vqvae").num_embeddings,
+        "priors": [_config_of(folder / f"prior_{level}").summary() for level in levels],
     }
+
+
+def _config_of(folder: Path) -> Any:
+    _, config = described_model(read_config(folder), folder)
+    return config
 
 
 def _checkpoint(path: Path) -> Result:

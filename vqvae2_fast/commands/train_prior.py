@@ -181,7 +181,8 @@ class TrainPrior(TrainingCommand):
 
     def _check_follows(self, config: PriorConfig, of_preset: PriorConfig) -> None:
         """Raises ValueError for an option that says something else than the codes do."""
-        for name in ("size", "num_embeddings", "condition_sizes", "num_classes"):
+        told = ("num_classes", "num_subclasses", "num_variants")
+        for name in ("size", "num_embeddings", "condition_sizes", *told):
             typed, expected = getattr(self.model, name), getattr(config, name)
             if typed not in (getattr(of_preset, name), expected):
                 raise ValueError(

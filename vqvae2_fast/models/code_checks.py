@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vqvae2_fast.modules.index_range import check_range, may_read
+from vqvae2_fast.modules.index_range import check_integers, check_range, may_read
 from vqvae2_fast.ops._checks import check_tensor, dtype_name, given, type_in_words
 
 __all__ = [
@@ -96,9 +96,7 @@ def check_codes(where: str, name: str, codes: Tensor, num_embeddings: int) -> No
         TypeError: Another type or dtype.
         ValueError: Codes outside 0..K-1, where values can be read.
     """
-    check_tensor(where, name, codes)
-    if codes.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{where}: expected {name} int64, got {dtype_name(codes.dtype)}.")
+    check_integers(where, name, codes)
     check_range(where, name, codes, 0, num_embeddings)
 
 

@@ -310,8 +310,8 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
     )
     if choice.window > 1 and choice.engine in ("eager", "reference"):
         raise NotImplementedError(
-            f"window: engine {choice.engine} draws one code at a time; expected window=1 or "
-            f"engine cpu or cuda, got window={choice.window}."
+            f"sample_codes: window: engine {choice.engine} draws one code at a time; expected "
+            f"window=1 or engine cpu or cuda, got window={choice.window}."
         )
     tell_once(choice.warning)
     request = replace(request, settings=replace(settings, window=choice.window))

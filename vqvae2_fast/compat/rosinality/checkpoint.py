@@ -253,7 +253,7 @@ def _misfit(model: LoadsPortFiles, state_dict: dict[str, Tensor], strict: bool) 
         if key in state_dict and state_dict[key].shape != own[key].shape
     ]
     dtypes = [
-        f"{short(key)} {dtype_name(state_dict[key].dtype)}"
+        f"{short(key)} {dtype_name(state_dict[key].dtype)}, expected {dtype_name(own[key].dtype)}"
         for key in own
         if key in state_dict and not state_dict[key].is_floating_point()
     ]
@@ -264,7 +264,7 @@ def _misfit(model: LoadsPortFiles, state_dict: dict[str, Tensor], strict: bool) 
         ("missing keys", missing),
         ("unexpected keys", unexpected),
         ("other shapes", shapes),
-        ("tensors that are not of real floating-point numbers", dtypes),
+        ("other dtypes", dtypes),
     ):
         if entries:
             rest = f", and {len(entries) - 8} more" if len(entries) > 8 else ""

@@ -14,6 +14,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import numpy as np
 import torch
 
 from vqvae2_fast.compat.rosinality.checkpoint import StateDictError, load_checkpoint, origin_of
@@ -78,7 +79,8 @@ def load_vqvae(
             are none or not in [-1, 1]; or both arguments.
         TypeError: Another type or dtype than these.
     """
-    _check_flag("load_vqvae", "rectified_skip", rectified_skip)
+    if rectified_skip is not None:
+        _check_flag("load_vqvae", "rectified_skip", rectified_skip)
     if images is not None:
         if rectified_skip is not None:
             raise ValueError("load_vqvae: expected rectified_skip or images, got both.")
@@ -117,7 +119,7 @@ def load_pixelsnail(path: str | Path, *, activated_skip: bool = False) -> PixelS
 
 
 def _check_flag(where: str, name: str, value: object) -> None:
-    if value is not None and not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{where}: expected {name} to be True or False, got {value!r}.")
 
 
@@ -258,6 +260,11 @@ def _from_native_vqvae(model: VQVAE2) -> VQVAE:
 
 
 def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
+    if not (len(model.blocks) and len(model.blocks[0].resblocks)):  # type: ignore[arg-type]
+        raise NoPlanError(
+            "to_native: expected a prior with blocks of gated layers, got n_block or n_res_block "
+            "0. Draw from it as it is, with engine='reference'."
+        )
     arguments = PixelSNAIL.arguments_of(model.state_dict())
     height, width = arguments["shape"]
     conditioned = hasattr(model, "cond_resnet")

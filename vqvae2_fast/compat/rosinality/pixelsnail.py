@@ -33,9 +33,8 @@ Letters: B H W map, V `n_class`, C `channel`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +52,9 @@ from vqvae2_fast.compat.rosinality.layers import (
     wn_linear,
 )
 from vqvae2_fast.models.code_checks import check_codes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["CausalAttention", "CondResNet", "PixelBlock", "PixelSNAIL", "causal_mask"]
 
@@ -230,14 +232,10 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         activated_skip: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(shape, Sequence) or len(shape) != 2:
-            raise ValueError(f"PixelSNAIL: expected shape [H, W], got {shape!r}.")
-        height, width = shape
-        if min(n_block, n_res_block) < 1:
-            raise ValueError(
-                "PixelSNAIL: expected one block or more, and one layer or more in each, got "
-                f"n_block={n_block} and n_res_block={n_res_block}."
-            )
+        try:
+            height, width = shape
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"PixelSNAIL: expected shape [H, W], got {shape!r}.") from error
         if n_cond_res_block > 0 and cond_res_channel < 1:
             raise ValueError(
                 "PixelSNAIL: expected cond_res_channel >= 1 for the conditioning stack of "

@@ -192,7 +192,7 @@ def test_a_preset_recommends_what_its_card_says():
         (["--label", "3"], "a number below 3"),
         (["--n", "0"], "--n: expected 1 or more, got 0"),
         (["--batch-size", "-1"], "--batch-size: expected 0 or more, got -1"),
-        (["--engine", "warp"], "expected --engine one of"),
+        (["--engine", "warp"], "--engine: expected one of"),
         (["--window", "0"], "expected --window to be an integer from 1"),
         (["--seed", "99999999999999999999"], "expected --seed to be an integer from"),
         (["--temperature", "1", "1", "1"], "--temperature: expected one value, or 2, one per"),

@@ -216,7 +216,7 @@ def test_info_describes_a_code_store(place, capsys):
         ),
         ("info {0}/nowhere", "error: PATH: expected a run, checkpoint, pipeline, code store"),
         ("info --sampler {0}/nowhere", "error: PATH: expected the folder of"),
-        ("info nothing.vq2", "error: nothing.vq2: expected a .vq2 file; it does not exist."),
+        ("info nothing.vq2", "error: nothing.vq2: expected a .vq2 file, which does not exist"),
         (
             "info --preset emoji32",
             "expected --sampler with it, which plans a draw, got none. `--pr",

@@ -31,14 +31,11 @@ inline void load_rows(const Rows& z, int64_t first, int64_t count, int64_t dim, 
 }
 
 inline double squared_error(const float* z, const float* e, int64_t dim) {
-  // A sum of at most eight float32 squares, which is then added in float64. Squares that float32
-  // cannot hold are computed again.
+  // A sum of at most eight float32 squares, which is then added in float64.
   constexpr int64_t kPart = 8 * Vec::kLanes;
   double total = 0;
   for (int64_t d = 0; d < dim; d += kPart) {
-    const int64_t count = dim - d < kPart ? dim - d : kPart;
-    const float part = quick_sqdist(z + d, e + d, count);
-    total += isfinite(part) ? static_cast<double>(part) : exact_sqdist(z + d, e + d, count);
+    total += static_cast<double>(quick_sqdist(z + d, e + d, dim - d < kPart ? dim - d : kPart));
   }
   return total;
 }
@@ -90,6 +87,12 @@ inline void finish_rows(const NearestCodeProblem& problem, const float* const* r
       error += squared_error(rows[i], code, dim);
     }
     if (stream) Vec::finish_streaming();
+    if (!isfinite(error)) {  // float32 may not hold the squares
+      error = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        error += exact_sqdist(rows[i], codes + index[i] * dim, dim);
+      }
+    }
     problem.block_errors[block] = error;
   }
 }

@@ -13,15 +13,14 @@ namespace vqvae2_fast::cpu {
 namespace {
 
 // residual = row - code, total += code; returns the sum of squares of the residual, of which at
-// most eight per lane are added in float32, or none if they are too large for it. The residual may
-// take the place of the row.
+// most eight per lane are added in float32. The residual may take the place of the row.
 inline double take_code(const float* row, const float* code, int64_t dim, float* residual,
                         float* total) {
   constexpr int64_t kPart = 8 * Vec::kLanes;
   double sum = 0;
   int64_t d = 0;
   while (d + Vec::kLanes <= dim) {
-    const int64_t begin = d, end = d + kPart < dim ? d + kPart : dim;
+    const int64_t end = d + kPart < dim ? d + kPart : dim;
     Vec squares = Vec::broadcast(0.0f);
     for (; d + Vec::kLanes <= end; d += Vec::kLanes) {
       const Vec e = Vec::load(code + d), left = Vec::load(row + d) - e;
@@ -29,14 +28,7 @@ inline double take_code(const float* row, const float* code, int64_t dim, float*
       (Vec::load(total + d) + e).store(total + d);
       squares = squares.add_product(left, left);
     }
-    const float part = lane_sum(squares);
-    if (isfinite(part)) {
-      sum += static_cast<double>(part);
-      continue;
-    }
-    for (int64_t i = begin; i < d; ++i) {
-      sum += static_cast<double>(residual[i]) * static_cast<double>(residual[i]);
-    }
+    sum += static_cast<double>(lane_sum(squares));
   }
   for (; d < dim; ++d) {
     const float left = row[d] - code[d];
@@ -65,6 +57,12 @@ inline void quantize_residuals(const ResidualProblem& problem, int64_t first, in
       error += take_code(rows[i], code, dim, residual, totals + i * dim);
       rows[i] = residual;
       problem.indices[(first + i) * num_quantizers + q] = found[i];
+    }
+    if (!isfinite(error)) {  // float32 may not hold the squares
+      error = 0;
+      for (int64_t i = 0; i < count * dim; ++i) {
+        error += static_cast<double>(residuals[i]) * static_cast<double>(residuals[i]);
+      }
     }
     errors[q] = error;
   }

@@ -70,7 +70,6 @@ FEWER = {"--candidates": 2}  # the same, for options
 NOT_RUN = {
     "vqvae2-fast serve": "It serves until it is stopped: tests/serve uses it.",
     "curl": "It asks that server.",
-    "vqvae2-fast evaluate --preset fashion28": "It takes the files of Fashion-MNIST.",
     "pip install": "It takes the network and minutes of compiling: .ci/install_matrix runs it.",
     "python build_tools/wheels.py": "It compiles for minutes: .ci/wheels runs a part of it.",
     "python -m venv": "It makes an environment to install into.",
@@ -211,8 +210,8 @@ def short(monkeypatch):
 
 
 @pytest.mark.pages
-def test_beginning(workspace, short, capsys):
-    reader = Reader(capsys, {"compress photos/": "compress few/"})
+def test_beginning(workspace, fashion, short, capsys):
+    reader = Reader(capsys, {"compress photos/": "compress few/", "DIR": str(fashion)})
     for page in BEGINNING:
         reader.read(page)
     assert [line for line in reader.ran if "--skip-corrupt" in line]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
 from pathlib import Path
@@ -151,32 +150,10 @@ def test_a_full_disk_is_named_and_leaves_no_file(
     code = run(f"compress photos --pipeline pipeline --out {out} --quiet")
     small_disk.clear()
     assert code == 1
-    assert f"cannot write {out}: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"cannot write {out}: " in error
+    assert "What was there before, if anything, is unchanged. " in error
     assert not list(out.parent.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("number", "remedy"),
-    [
-        (errno.ENOSPC, "make room and start again"),
-        (errno.EDQUOT, "make room and start again"),
-        (errno.EROFS, "name another folder"),
-    ],
-)
-def test_only_a_full_disk_is_to_be_made_room_on(
-    workplace: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    number,
-    remedy,
-) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(compress, "write_all", fail)
-    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") != 0
-    told = f"{os.strerror(number)}. What was there before, if anything, is unchanged; {remedy}"
-    assert f"cannot write x.vq2: {told}" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_encoded(

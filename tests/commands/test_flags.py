@@ -37,7 +37,7 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
         ("head={'learning_rate': 1, 'flip=True': 2}", "head={'learning_rate': 1, 'flip=True': 2}"),
         ("{'a': 1}: raise batch_size", "{'a': 1}: raise --train.batch-size"),
         ("x: expected steps to be an integer", "expected --train.steps to be an integer"),
-        ("make room and continue by the same call", "make room and continue with --resume"),
+        ("Make room and continue by the same call", "Make room and continue with --resume"),
         ("load: x: expected steps to be names", "load: x: expected steps to be names"),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_file_cut_off_in_use_is_an_error_and_no_signal(tmp_path):
 
 def test_a_full_disk_is_named(small_disk):
     small_disk.fill(0)
-    with pytest.raises(OSError, match=r"cannot write .*images\.raw: .*Make room"):
+    with pytest.raises(OSError, match=r"cannot write .*images\.raw: .* and start again"):
         store_images(small_disk.folder / "images.raw", 5, batches(3, 2))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -141,6 +143,19 @@ def test_errors_of_the_system_are_explained_with_a_remedy(tmp_path):
         durable.explained("cannot read", "Make it"),
     ):
         (tmp_path / "x").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [(errno.ENOSPC, "Make room"), (errno.EDQUOT, "Make room"), (errno.EROFS, "Resolve this")],
+)
+def test_only_a_full_disk_is_to_be_made_room_on(number, cure):
+    message = f"cannot write x: {os.strerror(number)}. The rest is whole. {cure} and start again"
+    with (
+        pytest.raises(OSError, match=f"{re.escape(message)}$"),
+        durable.explained("cannot write x", "The rest is whole", then="start again"),
+    ):
+        raise OSError(number, os.strerror(number))
 
 
 @pytest.mark.parametrize("name", ["result.json", "images[1].vq2"])

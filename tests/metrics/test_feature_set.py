@@ -52,7 +52,7 @@ def test_a_full_disk_is_named_and_leaves_the_earlier_features(small_disk):
     folder = small_disk.folder / "features"
     found = extract_features(extractor, batches(COUNT), COUNT, folder)
     small_disk.fill(16_384)
-    with pytest.raises(OSError, match=r"cannot write .*features\.npy: .*Make room"):
+    with pytest.raises(OSError, match=r"cannot write .*features\.npy: .* and start again"):
         extract_features(extractor, batches(2, 2, 2, 2), COUNT, folder)
     small_disk.clear()
     assert found.features[:, 0].tolist() == list(range(COUNT))

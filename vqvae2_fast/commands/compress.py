@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from math import prod
@@ -41,6 +40,7 @@ from vqvae2_fast.models.weights_hash import check_codes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.sampling.pipeline import Pipeline
@@ -50,7 +50,6 @@ __all__ = ["Compress"]
 _EXPECTED = "compress: expected IMAGES to be an image, a folder of images, a code store"
 _SEGMENT = 256  # images, or records of a store, that are encoded together
 _PIXELS = 2**24  # pixels of images of one size, padded to tiles, that are encoded together
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(kw_only=True)
@@ -141,15 +140,11 @@ class Compress(Command):
             lines.insert(1, f"left out, to be drawn by decompress: {', '.join(drawn)}")
         return Result(values, lines)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self) -> AbstractContextManager[None]:
         unchanged = "What was there before, if anything, is unchanged"
-        try:
-            yield
-        except OSError as error:
-            remedy = "make room and start again" if error.errno in _FULL else "name another folder"
-            with explained(f"cannot write {self.out}", f"{unchanged}; {remedy}"):
-                raise
+        return explained(
+            f"cannot write {self.out}", unchanged, then="start again, or name another folder"
+        )
 
     def _check_out(self) -> None:
         """Raises ValueError if --out is a folder, lies in one that cannot be written to, is one of

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Decompress"]
 
 _LOCK = ".decompress.lock"
-_NOTHING_LEFT = "What was written so far was removed; make room and start again"
+_ON_FAILURE = ("What was written so far was removed", "start again")
 
 
 @dataclass(kw_only=True)
@@ -161,7 +161,7 @@ class Decompress(Command):
                     source_records=found.images,
                 ) as writer,
             ):
-                writer.remedy = _NOTHING_LEFT
+                writer.on_failure = _ON_FAILURE
                 for maps, labels in chain([first], batches):
                     if labels is not None:
                         labels = labels.where(labels < pipeline.num_classes, -1)
@@ -205,7 +205,7 @@ class _Images:
             path = self._path(self.count)
             png = io.BytesIO()
             image.save(png, format="PNG")
-            with explained(f"cannot write {path}", _NOTHING_LEFT):
+            with explained(f"cannot write {path}", *_ON_FAILURE):
                 self._write(path, png.getvalue())
         sync_folder(self._folder)
 

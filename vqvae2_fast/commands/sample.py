@@ -347,8 +347,8 @@ def _explained(out: Path) -> AbstractContextManager[None]:
     """Adds to an error of the disk what it means for the run."""
     return explained(
         f"cannot write to {out}",
-        "All images in its index are whole; when there is room, continue with `--resume --out "
-        f"{shlex.quote(str(out))}`.",
+        "All images in its index are whole",
+        then=f"continue with `--resume --out {shlex.quote(str(out))}`",
     )
 
 

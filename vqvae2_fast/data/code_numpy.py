@@ -209,7 +209,7 @@ def _new_store(path: Path) -> Iterator[Path]:
             os.rename(part, path)
         sync_folder(path.parent)
     except OSError as error:  # of the disk: those of the files that are read are ValueErrors
-        with explained(f"codes_from_numpy: cannot write {path}", "Make room and start again"):
+        with explained(f"codes_from_numpy: cannot write {path}", then="start again"):
             raise (error.__cause__ or error) from None  # the cause lacks the hidden name
 
 

@@ -77,11 +77,12 @@ class CodeWriter:
             a damaged store, or sizes are out of range.
     """
 
-    remedy = (
-        "The store is what it was before the unfinished shard; make room and continue by the same "
-        "call"
+    on_failure = (
+        "The store is what it was before the unfinished shard",
+        "continue by the same call",
     )
-    """What an error of the disk ends with; another for a writer whose caller cannot continue."""
+    """What an error of the disk leaves, and what to do then. A caller that cannot continue sets
+    its own."""
 
     def __init__(
         self,
@@ -224,7 +225,7 @@ class CodeWriter:
     def _explained(self) -> Iterator[None]:
         """Drops the unfinished shard on an error, and explains an error of the disk."""
         try:
-            with explained(f"CodeWriter: cannot write to {self.folder}", self.remedy):
+            with explained(f"CodeWriter: cannot write to {self.folder}", *self.on_failure):
                 yield
         except BaseException:
             self.discard()

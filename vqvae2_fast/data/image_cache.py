@@ -202,7 +202,8 @@ def write_cache(
 def _explained(path: Path) -> AbstractContextManager[None]:
     return explained(
         f"image cache: cannot write {path}",
-        "Earlier caches are as they were; make room, or name another folder",
+        "Earlier caches are as they were",
+        then="start again, or name another folder",
     )
 
 

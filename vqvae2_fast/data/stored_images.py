@@ -76,7 +76,7 @@ def store_images(
     """
 
     def writing() -> AbstractContextManager[None]:
-        return explained(f"cannot write {path}", "Make room and start again")
+        return explained(f"cannot write {path}", then="start again")
 
     with writing():
         path.parent.mkdir(parents=True, exist_ok=True)

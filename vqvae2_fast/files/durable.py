@@ -51,13 +51,23 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def explained(message: str, remedy: str = "") -> Iterator[None]:
-    """Raises the system's errors again with a message: "cannot write x: disk full. Make room"."""
+def explained(message: str, remedy: str = "", then: str = "") -> Iterator[None]:
+    """Raises the system's errors again, with a message and what to do about them.
+
+    Args:
+        message: What failed: "cannot write x".
+        remedy: A sentence without its full stop, which follows the system's own words.
+        then: What to do once the cause is gone: "start again" is told as "Make room and start
+            again" where the disk is full.
+    """
     try:
         yield
     except OSError as error:
-        text = f"{message}: {error.strerror or error}"
-        raise OSError(error.errno, f"{text}. {remedy}" if remedy else text) from error
+        parts = [f"{message}: {error.strerror or error}", remedy]
+        if then:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            parts.append(f"{'Make room' if full else 'Resolve this'} and {then}")
+        raise OSError(error.errno, ". ".join(filter(None, parts))) from error
 
 
 def part_of(path: Path) -> Path:

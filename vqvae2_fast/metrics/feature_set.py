@@ -106,7 +106,7 @@ def extract_features(
                 rows = getattr(seen, name).float().cpu().numpy()
                 if done + len(rows) > count:
                     raise ValueError(f"extract_features: expected {count} images, got more.")
-                with explained(f"cannot write {path}", "Make room and start again"):
+                with explained(f"cannot write {path}", then="start again"):
                     if name not in files:
                         part = stack.enter_context(renamed_into_place(path))
                         files[name] = stack.enter_context(part.open("wb", buffering=0))

@@ -83,11 +83,11 @@ class RunLog:
         return "  ".join(parts)
 
     def _append(self, path: Path, content: bytes) -> None:
-        remedy = f"Make room, then continue {self._how_to_continue}"
+        then = f"continue {self._how_to_continue}"
         with open_untrusted(path, "ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             try:
-                with explained(f"train: cannot write to {path}", remedy):
+                with explained(f"train: cannot write to {path}", then=then):
                     write_all(file, content)
             except OSError:
                 file.truncate(size)

@@ -221,6 +221,7 @@ def test_completions_name_commands_and_options(shell, capsys):
     assert "vqvae2-fast" in text
     for word in ("train-vqvae", "extract", "--shard-records", "--dry-run"):
         assert word in text
+    assert "{None}" not in text
 
 
 @pytest.mark.parametrize("arguments", [[], ["fish"], ["bash", "x"]])

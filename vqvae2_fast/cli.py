@@ -178,7 +178,7 @@ def _print_completion(shell: list[str]) -> None:
     for name in COMMANDS:
         part = Annotated[_kind(name), tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = part if union is None else union | part
-    with to_a_reader():
+    with to_a_reader(), for_people():
         tyro.cli(
             union,
             args=["--tyro-print-completion", *shell],

@@ -34,6 +34,7 @@ _ROWS = {
     "sampled": "samples against the reference",
     "sampled_vs_reconstructed": "samples against the reference's reconstructions (FID*)",
 }
+_PAIR_LABELS = tuple(measure.metadata["label"] for measure in fields(PairMeasures))
 _ARROWS = {"lower": "↓", "higher": "↑"}
 
 
@@ -121,7 +122,12 @@ def write_evaluation(
         path,
         title,
         lead,
-        [*_samples(found, pictures), *_images(found, pictures)],
+        [
+            *_samples(found, pictures),
+            _reconstructions(found, pictures["reconstructions"]),
+            _code_costs(found),
+            _quality_against_bits(found, pictures["rate"]),
+        ],
         "vqvae2-fast evaluate",
     )
 
@@ -222,16 +228,21 @@ def _rejection(
     ]
 
 
-def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
+def _reconstructions(found: Evaluation, picture: Path) -> Section:
     kinds = {"held out": found.reconstruction}
     if found.train_reconstruction is not None:
         kinds["training"] = found.train_reconstruction
-    measures = fields(PairMeasures)
-    errors = [
-        [name, *(_or_empty(getattr(own, m.name, None), m.metadata["form"]) for m in measures)]
-        for name, own in kinds.items()
-    ]
-    levels = [
+    rows = [[name, *_pair_measures(own)] for name, own in kinds.items()]
+    return Section(
+        "Reconstructions",
+        "Held-out images, each above what its codes decode to.",
+        **_measured(("images", *_PAIR_LABELS), rows),
+        picture=picture,
+    )
+
+
+def _code_costs(found: Evaluation) -> Section:
+    rows = [
         [
             name,
             f"{level.codes:,}",
@@ -248,7 +259,29 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
         for name, level in found.levels.items()
     ]
     sums = (f"{found.bits_per_image:,.0f}", f"{found.marginal_bits_per_image:,.0f}")
-    levels.append(["together", *[""] * 8, *sums])
+    header = (
+        "level",
+        "codes per image",
+        "codes used",
+        "perplexity",
+        "nats per code",
+        "in training",
+        "gap",
+        "bits per code",
+        "marginal",
+        "bits per image",
+        "marginal bits per image",
+    )
+    return Section(
+        "What the codes cost",
+        f"Under the priors the codes cost {found.bits_per_dim:.4f} bits per pixel and channel. "
+        "Marginal entropy is what they would cost by the frequency of each code alone. The gap "
+        "is what a code of a held-out image costs more than one of a training image.",
+        **_measured(header, [*rows, ["together", *[""] * 8, *sums]]),
+    )
+
+
+def _quality_against_bits(found: Evaluation, picture: Path) -> Section:
     codecs = ", ".join(_codec(name, codec) for name, codec in found.codecs.items())
     files = [
         [
@@ -257,58 +290,34 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
             f"{own.promised_bits_per_image:,.1f}",
             f"{own.bits_per_image:,.1f}",
             f"{own.file_bits_per_image:,.1f}",
-            *(_or_empty(getattr(own.measured, m.name, None), m.metadata["form"]) for m in measures),
+            *_pair_measures(own.measured),
         ]
         for own in found.compressed or ()
     ]
+    header = (
+        "levels in the file",
+        "images",
+        "promised bits per image",
+        "bits of codes",
+        "bits of the file",
+        *_PAIR_LABELS,
+    )
+    return Section(
+        "Quality against bits",
+        f"At {found.bits_per_image:,.0f} bits per image this model reaches "
+        f"{found.reconstruction.psnr:.2f} dB, {codecs}. Headers of files are not counted here. "
+        "Below are real files of the codec; levels that a file leaves out are drawn from the "
+        "priors when it is decoded.",
+        **_measured(header, files),
+        picture=picture,
+    )
+
+
+def _pair_measures(found: Any) -> list[str]:
+    """A column for each of _PAIR_LABELS; empty where it was not measured."""
     return [
-        Section(
-            "Reconstructions",
-            "Held-out images, each above what its codes decode to.",
-            **_measured(("images", *(m.metadata["label"] for m in measures)), errors),
-            picture=pictures["reconstructions"],
-        ),
-        Section(
-            "What the codes cost",
-            f"Under the priors the codes cost {found.bits_per_dim:.4f} bits per pixel and channel. "
-            "Marginal entropy is what they would cost by the frequency of each code alone. The gap "
-            "is what a code of a held-out image costs more than one of a training image.",
-            **_measured(
-                (
-                    "level",
-                    "codes per image",
-                    "codes used",
-                    "perplexity",
-                    "nats per code",
-                    "in training",
-                    "gap",
-                    "bits per code",
-                    "marginal",
-                    "bits per image",
-                    "marginal bits per image",
-                ),
-                levels,
-            ),
-        ),
-        Section(
-            "Quality against bits",
-            f"At {found.bits_per_image:,.0f} bits per image this model reaches "
-            f"{found.reconstruction.psnr:.2f} dB, {codecs}. Headers of files are not counted here. "
-            "Below are real files of the codec; levels that a file leaves out are drawn from the "
-            "priors when it is decoded.",
-            **_measured(
-                (
-                    "levels in the file",
-                    "images",
-                    "promised bits per image",
-                    "bits of codes",
-                    "bits of the file",
-                    *(measure.metadata["label"] for measure in measures),
-                ),
-                files,
-            ),
-            picture=pictures["rate"],
-        ),
+        _or_empty(getattr(found, measure.name, None), measure.metadata["form"])
+        for measure in fields(PairMeasures)
     ]
 
 

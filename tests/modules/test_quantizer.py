@@ -321,6 +321,22 @@ def test_set_codebook_starts_from_given_averages() -> None:
     assert torch.equal(z_q, codebook[indices])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"codebook": torch.ones(1, D)}, rf"expected codebook \[{K}, {D}\], got \[1, {D}\]"),
+        ({"cluster_size": torch.ones(1)}, rf"expected cluster_size \[{K}\], got \[1\]"),
+        ({"embed_avg": torch.ones(D)}, rf"expected embed_avg \[{K}, {D}\], got \[{D}\]"),
+    ],
+)
+def test_set_codebook_takes_no_shape_that_would_be_broadcast(given, message) -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal")
+    before = quantizer.codebook.clone()
+    with pytest.raises(ValueError, match=message):
+        quantizer.set_codebook_(**{"codebook": torch.zeros(K, D), **given})
+    assert torch.equal(quantizer.codebook, before)
+
+
 def test_set_codebook_late_in_training_starts_debiased_averages_anew() -> None:
     quantizer = VectorQuantizerEMA(4, 1, init="normal", ema_start="debiased", restart=0)
     for _ in range(30):

@@ -7,6 +7,7 @@ import torch
 
 from vqvae2_fast.compat import lucidrains  # noqa: F401  (defines an operator)
 from vqvae2_fast.modules.codebook import kmeans
+from vqvae2_fast.modules.grouped import MultiHeadVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.residual_vq import ResidualVQ
 from vqvae2_fast.ops.gumbel_noise.reference import random_words
@@ -45,6 +46,14 @@ def test_start_depends_on_seed_and_stream_alone() -> None:
     assert torch.equal(first, VectorQuantizerEMA(K, D, init="normal", seed=5, stream=1).codebook)
     assert not torch.equal(first, VectorQuantizerEMA(K, D, init="normal", seed=5).codebook)
     assert not torch.equal(first, VectorQuantizerEMA(K, D, init="normal", stream=1).codebook)
+
+
+def test_no_two_codebooks_of_a_quantiser_start_alike() -> None:
+    """Their streams have 16 bits, of which 8 number the codebooks of a level."""
+    with pytest.raises(ValueError, match="so there can be 256 of them"):
+        MultiHeadVQ(257, 4, 257, init="normal")
+    parts = MultiHeadVQ(256, 4, 256, init="normal").parts
+    assert len({tuple(part.codebook.flatten().tolist()) for part in parts}) == 256
 
 
 def test_kmeans_start_is_ten_lloyd_iterations_from_chosen_rows() -> None:

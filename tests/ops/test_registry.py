@@ -57,6 +57,10 @@ def test_unknown_operator_is_refused_with_the_list():
         ops.owner("nearest", torch.zeros(1))
 
 
+def test_owner_does_not_ask_for_an_argument_that_does_not_decide():
+    assert ops.owner("sign_quantize", torch.zeros(2, 3)).startswith("cpu:")
+
+
 def test_owner_needs_a_tensor():
     with pytest.raises(ValueError, match="expected the arguments of nearest_code, a tensor first"):
         ops.owner("nearest_code")

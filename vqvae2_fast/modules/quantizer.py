@@ -84,7 +84,7 @@ class VectorQuantizerEMA(Quantizer):
             it. Needs init "kmeans" and update "step".
         seed: Seed of the start and of restarts; the same on every process.
         stream: Noise stream of this quantiser: the number of its level, 0 the coarsest, so that
-            levels with the same seed draw different values.
+            levels with the same seed draw different values; below 2¹⁶.
 
     Attributes:
         perplexity: exp(entropy) of the codes of this process's latest forward, float32 0-d.
@@ -274,12 +274,18 @@ class VectorQuantizerEMA(Quantizer):
         Without counts, counts and averages are those of `ema_start`; with counts alone, averages
         are the codes times their counts. With the cosine metric codes are divided by their length.
         The statistics of forwards with other codes are forgotten.
+
+        Raises:
+            ValueError: A shape that does not fit; nothing is changed then.
         """
-        if codebook.shape != self.codebook.shape:
-            raise ValueError(
-                f"VectorQuantizerEMA: expected codebook {list(self.codebook.shape)}, "
-                f"got {list(codebook.shape)}."
-            )
+        given = {"codebook": codebook, "cluster_size": cluster_size, "embed_avg": embed_avg}
+        for name, value in given.items():
+            expected = list(getattr(self, name).shape)
+            if value is not None and list(value.shape) != expected:
+                raise ValueError(
+                    f"VectorQuantizerEMA.set_codebook_: expected {name} {expected}, "
+                    f"got {list(value.shape)}."
+                )
         self.codebook.copy_(self._on_sphere(codebook))
         start_averages_(self.codebook, self.cluster_size, self.embed_avg, self.ema_start)
         if cluster_size is not None:

@@ -36,6 +36,11 @@ def check_arguments(quantizer: VectorQuantizerEMA, init: str) -> None:
     for name in ("decay", "restart"):
         if not 0 <= (value := getattr(quantizer, name)) < 1:
             raise ValueError(f"VectorQuantizerEMA: expected {name} in [0, 1), got {value}.")
+    if not 0 <= quantizer.stream < 1 << 16:  # the bits that `random_words` takes of it
+        raise ValueError(
+            f"VectorQuantizerEMA: expected stream in [0, 65536), got {quantizer.stream}. Codebook "
+            "n of a level's quantiser has the level's stream + 256·n, so there can be 256 of them."
+        )
     check_commitment_cost("VectorQuantizerEMA", quantizer.commitment_cost)
     epsilon = quantizer.epsilon
     if not 0 <= epsilon < math.inf:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ __all__ = ["SIGN_QUANTIZE", "sign_quantize"]
 _MOST_BITS = 63
 
 
-def _why_not(z: Tensor, scale: float) -> str | None:
+def _why_not(z: Tensor, *_: Any) -> str | None:
     return other_dtype((torch.float32,), input=z)
 
 
@@ -34,7 +36,7 @@ def sign_quantize(z: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     https://arxiv.org/abs/2310.05737.
 
     Args:
-        z: `[..., d]`, float32 or float64, d from 1 to 63.
+        z: `[..., d]`, floating, d from 1 to 63. Only float32 has kernels.
         scale: Absolute value of a number of a code, above 0.
 
     Returns:

@@ -326,9 +326,9 @@ class _Stem:
         self.row = plan.bias.new_zeros(batch, width + num_left, channels)
         columns = [column for _, column in plan.above_offsets]
         self._above = with_outside(plan.above)
-        self._top = -min(row for row, _ in plan.above_offsets)
-        self._left = max(0, -min(columns))
-        padded_width = self._left + width + max(0, *columns)
+        self._top = -min((row for row, _ in plan.above_offsets), default=0)
+        self._left = max(0, -min(columns, default=0))
+        padded_width = self._left + width + max(0, max(columns, default=0))
         # K stands for a position outside the map and adds nothing.
         self._codes = torch.full(
             (batch, self._top + height, padded_width), num_embeddings, device=plan.bias.device
@@ -339,6 +339,9 @@ class _Stem:
         self._targets = [self.row[:, j + 1 : j + 1 + num_left].flatten(1) for j in range(width)]
 
     def start_row(self, i: int) -> None:
+        if not self.plan.above_offsets:
+            self.row[:, : self.width] = self.plan.bias[i]
+            return
         columns = [
             self._codes[:, self._top + i + row, self._left + column :][:, : self.width]
             for row, column in self.plan.above_offsets

@@ -74,7 +74,7 @@ class ConvCache:
         self.plan = plan
         num_layers, _, out_channels = plan.current.shape
         num_columns = plan.columns[1] - plan.columns[0] + 1
-        in_channels = plan.above.shape[1] // (plan.rows_above * num_columns)
+        in_channels = plan.in_channels
         left, right = -plan.columns[0], max(0, plan.columns[1])
         new = plan.bias.new_zeros
         self.left = left
@@ -94,7 +94,7 @@ class ConvCache:
 
     def start_row(self) -> None:
         """Row phase: bias and taps above, a matrix product per layer for the whole row."""
-        matrix = self._gathered.view(-1, self.plan.above.shape[1])  # [N·W, A·columns·C_in]
+        matrix = self._gathered.flatten(2).flatten(0, 1)  # [N·W, A·columns·C_in]
         for n, outputs in enumerate(self.outputs):
             # One layer at a time, because the gathered inputs of one fit into the cache and those
             # of all do not.

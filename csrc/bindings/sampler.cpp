@@ -1,7 +1,7 @@
 // The Python side of the sampler: an object that holds a plan's packed weights, and the draw.
 //
-// Tensors come as addresses of contiguous memory that the caller keeps until the call returns; the
-// weights are copied. Python has checked shapes, ranges and dtypes of a draw.
+// Tensors come as addresses of contiguous memory that the caller keeps until the call returns.
+// Weights are copied, unless packed words are given, which the plan then only reads. Python has checked shapes, ranges and dtypes of a draw.
 #include "../cpu/sampler/sampler.h"
 
 #include <pybind11/pybind11.h>
@@ -223,7 +223,6 @@ py::bytes encode_intervals(Address intervals, int64_t n) {
 }  // namespace
 
 void define_sampler(py::module_& m) {
-  m.attr("SAMPLER_PANEL") = sampler::kPanel;
   m.attr("SAMPLER_STAGES") =
       std::vector<std::string>(std::begin(sampler::kStageNames), std::end(sampler::kStageNames));
   m.def("content_hashes", &content_hashes, py::arg("blocks"), py::arg("threads"));

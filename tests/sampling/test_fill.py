@@ -182,7 +182,7 @@ def test_progress_counts_the_rows_of_all_batches(monkeypatch):
         ({"candidates": 0}, ValueError, "candidates to be an integer from 1 .*, got 0"),
         ({"candidates": 2**31}, ValueError, "candidates to be an integer from 1 to 1431655765"),
         ({"first_sample": -1}, ValueError, "first_sample to be an integer from 0"),
-        ({"mask": MASK.float()}, TypeError, "mask bool, True where to draw, got torch.float32"),
+        ({"mask": MASK.float()}, TypeError, "mask bool, True where to draw, got float32"),
         ({"mask": MASK[:8]}, ValueError, r"mask \[3, 16, 16\] or \[16, 16\], got \[8, 16\]"),
         ({"mask": [MASK]}, ValueError, "mask to be bool .* a list of 2 masks .* got a list of 1"),
         ({"mask": [MASK, MASK]}, ValueError, r"mask\[0\] \[3, 4, 4\] or \[4, 4\], got"),
@@ -191,7 +191,7 @@ def test_progress_counts_the_rows_of_all_batches(monkeypatch):
             ValueError,
             r"images .* \[B, 3, 16, 16\] .* got \[3, 1, 16, 16\]",
         ),
-        ({"images": IMAGES.byte()}, TypeError, "images of a floating dtype, got torch.uint8"),
+        ({"images": IMAGES.byte()}, TypeError, "images of a floating dtype, got uint8"),
         ({"images": IMAGES * 100}, ValueError, r"images in \[-1, 1\], got values from -99.* to 99"),
         (
             {"images": IMAGES / 0 * 0},

@@ -400,7 +400,7 @@ def test_weights_that_no_checkpoint_can_hold_are_refused(tmp_path):
     torch.manual_seed(0)
     prior = PixelSNAIL(SMALL_PRIOR).double()
     stage = prior_stage(prior, codes(), codes(), CONFIG, level=1)
-    with pytest.raises(TypeError, match=r"float32, .* in torch\.float64\. Call model\.float\(\)"):
+    with pytest.raises(TypeError, match=r"float32, .* in float64\. Call model\.float\(\)"):
         train(stage, CONFIG, out=tmp_path / "run", progress=QUIET)
     assert not (tmp_path / "run").exists()
 

@@ -21,6 +21,7 @@ from vqvae2_fast.console.words import counted
 from vqvae2_fast.data import pixels
 from vqvae2_fast.models.code_checks import check_labels, check_pixels
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import check_is_pipeline
 
@@ -73,7 +74,7 @@ def encode_images(
     if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
         raise ValueError(
             f"{where}: expected images float [B, {channels}, H, W], got {list(images.shape)} "
-            f"{images.dtype}."
+            f"{dtype_name(images.dtype)}."
         )
     batch, _, height, width = images.shape
     if not batch or not 1 <= height <= MAX_SIDE or not 1 <= width <= MAX_SIDE:

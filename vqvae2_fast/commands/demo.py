@@ -285,10 +285,9 @@ def _report(out: Path, metrics: dict[str, Any], since: str) -> None:
         [
             Section(
                 "New images",
-                "Each row shows classes of one group, and each image is drawn with its class as "
-                "the only wish; "
+                "Each row shows classes of one group, and for each image only its class was given; "
                 f"{_DRAWN}: fewer surprises, clearer images. Classes with few examples (Flags "
-                "has 8 in all) can only be remembered.",
+                "has 8 in all) can only be memorised.",
                 picture=out / "samples.png",
             ),
             Section(

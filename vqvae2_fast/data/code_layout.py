@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.models.code_checks import describe_maps
+from vqvae2_fast.ops._checks import dtype_name
 
 __all__ = ["MAX_CODES", "MAX_EMBEDDINGS", "MAX_LEVELS", "CodeLayout", "checked_codes"]
 
@@ -183,7 +184,7 @@ def checked_codes(op: str, codes: list[Tensor], count: int, num_embeddings: int)
     for level, maps in enumerate(codes):
         name = f"codes[{level}]"
         if maps.is_floating_point() or maps.is_complex() or maps.dtype == torch.bool:
-            raise TypeError(f"{op}: expected integer {name}, got {maps.dtype}.")
+            raise TypeError(f"{op}: expected integer {name}, got {dtype_name(maps.dtype)}.")
         if maps.dim() != 3 or len(maps) != count or 0 in maps.shape[1:]:
             raise ValueError(
                 f"{op}: expected {name} [{count}, h, w] with h, w >= 1, got {list(maps.shape)}."

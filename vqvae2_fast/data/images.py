@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.ops._checks import dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def to_float(images: Tensor) -> Tensor:
         TypeError: images is not uint8.
     """
     if images.dtype != torch.uint8:
-        raise TypeError(f"to_float: expected uint8 images, got {images.dtype}.")
+        raise TypeError(f"to_float: expected uint8 images, got {dtype_name(images.dtype)}.")
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
@@ -68,7 +69,9 @@ def to_uint8(images: Tensor) -> Tensor:
         TypeError: images is not floating point.
     """
     if not images.is_floating_point():
-        raise TypeError(f"to_uint8: expected floating point images, got {images.dtype}.")
+        raise TypeError(
+            f"to_uint8: expected floating point images, got {dtype_name(images.dtype)}."
+        )
     scaled = images.detach().to(torch.float32).add(1.0).mul_(127.5)
     return scaled.nan_to_num_(nan=0.0).clamp_(0.0, 255.0).round_().to(torch.uint8)
 
@@ -206,7 +209,9 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
         names: tuple[str, ...] = (),
     ) -> None:
         if images.dtype != torch.uint8:
-            raise TypeError(f"ImageTensorDataset: expected uint8 images, got {images.dtype}.")
+            raise TypeError(
+                f"ImageTensorDataset: expected uint8 images, got {dtype_name(images.dtype)}."
+            )
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
                 "ImageTensorDataset: expected images [N, C, H, W] with C = 1 or 3, "
@@ -250,7 +255,7 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
 def check_labels(op: str, labels: Tensor, count: int, num_classes: int) -> None:
     """Raises unless labels is int64 `[count]` with values in [-1, num_classes)."""
     if labels.dtype != torch.int64:
-        raise TypeError(f"{op}: expected int64 labels, got {labels.dtype}.")
+        raise TypeError(f"{op}: expected int64 labels, got {dtype_name(labels.dtype)}.")
     if labels.shape != (count,):
         raise ValueError(f"{op}: expected labels [{count}], got {list(labels.shape)}.")
     if count == 0:

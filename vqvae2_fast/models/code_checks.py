@@ -86,7 +86,7 @@ def check_pixels(where: str, images: Tensor) -> None:
 def check_int64(where: str, name: str, values: Tensor) -> None:
     check_tensor(where, name, values)
     if values.dtype != torch.int64:
-        raise TypeError(f"{where}: expected {name} int64, got {values.dtype}.")
+        raise TypeError(f"{where}: expected {name} int64, got {dtype_name(values.dtype)}.")
 
 
 def check_codes(where: str, name: str, codes: Tensor, num_embeddings: int) -> None:

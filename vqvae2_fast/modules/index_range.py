@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.outside_graphs import has_values
-from vqvae2_fast.ops._checks import check_tensor, dtype_name
+from vqvae2_fast.ops._checks import assert_inside, check_tensor, dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 
 __all__ = ["check_indices", "check_integers", "check_range", "may_read"]
@@ -44,7 +44,7 @@ def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> 
     if not may_read(values):
         return
     if values.device.type != "cpu":
-        torch._assert_async(((values >= first) & (values < end)).all())
+        assert_inside(where, values, first, end, name=name)
         return
     low, high = int(values.min()), int(values.max())
     if low < first or high >= end:

@@ -16,7 +16,7 @@ from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.console.words import number
 from vqvae2_fast.modules.codebook import perplexity
 from vqvae2_fast.modules.outside_transforms import outside_transforms
-from vqvae2_fast.ops._checks import check_tensor
+from vqvae2_fast.ops._checks import check_tensor, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,9 +116,7 @@ def check_vectors(where: str, z: Tensor, dim: int) -> None:
     if z.dim() == 0 or z.shape[-1] != dim:
         raise ValueError(f"{where}: expected z [..., D] with D={dim}, got {list(z.shape)}.")
     if not z.is_floating_point():
-        raise TypeError(
-            f"{where}: expected a floating z, got {str(z.dtype).removeprefix('torch.')}."
-        )
+        raise TypeError(f"{where}: expected a floating z, got {dtype_name(z.dtype)}.")
 
 
 def check_commitment_cost(where: str, commitment_cost: float) -> None:

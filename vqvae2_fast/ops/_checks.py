@@ -228,8 +228,8 @@ def check_finite(op: str, **tensors: Tensor) -> None:
 def assert_inside(op: str, indices: Tensor, first: int, end: int, *, name: str = "indices") -> None:
     """Raise RuntimeError for an index outside first..end − 1.
 
-    On a GPU nobody waits: the error comes from a later call, when the stream has got here, and the
-    GPU then takes no more work of this process. `docs/operators.md` tells users.
+    On a GPU nobody waits: the error comes from a later call, when the stream has got here, and this
+    process can then no longer use the GPU. `docs/operators.md` tells users.
     """
     torch._assert_async(
         ((indices >= first) & (indices < end)).all(),

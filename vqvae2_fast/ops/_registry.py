@@ -191,8 +191,6 @@ def register(
         triton: The operator's folder holds `<op>_triton` in `triton.py`; true by default if
             "triton" is an owner. The other arguments are those of `Operator`.
 
-    ROCm builds of torch call their devices `cuda` too.
-
     Raises:
         RuntimeError: `owners` and the kernels that the compiled module registers disagree.
     """
@@ -207,6 +205,7 @@ def register(
             folder = reference.__module__.split(".")[-2]
             TRITON_LAUNCHERS[name] = launcher(folder, name)
             if owners.get("cuda") == "triton":
+                # ROCm builds of torch call their devices `cuda` too.
                 LIBRARY.impl(name, TRITON_LAUNCHERS[name], "CUDA")
     if gradient is not None:
         setup_context, backward = gradient

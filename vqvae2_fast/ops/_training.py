@@ -1,4 +1,6 @@
-"""Which calls the CPU's training kernels take; libraries compute the others by design."""
+"""What the CPU's training kernels share: which calls they take (libraries compute the others by
+design), the switch that lets convolutions round, and an ELU with the same bits on any number of
+threads."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def check_logits(too_large: bool | Tensor, settings: DrawSettings) -> None:
     make NaN of them where an activation within the prior is beyond the bound."""
     if too_large:
         raise ValueError(
-            f"sample_codes: expected logits of absolute values up to {settings.largest_logit:.3g} "
+            f"prior: expected logits of absolute values up to {settings.largest_logit:.3g} "
             f"for these settings, and activations up to {SAMPLING_BOUND:.0f} within the prior, got "
             f"larger ones or NaN. {_NOT_FINITE}"
         )
@@ -107,7 +107,7 @@ def _all_within(tensors: Iterable[Tensor], bound: float) -> bool:
 def _check(tensors: Iterable[Tensor], bound: float = SAMPLING_BOUND) -> None:
     if not _all_within(tensors, bound):
         raise ValueError(
-            "sample_codes: expected finite weights of absolute values up to "
+            "prior: expected finite weights of absolute values up to "
             f"{SAMPLING_BOUND:.0f}. {_NOT_FINITE}"
         )
 

@@ -32,7 +32,7 @@ __all__ = ["calibrate"]
 # Ranges that `calibrate` tries, as multiples of the largest magnitude that an input has.
 _MULTIPLES = tuple(step / 20 for step in range(20, 9, -1))
 
-# A matrix' name in the plan, and its number.
+# A matrix's name in the plan, and its number.
 _Matrix = tuple[str, int]
 _Batch = tuple[Tensor, list[Tensor], Tensor | None]
 

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["draw_candidates", "take_candidates"]
+__all__ = ["BATCH_CODES", "draw_candidates", "take_candidates"]
 
-_CODES = 40_960  # of a batch: 160 maps of 16x16. A larger batch gains the engine little.
+# The codes of a batch: 160 maps of 16×16. A larger batch gains the engine little.
+BATCH_CODES = 40_960
 
 
 def draw_candidates(
@@ -86,7 +87,7 @@ def draw_candidates(
     # Without a free code all candidates are the same.
     each = candidates if free.any() else 1
     rows = torch.arange(batch_size, device=device).repeat_interleave(each)
-    size = max(1, _CODES // math.prod(interface.size))
+    size = max(1, BATCH_CODES // math.prod(interface.size))
     drawn: list[Drawn] = []
     for begun in range(0, len(rows), size):
         part = rows[begun : begun + size]
@@ -139,7 +140,7 @@ def take_candidates(
     counted = log_prob.masked_fill(~follows[:, None], 0).flatten(0, 1).flatten(1)
     # fsum gives the same number in any batch; torch.sum might not.
     sums = [math.fsum(one) for one in counted.tolist()]
-    weights = torch.tensor(sums, dtype=torch.float64).view(batch, candidates)  # logarithms
+    log_weights = torch.tensor(sums, dtype=torch.float64).view(batch, candidates)
     samples = first_sample + torch.arange(batch)[:, None]
     words = random_words(
         torch.arange(candidates)[None],
@@ -149,5 +150,5 @@ def take_candidates(
         stream=stream,
         purpose=PURPOSE_CANDIDATE,
     )
-    taken = (weights + gumbel_from_words(words).double()).argmax(1)
-    return taken, weights.softmax(1).square().sum(1).reciprocal()
+    taken = (log_weights + gumbel_from_words(words).double()).argmax(1)
+    return taken, log_weights.softmax(1).square().sum(1).reciprocal()

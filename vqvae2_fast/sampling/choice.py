@@ -124,9 +124,7 @@ def choose(
         return _automatic(prior, batch_size, window, guided)
     known = [*ENGINES, *ROUNDING_ENGINES]
     if engine not in known:
-        raise ValueError(
-            f"sample_codes: engine: expected one of auto, {', '.join(known)}, got {engine!r}."
-        )
+        raise ValueError(f"engine: expected one of auto, {', '.join(known)}, got {engine!r}.")
     return Choice(engine, "asked for by name", window)
 
 

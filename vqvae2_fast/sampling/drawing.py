@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vqvae2_fast.data.pixels import pictures
 from vqvae2_fast.sampling.batches import codes_per_image, draw_batch
+from vqvae2_fast.sampling.candidates import BATCH_CODES
 from vqvae2_fast.sampling.prior import interface_of
 
 if TYPE_CHECKING:
@@ -21,13 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "best_batch_size", "draw_into"]
 
-# 128 images of emoji32, or 8 of 256x256. A larger batch gains the engine little.
-_BATCH_CODES, _BATCH_IMAGES = 40_960, 128
+_BATCH_IMAGES = 128
 
 
 def best_batch_size(pipeline: Pipeline) -> int:
     """How many images to draw at a time."""
-    return max(1, min(_BATCH_IMAGES, _BATCH_CODES // codes_per_image(pipeline)))
+    return max(1, min(_BATCH_IMAGES, BATCH_CODES // codes_per_image(pipeline)))
 
 
 @dataclass(frozen=True)

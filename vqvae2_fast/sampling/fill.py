@@ -11,7 +11,7 @@ from torch import Tensor
 from vqvae2_fast.models.code_checks import check_pixels, is_list
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
-from vqvae2_fast.ops._checks import check_tensor, checked_integer, given
+from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name, given
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import num_levels_of
@@ -89,7 +89,9 @@ def fill(
             f"got {list(images.shape)}; scale them to the model's size."
         )
     if not images.is_floating_point():
-        raise TypeError(f"fill: expected images of a floating dtype, got {images.dtype}.")
+        raise TypeError(
+            f"fill: expected images of a floating dtype, got {dtype_name(images.dtype)}."
+        )
     check_pixels("fill", images)
     first_sample = checked_integer("fill", "first_sample", first_sample, 0, 2**32 - len(images))
     masks = masks_of_levels(config, mask, len(images))
@@ -157,7 +159,9 @@ def _checked(name: str, mask: Tensor, batch_size: int, size: tuple[int, int]) ->
     """A mask `[B, h, w]`; one `[h, w]` stands for all images."""
     check_tensor("fill", name, mask)
     if mask.dtype != torch.bool:
-        raise TypeError(f"fill: expected {name} bool, True where to draw, got {mask.dtype}.")
+        raise TypeError(
+            f"fill: expected {name} bool, True where to draw, got {dtype_name(mask.dtype)}."
+        )
     shape = (batch_size, *size)
     if tuple(mask.shape) not in (shape, size):
         raise ValueError(

@@ -346,20 +346,24 @@ def sample_images(
     row `n - first_sample`, whatever the batch.
 
     Args:
+        pipeline: What to draw from.
+        batch_size: B.
         labels: Given to every prior with classes: int64 `[B]`, or a list of numbers and names, such
             as ["cat", "dog", 3]; None in it stands for no class. For priors with hidden parts of
             classes (`num_subclasses`) a part of its class is drawn for each image.
         temperature, top_k, top_p, guidance_scale, window: One value, or one per level, coarse to
             fine; see `sample_codes`.
         known: Per level int64 `[B, h, w]` with -1 where a code is to be drawn, or None.
+        seed, first_sample: Row b is sample `first_sample + b` of the seed.
+        engine: Of every level; see `sample_codes`.
         progress: Called with (level, rows done, rows of its map).
 
     Returns:
         float `[B, C, H, W]` in [-1, 1].
 
     Raises:
-        ValueError, TypeError: As `sample_codes`, or a list without one entry per level.
-        TypeError: A model in place of a pipeline.
+        ValueError, TypeError, RuntimeError, NotImplementedError: As `sample_codes`, or a list
+            without one entry per level, or a model in place of a pipeline.
     """
     settings = level_settings(
         num_levels_of("sample_images", pipeline),

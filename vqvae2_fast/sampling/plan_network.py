@@ -124,16 +124,23 @@ def _gathered(codes: Tensor, table: Tensor, offset: tuple[int, int]) -> Tensor:
     return F.pad(table, (0, 0, 1, 0))[moved]
 
 
-def _convolved(name: str, n: int, plan: GatedPlan, x: Tensor, second: bool, multiply: Multiply,
-               bias: Tensor) -> Tensor:  # fmt: skip
+def _convolved(
+    name: str, n: int, plan: GatedPlan, x: Tensor, second: bool, multiply: Multiply, bias: Tensor
+) -> Tensor:
     conv = plan.conv2 if second else plan.conv1
     offsets = [*conv.above_offsets, *((0, column) for column in conv.current_offsets)]
     taps = torch.stack([_shifted(x, *offset) for offset in offsets], dim=-2)
     return multiply(name, n, taps, torch.cat([conv.above[n], conv.current[n]]), bias)
 
 
-def _pointwise(name: str, n: int, plan: GatedPlan, x: Tensor, multiply: Multiply,
-               auxiliary: Tensor | None = None) -> Tensor:  # fmt: skip
+def _pointwise(
+    name: str,
+    n: int,
+    plan: GatedPlan,
+    x: Tensor,
+    multiply: Multiply,
+    auxiliary: Tensor | None = None,
+) -> Tensor:
     inputs, weight = _elu(x), plan.conv1.current[n]
     if plan.auxiliary is not None and auxiliary is not None:
         inputs = torch.cat([inputs, auxiliary], -1)
@@ -187,12 +194,24 @@ def _attention(
     width = plan.query_bias.shape[1]
     dim = width // plan.num_heads
     scale = dim**-0.5
-    query = multiply("attention.query_weight", n, qx[..., None, :], plan.query_weight[n] * scale,
-                     plan.query_bias[n] * scale)  # fmt: skip
-    pair = multiply("attention.key_value_weight", n, kx[..., None, :], plan.key_value_weight[n],
-                    plan.key_value_bias[n])  # fmt: skip
-    heads = [tensor.flatten(1, 2).unflatten(-1, (plan.num_heads, dim))
-             for tensor in (query, *pair.chunk(2, -1))]  # fmt: skip
+    query = multiply(
+        "attention.query_weight",
+        n,
+        qx[..., None, :],
+        plan.query_weight[n] * scale,
+        plan.query_bias[n] * scale,
+    )
+    pair = multiply(
+        "attention.key_value_weight",
+        n,
+        kx[..., None, :],
+        plan.key_value_weight[n],
+        plan.key_value_bias[n],
+    )
+    heads = [
+        tensor.flatten(1, 2).unflatten(-1, (plan.num_heads, dim))
+        for tensor in (query, *pair.chunk(2, -1))
+    ]
     by_head = [tensor.transpose(1, 2).flatten(0, 1) for tensor in heads]  # [B·heads, P, d]
     attended = _attended(by_head[0], by_head[1], by_head[2], exact)
     attended = attended.unflatten(0, (-1, plan.num_heads)).transpose(1, 2).flatten(2)

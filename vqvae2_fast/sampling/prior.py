@@ -83,7 +83,7 @@ class PriorInterface:
             EngineError: The prior has none.
         """
         if self.plan is None:
-            raise EngineError(f"sample_codes: {NO_PLAN}; expected engine='reference'.")
+            raise EngineError(f"prior: {NO_PLAN}; expected engine='reference'.")
         return self.plan()
 
 

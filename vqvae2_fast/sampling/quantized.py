@@ -44,7 +44,7 @@ __all__ = [
     "warn_of_clamped",
 ]
 
-# The range of a channel is at least this part of its matrix' largest: a channel that was hardly
+# The range of a channel is at least this part of its matrix's largest: a channel that was hardly
 # used in the calibration would otherwise be clamped to almost nothing.
 _LEAST_RANGE = 2.0**-10
 # int32 sums of this many products cannot overflow: 2^17 · 127² < 2^31.
@@ -56,8 +56,8 @@ class InputRanges:
     """Ranges of the inputs of a prior's matrices.
 
     Args:
-        largest: By a matrix' name in the engine's plan, float32 `[n, inputs]`: amax of each input.
-        margin: How much larger values than these are represented.
+        largest: By a matrix's name in the engine's plan, float32 `[n, inputs]`: amax of each input.
+        margin: Values up to margin · amax are represented.
     """
 
     largest: Mapping[str, Tensor]

@@ -18,7 +18,7 @@ from vqvae2_fast.models.code_checks import (
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.modules.index_range import check_range
-from vqvae2_fast.ops._checks import check_tensor, checked_integer
+from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.choice import (
     ENGINES,
@@ -231,6 +231,9 @@ def teacher_forced_logits(
     Args:
         codes: int64 `[B, H, W]`, in 0..K-1.
         condition, labels, engine: As in `sample_codes`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: As `sample_codes`.
     """
     where = "teacher_forced_logits"
     logits = _teacher_forced(where, prior, codes, condition, labels, engine, logits=True).logits
@@ -258,7 +261,7 @@ def score_codes(
         condition, labels, engine: As in `sample_codes`.
 
     Raises:
-        ValueError, TypeError: As `sample_codes`.
+        ValueError, TypeError, RuntimeError: As `sample_codes`.
     """
     where = "score_codes"
     log_prob = _teacher_forced(where, prior, codes, condition, labels, engine).log_prob
@@ -310,7 +313,7 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
     )
     if choice.window > 1 and choice.engine in ("eager", "reference"):
         raise NotImplementedError(
-            f"sample_codes: window: engine {choice.engine} draws one code at a time; expected "
+            f"window: engine {choice.engine} draws one code at a time; expected "
             f"window=1 or engine cpu or cuda, got window={choice.window}."
         )
     tell_once(choice.warning)
@@ -389,7 +392,7 @@ def _check_noise(noise: Tensor, interface: PriorInterface, batch_size: int) -> N
     shape = (batch_size, *interface.size, interface.num_embeddings)
     check_tensor("sample_codes", "noise", noise)
     if noise.dtype != torch.float32:
-        raise TypeError(f"sample_codes: expected noise float32, got {noise.dtype}.")
+        raise TypeError(f"sample_codes: expected noise float32, got {dtype_name(noise.dtype)}.")
     if noise.shape != shape:
         raise ValueError(
             f"sample_codes: expected noise {list(shape)} (B, H, W, K), got {list(noise.shape)}."

@@ -173,7 +173,8 @@ def resolved_settings(
 ) -> tuple[DrawSettings, ...]:
     """`level_settings` of a pipeline, with the engine that `auto` stands for here.
 
-    So all samples of a series are drawn by one engine, whose name is written down with them.
+    So all samples of a series are drawn by one engine, whose name is written down with them. Where
+    levels would be drawn by different engines, their settings stay as given, with `auto`.
 
     Args:
         batch_size: Most maps that are drawn together, on which it depends what fits a GPU.

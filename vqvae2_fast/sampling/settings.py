@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DrawSettings", "level_settings"]
 
-_LARGEST = 2.0**127  # of float32, without its last binades
+_LARGEST = 2.0**127  # of float32, without its last binade
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from vqvae2_fast.machine.shared_cores import shared_cores
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
+from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops.patch_conv2d.gradient import MOST_WEIGHTS
 from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
@@ -282,8 +283,8 @@ def _check_stored(model: nn.Module) -> None:
         if weight.dtype != torch.float32:
             raise TypeError(
                 f"train: expected weights in float32, which the checkpoints in `out` hold, got "
-                f"{name} in {weight.dtype}. Call model.float() before the stage is made, or train "
-                "without `out`."
+                f"{name} in {dtype_name(weight.dtype)}. Call model.float() before the stage is "
+                "made, or train without `out`."
             )
 
 

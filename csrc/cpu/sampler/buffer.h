@@ -17,9 +17,9 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
-  // Makes part `n` of `parts` of the pages memory, which the first write to each would do. Where
-  // the system takes its time for that, all threads should share it. Once two huge pages have taken
-  // `patience` seconds each, the rest of this buffer and all later ones are in small pages.
+  // Touches part `n` of `parts` of the pages, so that the system backs them with memory now and not
+  // at the first write. Where that is slow, all threads should share it. Once two huge pages have
+  // taken `patience` seconds each, the rest of this buffer and all later ones are in small pages.
   void populate(int64_t n, int64_t parts, double patience = kPatience) const;
   // Lets the system make huge pages of small ones in the background.
   void merge_pages() const;

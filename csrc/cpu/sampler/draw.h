@@ -23,7 +23,7 @@ struct Rule {
   int64_t top_k = 0;            // 0: all
   float top_p = 1.0f;           // 1: all
   float guidance = 1.0f;        // u + s * (c - u)
-  float largest_logit = 1e37f;  // of logits beyond it a draw says that it had them
+  float largest_logit = 1e37f;  // logits beyond it make the draw report `too_large`
 };
 
 // Whether one of n logits is NaN or beyond the largest absolute value.

@@ -111,7 +111,7 @@ void scale_inputs(float* rows, int64_t count, int64_t inputs, const float* scale
   }
 }
 
-// What 127 steps of each column reach its largest weight with.
+// The step of each column: 127 of them reach its largest weight.
 void find_scales(const float* rows, int64_t count, float* scales) {
   float largest[kPanel] = {};
   for (int64_t k = 0; k < count; ++k, rows += kPanel) {

@@ -14,7 +14,7 @@ void Pixel::make_noise(int64_t b, int64_t position, float* noise) {
 }
 
 // Before the first step of a row, the guesses are the codes of the row above. If a window comes
-// again, its last draws are the guesses. Noise is also made once.
+// again, its last draws are the guesses. The row's noise is made here, once, for all of them.
 void Pixel::guess_row(int64_t row) {
   const Request& request = s.request;
   const int64_t width = plan.width;

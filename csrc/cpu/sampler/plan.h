@@ -127,7 +127,7 @@ struct Condition {
 };
 
 struct Plan {
-  // In memory of its own, which becomes so by `threads` threads.
+  // Allocates its own memory, whose pages `threads` threads touch first.
   explicit Plan(const Description& description, int threads = 1);
   // In packed words that another plan of the same description held, such as those of a mapped file.
   // They begin on a cache line and outlive the plan, which does not write to them.

@@ -16,6 +16,7 @@ __all__ = [
     "causal_conv2d_weight_gradient_reference",
     "check_mask",
     "live_taps",
+    "live_weight",
     "placement",
     "tap_mask",
 ]
@@ -46,20 +47,12 @@ def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[in
     kernel_height = checked_integer("live_taps", "kernel_height", kernel_height, 0)
     kernel_width = checked_integer("live_taps", "kernel_width", kernel_width, 0)
     check_mask("live_taps", mask, kernel_width)
-    columns_left = kernel_width - 1 if mask == "downright" else kernel_width // 2
-    shift = 1 if mask == "down" else 0
-    current_columns = {
-        "exclude": kernel_width // 2,
-        "include": kernel_width // 2 + 1,
-        "down": kernel_width,
-        "downright": kernel_width,
-    }[mask]
-    taps = []
-    for row in range(kernel_height):
-        last = row == kernel_height - 1
-        for column in range(current_columns if last else kernel_width):
-            taps.append((row - (kernel_height - 1) - shift, column - columns_left, row, column))
-    return taps
+    top, left, live = placement(mask, kernel_height, kernel_width)
+    return [
+        (row - top, column - left, row, column)
+        for row in range(kernel_height)
+        for column in range(live if row == kernel_height - 1 else kernel_width)
+    ]
 
 
 def tap_mask(mask: str, kernel_height: int, kernel_width: int) -> Tensor:
@@ -87,7 +80,7 @@ def placement(mask: str, kernel_height: int, kernel_width: int) -> tuple[int, in
 
 def causal_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> Tensor:
     padding, live = _padding(mask, *weight.shape[2:])
-    return F.conv2d(F.pad(x, padding), _cut(weight, live), bias)
+    return F.conv2d(F.pad(x, padding), live_weight(weight, live), bias)
 
 
 def _padding(mask: str, height: int, width: int) -> tuple[tuple[int, int, int, int], int]:
@@ -99,7 +92,7 @@ def _padding(mask: str, height: int, width: int) -> tuple[tuple[int, int, int, i
     return (left, width - 1 - left, top, height - 1 - top), live
 
 
-def _cut(weight: Tensor, live: int) -> Tensor:
+def live_weight(weight: Tensor, live: int) -> Tensor:
     """The weight with zeros for the dead taps, which are at the end of its last row.
 
     They are replaced rather than multiplied by zero, so NaN in them does not reach the result.
@@ -116,7 +109,7 @@ def causal_conv2d_input_gradient_reference(dout: Tensor, weight: Tensor, mask: s
     batch, _, height, width = dout.shape
     left, right, top, bottom = padding
     padded_size = (batch, weight.shape[1], height + top + bottom, width + left + right)
-    dpadded = conv2d_input(padded_size, _cut(weight, live), dout)
+    dpadded = conv2d_input(padded_size, live_weight(weight, live), dout)
     return F.pad(dpadded, [-size for size in padding])
 
 
@@ -126,4 +119,4 @@ def causal_conv2d_weight_gradient_reference(
     padding, live = _padding(mask, height, width)
     size = (dout.shape[1], x.shape[1], height, width)
     dweight = conv2d_weight(F.pad(x, padding), size, dout)
-    return _cut(dweight, live)
+    return live_weight(dweight, live)

@@ -81,7 +81,8 @@ class _SumOfRows(torch.autograd.Function):
 
 
 def _codes_under_taps(codes: Tensor, offsets: Sequence[int], outside: int) -> Tensor:
-    """int64 `[B·H·W, T]`: the code (row, column) from each position, `outside` off the map.
+    """int64 `[B·H·W, T]`: the code that each tap sees from each position; `outside` where a tap
+    leaves the map.
 
     Raises:
         RuntimeError: A code that is not in 0..outside−1, which would take a row of another tap; not

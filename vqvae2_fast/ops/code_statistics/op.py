@@ -50,7 +50,7 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
     section 3.1, https://arxiv.org/abs/1906.00446). The caller all-reduces them across ranks.
 
     Args:
-        z: Vectors, `[..., D]`, float32, bfloat16 or float16.
+        z: Vectors, `[..., D]`, floating; float64 runs on the reference.
         indices: int64, `[...]`, each in 0..K−1.
         num_embeddings: K.
 

@@ -134,8 +134,8 @@ def draw_codes(
     Returns:
         codes int64 `[B]`, in 0..K−1 whatever the logits (or the known code), and their
         log-probability `[B]`: that of the logits as given, before guidance, temperature and
-        filters. All of this is float32, or float64 for logits in float64. No gradient flows to
-        either.
+        filters. The arithmetic and the log-probability are in float32, or in float64 for logits in
+        float64. No gradient flows to either.
 
     Raises:
         ValueError: Shapes that do not fit, no codes, a value out of range, or guidance without

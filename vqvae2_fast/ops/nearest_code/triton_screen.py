@@ -90,7 +90,8 @@ def screened(
     TAG_BITS: tl.constexpr,
     AGAIN: tl.constexpr,
 ):
-    """The least group scores of each lane, the least of all, the winner's bound, if it holds.
+    """The three least group scores of each lane, `[N, LANES]` each, the least of all, the bound of
+    the winner's score, and whether it holds.
 
     Codes 4g to 4g + 3 are group g, whose score is its least. A tile has BLOCK_K / 4 groups: lane j
     sees the j-th of each, and the low TAG_BITS of a score are replaced by the number of its tile.

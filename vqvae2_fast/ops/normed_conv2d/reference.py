@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from vqvae2_fast.ops.causal_conv2d.reference import live_weight
 from vqvae2_fast.ops.dropout_mask.reference import dropout_mask_reference
 
 if TYPE_CHECKING:
@@ -45,13 +46,6 @@ def _kept(x: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | float:
     return kept(dropout_mask_reference, x, dropout_p, seed)
 
 
-def _live_weight(weight_v: Tensor, live: int) -> Tensor:
-    """v with zeros for its dead taps, which are at the end of its last row."""
-    is_live = torch.ones(weight_v.shape[2:], dtype=torch.bool, device=weight_v.device)
-    is_live[-1, live:] = False
-    return weight_v.where(is_live, 0.0)
-
-
 def factor(values: Tensor, rounded: bool) -> Tensor:
     """What a product multiplies: the values, rounded to bfloat16 or as they are."""
     return values.bfloat16().to(values.dtype) if rounded else values
@@ -73,7 +67,7 @@ def normed_conv2d_reference(
     height, width = weight_v.shape[2:]
     x = factor((F.elu(x) if elu else x) * _kept(x, dropout_p, seed), rounded)
     padded = F.pad(x, (left, width - 1 - left, top, height - 1 - top))
-    weight = factor(normed_weight(_live_weight(weight_v, live), weight_g), rounded)
+    weight = factor(normed_weight(live_weight(weight_v, live), weight_g), rounded)
     return F.conv2d(padded, weight, bias)
 
 
@@ -91,7 +85,7 @@ def normed_conv2d_backward_reference(
     rounded: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     height, width = weight_v.shape[2:]
-    v = _live_weight(weight_v, live)
+    v = live_weight(weight_v, live)
     padding = (left, width - 1 - left, top, height - 1 - top)
     kept = _kept(x, dropout_p, seed)
     weight = factor(normed_weight(v, weight_g), rounded)
@@ -100,7 +94,7 @@ def normed_conv2d_backward_reference(
     dx = F.pad(conv2d_input(padded.shape, weight, above), [-size for size in padding]) * kept
     if elu:
         dx = dx * x.clamp(max=0).exp()  # ELU'(x) is exp(x) below 0 and 1 above
-    dweight = _live_weight(conv2d_weight(padded, weight.shape, above), live)
+    dweight = live_weight(conv2d_weight(padded, weight.shape, above), live)
     dbias = dy.sum((0, 2, 3))
     if weight_g is None:
         return dx, dweight, x.new_empty(0), dbias

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
+
+from vqvae2_fast.ops.causal_conv2d.reference import live_weight
 
 __all__ = ["patch_conv2d_backward_reference", "patch_conv2d_reference"]
 
@@ -15,12 +16,6 @@ def _padding(kernel: int, stride: int, top: int, left: int) -> tuple[int, int, i
     one. A negative size cuts."""
     both = kernel - stride
     return left, both - left, top, both - top
-
-
-def _live_weight(weight: Tensor, live: int) -> Tensor:
-    counts = torch.ones(weight.shape[2:], dtype=torch.bool, device=weight.device)
-    counts[-1, live:] = False
-    return weight.where(counts, 0.0)
 
 
 def patch_conv2d_reference(
@@ -33,7 +28,7 @@ def patch_conv2d_reference(
     live: int,
     transposed: bool,
 ) -> Tensor:
-    weight = _live_weight(weight, live)
+    weight = live_weight(weight, live)
     padding = _padding(weight.shape[-1], stride, top, left)
     if not transposed:
         return F.conv2d(F.pad(x, padding), weight, bias, stride)
@@ -53,11 +48,11 @@ def patch_conv2d_backward_reference(
     with_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # A transposed convolution is the gradient of the direct one with respect to its input.
-    weight = _live_weight(weight, live)
+    weight = live_weight(weight, live)
     small, large = (x, dy) if transposed else (dy, x)
     padding = _padding(weight.shape[-1], stride, top, left)
     padded = F.pad(large, padding)
-    dweight = _live_weight(conv2d_weight(padded, weight.shape, small, stride), live)
+    dweight = live_weight(conv2d_weight(padded, weight.shape, small, stride), live)
     if not with_dx:
         dx = x.new_empty(0)
     elif transposed:

@@ -39,7 +39,7 @@ def residual_code_statistics(
     `sums[q, k] = Σ_{n : indices[n, q] = k} r_q[n]`. The caller all-reduces them across ranks.
 
     Args:
-        z: Vectors, `[..., D]`, float32, bfloat16 or float16.
+        z: Vectors, `[..., D]`, floating; float64 runs on the reference.
         codebooks: `[Q, K, D]`, the values with which `residual_nearest_code` found the indices.
         indices: int64, `[..., Q]`, each in 0..K−1, or −1: a quantiser that did not take this
             vector, for instance by quantiser dropout or a mask; it counts nowhere and subtracts

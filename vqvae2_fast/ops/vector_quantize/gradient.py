@@ -13,7 +13,8 @@ from vqvae2_fast.ops.vector_quantize.reference import vector_quantize_backward_r
 
 __all__ = ["backward", "setup_context"]
 
-# Copying a codebook reads and writes it, and z_q is read once.
+# From this many vectors per code on, copying the codebook and gathering from the copy moves less
+# memory than reading z_q.
 _FEWEST_VECTORS_PER_CODE = 4
 
 

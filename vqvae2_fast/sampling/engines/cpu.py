@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops import _native
+from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.engines.cpu_file import mapped_plan, packed_name
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
@@ -62,7 +63,7 @@ def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"the prior is on {device}"
     if dtype != torch.float32:
-        return f"the prior's weights are {dtype}, not float32"
+        return f"the prior's weights are {dtype_name(dtype)}, not float32"
     return None
 
 

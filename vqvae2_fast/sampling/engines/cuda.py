@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops import _native
+from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.cuda_card import PRECISIONS, Card, Precision
@@ -82,7 +83,7 @@ def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     if not native_library().has_kernels:
         return "this install was built without CUDA; install a wheel with it, or build with nvcc"
     if dtype != torch.float32:
-        return f"the prior's weights are {dtype}, not float32"
+        return f"the prior's weights are {dtype_name(dtype)}, not float32"
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
         found, needed = (".".join(map(str, numbers)) for numbers in (capability, MIN_CAPABILITY))

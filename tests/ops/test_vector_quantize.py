@@ -69,6 +69,19 @@ def test_few_codes_and_many_have_the_same_gradient():
     assert torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("copies", [1, 4])
+def test_half_vectors_move_to_their_codes_as_the_codebook_holds_them(copies):
+    """And not to z_q, which is rounded to their dtype by more than what separates them."""
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(64, 16, generator=generator)
+    near = codebook + 0.003 * torch.randn(64, 16, generator=generator)
+    z = near.repeat(copies, 1).bfloat16().requires_grad_()
+    _, indices, commitment = ops.vector_quantize(z, codebook)
+    (actual,) = torch.autograd.grad(commitment, z)
+    expected = 2 * (z.double() - codebook[indices].double()) / z.numel()
+    assert (actual - expected).norm() < 0.01 * expected.norm()
+
+
 def test_a_result_larger_than_the_caches_has_the_same_values():
     """Results of 8 MiB are written past the caches, if their rows are whole vectors."""
     generator = torch.Generator().manual_seed(4)

@@ -38,12 +38,19 @@ def _backward_case(name: str, n: int, d: int, dtype: torch.dtype = torch.float32
     return Case(name, make)
 
 
-def _gathering_case(name: str, n: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> Case:
+def _gathering_case(
+    name: str,
+    n: int,
+    k: int,
+    d: int,
+    dtype: torch.dtype = torch.float32,
+    codes: torch.dtype | None = None,
+) -> Case:
     def make(g: torch.Generator) -> tuple[torch.Tensor, ...]:
         dz_q, z = (randn(g, n, d, dtype=dtype) for _ in range(2))
         indices = torch.randint(k, (n,), generator=g)
         gain = 100 * torch.randn((), generator=g)
-        return dz_q, gain, z, randn(g, k, d, dtype=dtype), indices
+        return dz_q, gain, z, randn(g, k, d, dtype=codes or dtype), indices
 
     return Case(name, make)
 
@@ -59,6 +66,8 @@ PRIVATE_CASES = {
         _backward_case("float64", 25, 6, torch.float64),
         _gathering_case("codes_of_indices", 900, 5, 70),
         _gathering_case("bfloat16_codes_of_indices", 40, 3, 16, torch.bfloat16),
+        _gathering_case("bfloat16_and_float32_codes", 40, 3, 16, torch.bfloat16, torch.float32),
+        _gathering_case("float32_and_float16_codes", 40, 3, 16, torch.float32, torch.float16),
         _gathering_case("no_vectors_and_indices", 0, 3, 4),
     ]
 }

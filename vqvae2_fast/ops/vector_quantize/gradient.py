@@ -57,12 +57,10 @@ def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ..
 
 
 def _saves_codebook(z: Tensor, codebook: Tensor) -> bool:
-    """Whether backward reads less from a copy of the codebook than from z_q."""
-    return (
-        z.shape[0] >= _FEWEST_VECTORS_PER_CODE * codebook.shape[0]
-        and z.device.type == "cpu"
-        and z.dtype == codebook.dtype
-    )
+    """Whether backward reads less from a copy of the codebook than from z_q, or needs the copy."""
+    if z.dtype != codebook.dtype:
+        return True  # z_q is rounded
+    return z.device.type == "cpu" and z.shape[0] >= _FEWEST_VECTORS_PER_CODE * codebook.shape[0]
 
 
 def backward(

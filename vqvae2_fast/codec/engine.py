@@ -18,7 +18,7 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import SCORED_ROWS, draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.prior import NO_PLAN, interface_of
+from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -44,12 +44,13 @@ def check_engine(where: str, prior: nn.Module, engine: str) -> None:
         )
     device = device_of(prior)
     reason = why_not_cpu(device, next(prior.parameters()).dtype)
-    if interface_of(prior).plan is None:
-        reason = NO_PLAN
+    interface = interface_of(prior)
+    if interface.plan is None:
+        reason = interface.why_no_plan
     if reason is not None:
         remedy = "" if device.type == "cpu" else " Move the pipeline with device=cpu."
         raise RuntimeError(f"{where}: engine cpu cannot code here: {reason}.{remedy}")
-    num_embeddings = interface_of(prior).num_embeddings
+    num_embeddings = interface.num_embeddings
     if num_embeddings > MAX_EMBEDDINGS:
         raise ValueError(
             f"{where}: expected at most {MAX_EMBEDDINGS} codes, the prior has {num_embeddings}."

@@ -78,7 +78,7 @@ class Choice:
         engine: A key of `ENGINES` or `ROUNDING_ENGINES`.
         why: In words.
         window: How many codes a step of it computes.
-        warning: A sentence for somebody who counts on the GPU and gets less of it; or nothing.
+        warning: A sentence for somebody who counts on a faster engine; or nothing.
     """
 
     engine: str
@@ -131,7 +131,10 @@ def choose(
 def _automatic(prior: nn.Module, batch_size: int, window: int, guided: bool) -> Choice:
     interface = interface_of(prior)
     if interface.plan is None:
-        return Choice("reference", NO_PLAN)
+        warning = ""
+        if interface.why_no_plan is not NO_PLAN:
+            warning = f"engine reference draws, far slower than others: {interface.why_no_plan}."
+        return Choice("reference", interface.why_no_plan, warning=warning)
     device, dtype = device_of(prior), next(prior.parameters()).dtype
     if device.type != "cuda":
         return _automatic_on_cpu(device, dtype, window)

@@ -21,7 +21,12 @@ from vqvae2_fast.sampling.plan import (
     conv_plan,
     stem_plan,
 )
-from vqvae2_fast.sampling.prior import PriorInterface, interface_of, interface_of_prior
+from vqvae2_fast.sampling.prior import (
+    PriorInterface,
+    altered_forward,
+    interface_of,
+    interface_of_prior,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,6 +39,9 @@ __all__ = ["pixelsnail_plan"]
 
 @interface_of.register(PixelSNAIL)
 def _interface_of_pixelsnail(prior: PixelSNAIL) -> PriorInterface:
+    altered = altered_forward(prior, PixelSNAIL)
+    if altered is not None:
+        return interface_of_prior(prior, why_no_plan=f"{altered}, which no plan knows of")
     return interface_of_prior(prior, lambda: pixelsnail_plan(prior))
 
 

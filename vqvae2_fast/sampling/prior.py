@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from vqvae2_fast.models.label_layout import LabelLayout
 from vqvae2_fast.models.prior import Prior
@@ -29,6 +30,7 @@ __all__ = [
     "NO_PLAN",
     "NoPlanError",
     "PriorInterface",
+    "altered_forward",
     "checked_interface",
     "checked_prior",
     "interface_of",
@@ -56,6 +58,7 @@ class PriorInterface:
             first h rows. It defines the prior.
         num_subclasses, num_variants: As in `PriorConfig`.
         plan: Makes the plan from the current weights; None if only engine `reference` can draw.
+        why_no_plan: Why it is None.
     """
 
     size: tuple[int, int]
@@ -66,6 +69,7 @@ class PriorInterface:
     plan: Callable[[], SamplingPlan] | None = None
     num_subclasses: int = 0
     num_variants: int = 0
+    why_no_plan: str = NO_PLAN
 
     @property
     def label_layout(self) -> LabelLayout:
@@ -82,9 +86,14 @@ class PriorInterface:
         Raises:
             EngineError: The prior has none.
         """
-        if self.plan is None:
-            raise EngineError(f"prior: {NO_PLAN}; expected engine='reference'.")
+        self.check_plan()
+        assert self.plan is not None
         return self.plan()
+
+    def check_plan(self) -> None:
+        """Raises EngineError if the prior has no plan."""
+        if self.plan is None:
+            raise EngineError(f"prior: {self.why_no_plan}; expected engine='reference'.")
 
 
 @singledispatch
@@ -117,9 +126,25 @@ def _unknown(where: str, prior: object) -> TypeError:
     return TypeError(f"{where}: do not know how to draw from a {type(prior).__name__}. {remedy}")
 
 
+def altered_forward(prior: nn.Module, kind: type[nn.Module]) -> str | None:
+    """How the forward of a prior of this kind was changed, of which its plan knows nothing: by a
+    subclass, a hook, or a forward in its place. None if it was not."""
+    own = type(prior)
+    for name in ("forward", "logits"):
+        if getattr(own, name, None) is not getattr(kind, name, None):
+            return f"{own.__name__} replaces {kind.__name__}.{name}"
+    for module in prior.modules():
+        replaced = "forward" in vars(module)
+        if replaced or module._forward_hooks or module._forward_pre_hooks:
+            path = next(path for path, other in prior.named_modules() if other is module)
+            whose = f"its module {path}" if path else "it"
+            return f"{whose} has {'another forward' if replaced else 'a hook on its forward'}"
+    return None
+
+
 @interface_of.register(Prior)
 def interface_of_prior(
-    prior: Prior, plan: Callable[[], SamplingPlan] | None = None
+    prior: Prior, plan: Callable[[], SamplingPlan] | None = None, why_no_plan: str = NO_PLAN
 ) -> PriorInterface:
     """The interface of a `Prior`."""
     config = prior.config
@@ -137,6 +162,7 @@ def interface_of_prior(
         plan,
         config.num_subclasses,
         config.num_variants,
+        why_no_plan,
     )
 
 
@@ -149,11 +175,13 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
     It is a second copy of the weights and is kept for as long as the prior lives. Raises as
     `PriorInterface.new_plan`, and ValueError if a weight is beyond `SAMPLING_BOUND` or NaN.
     """
+    interface.check_plan()  # one may be kept from before the prior was altered
     # In less than half the time of parameters() and buffers().
-    held = ((module._parameters, module._buffers) for module in prior.modules())
-    tensors = [
-        tensor for pair in held for of in pair for tensor in of.values() if tensor is not None
-    ]
+    modules = list(prior.modules())
+    held = [of for module in modules for of in (module._parameters, module._buffers)]
+    tensors = [tensor for of in held for tensor in of.values() if tensor is not None]
+    # A parametrization moves a tensor to a module of its own, where it keeps its address.
+    key = fingerprint(tensors), tuple(name for of in held for name in of)
 
     def fold() -> SamplingPlan:
         check_weights(tensors)
@@ -162,7 +190,9 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
             check_plan(plan)
         return replace(plan, loaded_from=getattr(prior, "loaded_from", None))
 
-    return _plans.get(prior, fingerprint(tensors), fold)
+    if any(isinstance(module, ParametrizationList) for module in modules):
+        return fold()  # its values may depend on more than its tensors
+    return _plans.get(prior, key, fold)
 
 
 def checked_prior(prior: nn.Module, interface: PriorInterface) -> nn.Module:

@@ -73,6 +73,31 @@ def test_a_client_that_goes_takes_its_order_along(pipeline, held, stream, reads)
     assert "vqvae2_waiting_images 0.0" in text
 
 
+def test_a_client_that_goes_before_its_upload_is_whole_is_no_failure(pipeline):
+    app, leave, sent = create_app(pipeline), threading.Event(), []
+    scope, _ = request({}, leave)
+    scope |= {"path": "/v1/encode", "raw_path": b"/v1/encode"}
+    messages = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b"GIF", "more_body": True},
+    ]
+
+    async def ask() -> None:
+        async def receive():
+            return messages.pop()
+
+        async def send(message):
+            sent.append(message)
+
+        await app(scope, receive, send)
+
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        client.portal.call(ask)
+        text = client.get("/metrics").text
+    assert sent[0]["status"] == 499
+    assert 'vqvae2_requests_total{route="/v1/encode",status="499"} 1.0' in text
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_takes_nothing_of_its_answer_is_given_up(pipeline, stream):
     app = create_app(pipeline, replace(Limits(), seconds=0.5))

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 import vqvae2_fast
@@ -87,6 +88,7 @@ def create_app(
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.include_router(routes(desk, engine))
 
     @app.get("/v1/info", summary="Classes, levels, sizes, recommended settings, limits")
@@ -154,6 +156,11 @@ def _of_alternative(errors: Sequence[Any]) -> Any:
     of the type that was meant lies deeper, or is about something else than the type."""
     of_field = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
     return max(of_field, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    """For the metrics alone, by the status that other servers log for it."""
+    return Response(status_code=499)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -72,6 +72,13 @@ def test_letters_beyond_ascii_are_drawn(name):
     assert image_grid([images], [name]).tobytes() != image_grid([images], [box]).tobytes()
 
 
+@pytest.mark.parametrize("name", ["é\nü", "é\u2028ü", "\té ü\n"])
+def test_a_name_of_several_lines_is_drawn_on_one(name):
+    images = torch.zeros(1, 3, 16, 16)
+    on_one = image_grid([images], ["é ü"], title="é ü")
+    assert image_grid([images], [name], title=name).tobytes() == on_one.tobytes()
+
+
 CELL, GAP, MARGIN = 8, 4, 12  # pixels: a code of the finer map below, and as in grids.py
 
 

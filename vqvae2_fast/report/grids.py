@@ -62,6 +62,7 @@ def image_grid(
         gaps: Numbers of the rows that have a gap above them.
         tile: Smaller images are enlarged (bicubic) so that their shorter side has this many pixels.
     """
+    title, *labels = (" ".join(text.split()) for text in (title, *labels))  # each is one line
     height, width = rows[0].shape[-2:]
     scale = max(1.0, tile / min(height, width))
     tile_height, tile_width = round(height * scale), round(width * scale)

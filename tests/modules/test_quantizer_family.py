@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -353,3 +354,19 @@ def test_lookup_refuses_indices_out_of_range(name, wrong):
     indices.view(-1)[-1] = wrong
     with pytest.raises(ValueError, match=rf"lookup: expected indices.* got values in .*{wrong}"):
         quantizer.lookup(indices)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "expected"),
+    [
+        (vq2.ResidualVQ(8, 4, num_quantizers=3), r"\[\.\.\., 3\]"),
+        (vq2.ResidualFSQ([3, 3], 3), r"\[\.\.\., 3\]"),
+        (MultiHeadVQ(2, 8, 4), r"\[\.\.\., 2\]"),
+        (vq2.GroupedResidualVQ(2, 8, 4, num_quantizers=3), r"\[\.\.\., 2, 3\]"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5)])
+def test_lookup_names_the_columns_that_are_missing(quantizer, expected, shape):
+    message = f"{type(quantizer).__name__}.lookup: expected indices {expected}, got "
+    with pytest.raises(ValueError, match=message + re.escape(str(list(shape)))):
+        quantizer.lookup(torch.zeros(shape, dtype=torch.int64))

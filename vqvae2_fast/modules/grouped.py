@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.index_range import check_indices, check_integers
+from vqvae2_fast.modules.index_range import check_columns, check_indices, check_integers
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -114,6 +114,9 @@ class _Parts(Quantizer):
             indices = split_codes(indices, self.sizes * self.groups)  # [..., G·Q]
             if self._group_dim == -2:
                 indices = indices.unflatten(-1, (self.groups, len(self.sizes)))
+        else:
+            columns = (self.groups, len(self.sizes))[: -self._group_dim]
+            check_columns(f"{type(self).__name__}.lookup", indices, *columns)
         if len(self.parts) == 1:
             return self._own()[0].lookup(indices).flatten(-2)
         own = zip(self._own(), indices.unbind(self._group_dim), strict=True)

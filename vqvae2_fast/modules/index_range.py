@@ -9,7 +9,7 @@ from vqvae2_fast.modules.outside_graphs import has_values
 from vqvae2_fast.ops._checks import assert_inside, check_tensor, dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 
-__all__ = ["check_indices", "check_integers", "check_range", "may_read"]
+__all__ = ["check_columns", "check_indices", "check_integers", "check_range", "may_read"]
 
 
 def may_read(values: Tensor) -> bool:
@@ -27,6 +27,13 @@ def check_integers(where: str, name: str, values: Tensor) -> None:
         raise TypeError(
             f"{where}: expected {name} int64, got {dtype_name(values.dtype)}; pass {name}.long()."
         )
+
+
+def check_columns(where: str, indices: Tensor, *columns: int) -> None:
+    """Raise ValueError unless the last sizes of a quantiser's indices are these."""
+    if tuple(indices.shape[-len(columns) :]) != columns:
+        expected = ", ".join(map(str, ("...", *columns)))
+        raise ValueError(f"{where}: expected indices [{expected}], got {list(indices.shape)}.")
 
 
 def check_indices(where: str, indices: Tensor, num_embeddings: int) -> None:

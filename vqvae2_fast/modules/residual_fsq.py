@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.index_range import check_indices
+from vqvae2_fast.modules.index_range import check_columns, check_indices
 from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -135,6 +135,8 @@ class ResidualFSQ(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         end = math.prod(self.sizes) if self.joint_code else self.sizes[0]
         check_indices("ResidualFSQ.lookup", indices, end)
+        if not self.joint_code:
+            check_columns("ResidualFSQ.lookup", indices, len(self.sizes))
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         weight = getattr(self.project_out, "weight", None)
         is_double = weight is not None and weight.dtype == torch.float64

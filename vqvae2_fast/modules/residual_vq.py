@@ -15,7 +15,12 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import stacked_codebooks
 from vqvae2_fast.modules.codebook_steps import start_residual_codebooks_
-from vqvae2_fast.modules.index_range import check_indices, check_integers, check_range
+from vqvae2_fast.modules.index_range import (
+    check_columns,
+    check_indices,
+    check_integers,
+    check_range,
+)
 from vqvae2_fast.modules.outside_graphs import inside_backward
 from vqvae2_fast.modules.outside_transforms import refuse_vmap
 from vqvae2_fast.modules.projections import wide
@@ -165,6 +170,8 @@ class ResidualVQ(Quantizer):
         check_integers(where, "indices", indices)
         if self.joint_code:
             check_indices(where, indices, math.prod(self.sizes))
+        else:
+            check_columns(where, indices, len(self.sizes))
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         total: Tensor | None = None
         own = zip(self._codebooks(), parts.unbind(-1), self.sizes, strict=True)

@@ -65,10 +65,15 @@ def answer(arguments: Sequence[str]) -> str | None:
     )
 
 
-def tell(text: str) -> None:
-    """Print to a reader that may have read enough, such as `head`."""
-    with to_a_reader():
-        print(text)
+def tell(text: str) -> int:
+    """Print to a reader that may have read enough, such as `head`; returns the exit code."""
+    try:
+        with to_a_reader():
+            print(text)
+    except OSError as error:
+        print(f"vqvae2-fast: error: cannot print: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 @contextmanager
@@ -79,17 +84,33 @@ def to_a_reader() -> Iterator[None]:
             yield
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # Leave nothing to be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def open_closed_streams() -> None:
+    """Where standard output or error is closed, as a daemon may leave them, let it lead nowhere.
+
+    Python has None in its place, and the next file that is opened would get its number.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, "w"))  # noqa: SIM115  (for as long as the process)
 
 
 def main() -> int:
     """Run the command line; see `vqvae2_fast.cli.main`."""
+    open_closed_streams()
     told = answer(sys.argv[1:])
     if told is not None:
-        tell(told)
-        return 0
+        return tell(told)
     # GNU OpenMP's threads spin after each parallel region, by default for some milliseconds, before
     # they sleep. A thread that sleeps wakes late: a step of emoji32's VQ-VAE takes 49 ms with
     # 10,000 rounds and 73 with 1,000. Where Linux counts how long threads wait for a core,

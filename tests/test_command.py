@@ -1,6 +1,7 @@
 """The entry point of the command line, before torch is loaded."""
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,40 @@ def test_a_reader_that_has_read_enough_is_no_error(arguments):
     finally:
         os.close(write)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
+@pytest.mark.parametrize("arguments", [["--version"], ["info", "--json"]])
+def test_a_result_that_cannot_be_printed_is_told_in_one_sentence(arguments):
+    code = _READ.format(then=f"sys.argv[1:] = {arguments}; sys.exit(c.main())")
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tempfile.gettempdir(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    told = "vqvae2-fast: error: cannot print: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, told)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes the streams")
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_stream_leads_nowhere(tmp_path, closed):
+    """And no file that a command writes gets its number, under which the system prints errors."""
+    then = (
+        "sys.argv[1:] = ['info']; code = c.main()\n"
+        "file = open('next', 'w'); assert file.fileno() > 2\n"
+        f"os.write({closed}, b'x'); sys.exit(code)"
+    )
+    program = shlex.join([sys.executable, "-c", _READ.format(then=then)])
+    ended = subprocess.run(
+        ["sh", "-c", f"{program} {closed}>&-"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ("SIMD level" in ended.stdout) == (closed == "2")
+    assert (tmp_path / "next").read_bytes() == b""
 
 
 def test_runs_as_a_module():

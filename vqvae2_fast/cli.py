@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     told = f"vqvae2-fast {__version__}" if arguments == ["--version"] else answer(arguments)
     if told is not None:
-        tell(told)
-        return 0
+        return tell(told)
     debug = "--debug" in arguments
     kind: type[Command] | None = None
     try:
@@ -108,13 +107,13 @@ def _plain_warnings(kind: type[Command]) -> Iterator[None]:
 
 
 def _print_result(result: Result, *, as_json: bool) -> int:
-    if result.lines:  # under torchrun the first process prints for all
-        if as_json:
-            text = json.dumps(result.values, indent=2, default=str)
-        else:
-            text = "\n".join(printable(line, keep="\n\t") for line in result.lines)
-        tell(text)
-    return result.exit_code
+    if not result.lines:  # under torchrun the first process prints for all
+        return result.exit_code
+    if as_json:
+        text = json.dumps(result.values, indent=2, default=str)
+    else:
+        text = "\n".join(printable(line, keep="\n\t") for line in result.lines)
+    return tell(text) or result.exit_code
 
 
 def _message(error: Exception) -> str:

@@ -213,6 +213,16 @@ def test_images_of_a_named_source_are_counted_before_they_are_encoded(
     assert "compress  5/5  took" in capsys.readouterr().err
 
 
+def test_a_folder_named_as_a_source_is_meant_by_its_path(
+    workplace: Path, named_source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "photos").rename(workplace / "emoji")
+    (workplace / "emoji" / "0.png").unlink()
+    for given, count in (("emoji", 5), ("./emoji", len(os.listdir("emoji")))):
+        assert run(f"compress {given} --pipeline pipeline --out x.vq2") == 0
+        assert f"compress  {count}/{count}  took" in capsys.readouterr().err
+
+
 def test_images_that_are_left_out_count_as_done(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.folder import image_names, whole_images
 from vqvae2_fast.data.groups import classes_of_prior, labels_of_prior
 from vqvae2_fast.data.pixels import check_image
-from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.data.sources import DataOptions, is_source_name, open_images
 from vqvae2_fast.files.durable import explained, renamed_into_place, sync_file, write_all
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
@@ -91,7 +91,8 @@ class Compress(Command):
         levels = None if self.levels is None else names.index(self.levels) + 1
         begun = time.monotonic()
         pixels = done = 0
-        source = None if Path(self.images).exists() else self._named_source(pipeline)
+        named = is_source_name(self.images) or not Path(self.images).exists()
+        source = self._named_source(pipeline) if named else None
         skipped: list[str] | None = [] if self.skip_corrupt else None
         segments = self._segments(pipeline, source, levels, skipped)
         with self.progress().task("compress", self._count(source)) as task:

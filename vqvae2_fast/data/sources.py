@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.data.images import Split
     from vqvae2_fast.data.protocols import ImageSource
 
-__all__ = ["DataOptions", "open_images", "open_splits"]
+__all__ = ["DataOptions", "is_source_name", "open_images", "open_splits", "warn_of_folder"]
 
 _FASHION = "/usr/share/datasets/fashion-mnist"
 _HELD_OUT_SPLITS = ("held_out", "validation", "valid", "test")  # tried in this order
@@ -278,6 +279,21 @@ def open_images(
     return opened[split]
 
 
+def is_source_name(data: str) -> bool:
+    """Whether these are images of a named set, such as `emoji`; if not, it should be a folder."""
+    return data.partition(":")[0] in _SOURCES.keys() - {""}
+
+
+def warn_of_folder(data: str) -> None:
+    """Warns of a folder that has the name of a set, which is taken in its place."""
+    if Path(data).exists():
+        warnings.warn(
+            f"{short(data)} stands for the images of that name, and not for the folder "
+            f"{short(data)}. For the folder write ./{short(data)}.",
+            stacklevel=2,
+        )
+
+
 def open_splits(
     options: DataOptions,
     splits: Sequence[Split],
@@ -303,7 +319,9 @@ def open_splits(
         RuntimeError: The source needs a package that is not installed.
     """
     prefix, _, name = options.data.partition(":")
-    if prefix not in _SOURCES:
+    if is_source_name(options.data):
+        warn_of_folder(options.data)
+    else:
         prefix, name = "", options.data
     progress = progress or Progress(quiet=True)
 

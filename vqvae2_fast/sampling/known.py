@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from vqvae2_fast.data import CodeStore, ImageFolder, ImageTensorDataset, load_emoji, to_float
 from vqvae2_fast.data.pixels import decode_image, decode_whole_image
+from vqvae2_fast.data.sources import warn_of_folder
 from vqvae2_fast.files.durable import explained
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import UntrustedFileError, open_untrusted
@@ -172,6 +173,7 @@ def open_known(
     config, path = vqvae.config, Path(known)
     dataset: ImageTensorDataset | ImageFolder | CodeStore
     if known == "emoji":
+        warn_of_folder(known)
         if config.image_channels != 3 or config.image_size[0] != config.image_size[1]:
             raise ValueError(
                 f"known: emoji are square images of 3 channels, but the model is for "

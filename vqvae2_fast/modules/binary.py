@@ -164,6 +164,10 @@ class LFQ(_Signs):
         diversity: Weight, inside it, of the entropy of the codes' use.
         temperature: τ of the soft codes, softmax(−‖u − c‖²/τ).
 
+    Raises:
+        ValueError: A number of codes that is no power of two or too large, a weight that is
+            negative or infinite, or a temperature that is not above 0.
+
     Note:
         In a process group the use of codes is that of all processes.
     """
@@ -201,6 +205,9 @@ class BSQ(_Signs):
     Args:
         num_embeddings: K, a power of two, at most 2⁶².
         embedding_dim, commitment_cost, entropy_weight, diversity, temperature: As of `LFQ`.
+
+    Raises:
+        ValueError: As `LFQ`.
     """
 
     def __init__(

@@ -38,6 +38,9 @@ class FSQ(Quantizer):
             [8, 8, 8, 5, 5, 5] for 2¹⁶.
         embedding_dim: D; linear layers lead to the d numbers and back where it is not d. None is d.
 
+    Raises:
+        ValueError: No levels, one below 3, or more than 2³¹ codes.
+
     Note:
         An index is one number below K = Π L_i. A NaN in z gives NaN in z_q and some code's index.
     """

@@ -150,6 +150,9 @@ class GroupedResidualVQ(_Parts):
         embedding_dim: D.
         joint_code: Return one index of a vector instead of G·Q; group 0 varies fastest.
 
+    Raises:
+        ValueError: G does not divide D, or as `ResidualVQ`.
+
     Note:
         Indices are `[..., G, Q]`.
     """
@@ -192,6 +195,9 @@ class MultiHeadVQ(_Parts):
         joint_code: Return one index of a vector instead of G; head 0 varies fastest.
         others: As of `VectorQuantizerEMA`, of each codebook; metric "cosine" makes each part of z_q
             a vector of length one.
+
+    Raises:
+        ValueError: G does not divide D, a joint code beyond 62 bits, or as `VectorQuantizerEMA`.
 
     Note:
         Indices are `[..., G]`.

@@ -118,6 +118,10 @@ class VectorQuantizer(_LearntCodes):
         commitment_cost: β.
         gradient: How the gradient passes from z_q to z, as in `VectorQuantizerEMA`.
         seed, stream: Of the codebook's start, as in `VectorQuantizerEMA`.
+
+    Raises:
+        ValueError: K or D below 1, a commitment_cost that is negative or infinite, or an unknown
+            gradient.
     """
 
     def __init__(
@@ -151,6 +155,10 @@ class SimVQ(_LearntCodes):
         commitment_cost: β of eq. 3 of https://arxiv.org/abs/1711.00937, which is the loss.
         gradient: How the gradient passes from z_q to z, as in `VectorQuantizerEMA`.
         seed, stream: Of C ~ N(0, 1/D), as in `VectorQuantizerEMA`; W starts by torch's default.
+
+    Raises:
+        ValueError: K or D below 1, a commitment_cost that is negative or infinite, or an unknown
+            gradient.
     """
 
     frozen_codebook: Tensor

@@ -90,6 +90,9 @@ class VectorQuantizerEMA(Quantizer):
         perplexity: exp(entropy) of the codes of this process's latest forward, float32 0-d.
         usage: Share of the K codes that had a vector, on any process, in the latest update.
 
+    Raises:
+        ValueError: An argument out of its range, or arguments that do not fit one another.
+
     Note:
         In a process group every process takes part in every update, and with init "kmeans" or
         update "forward" in every training forward; one that has no vectors passes a `z` of N = 0.

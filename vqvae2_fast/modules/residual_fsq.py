@@ -46,6 +46,9 @@ class ResidualFSQ(Quantizer):
         embedding_dim: D; linear layers lead to the d numbers and back where it is not d. None is d.
         joint_code: Return one index of a vector, below (Π L_i)^Q, instead of Q.
 
+    Raises:
+        ValueError: No levels, one below 2, no quantiser, or a joint code beyond 62 bits.
+
     Note:
         z_q has one straight-through gradient. There is no loss.
     """

@@ -67,6 +67,10 @@ class ResidualVQ(Quantizer):
             it, so `VQVAE2` sets it. Not with quantizer_dropout.
         gradient, update, seed, stream and others: As of `VectorQuantizerEMA`, of each codebook.
 
+    Raises:
+        ValueError: Arguments that do not fit one another; a metric other than "euclidean"; a joint
+            code beyond 62 bits; or as `VectorQuantizerEMA`.
+
     Note:
         z_q has one straight-through gradient (or rotation, onto the sum) to z, whatever Q.
         Vectors with NaN or infinity move no code.

@@ -137,7 +137,7 @@ def test_where_the_runtime_fails_eager_draws_and_a_sentence_says_why(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda gpu, patch: None, "the prior's weights are torch.float64, not float32"),
+        (lambda gpu, patch: None, "the prior's weights are float64, not float32"),
         (
             lambda gpu, patch: setattr(gpu.library, "has_kernels", False),
             "this install was built without CUDA; install a wheel with it, or build with nvcc",

@@ -101,7 +101,7 @@ def test_one_candidate_draws_on_from_what_comes_before():
 @pytest.mark.parametrize("codes_at_a_time", [1, 100, 40_960])
 def test_an_image_is_filled_the_same_in_any_batch(monkeypatch, codes_at_a_time):
     pipeline = tiny_pipeline()
-    monkeypatch.setattr(candidates_module, "_CODES", codes_at_a_time)
+    monkeypatch.setattr(candidates_module, "BATCH_CODES", codes_at_a_time)
     whole = fill(pipeline, IMAGES, MASK, labels=LABELS, candidates=4)
     alone = fill(pipeline, IMAGES[1:2], MASK, labels=LABELS[1:2], candidates=4, first_sample=1)
     assert torch.equal(whole[0][1:2], alone[0])
@@ -164,7 +164,7 @@ def test_a_pixel_frees_the_codes_of_its_cell():
 
 
 def test_progress_counts_the_rows_of_all_batches(monkeypatch):
-    monkeypatch.setattr(candidates_module, "_CODES", 64)
+    monkeypatch.setattr(candidates_module, "BATCH_CODES", 64)
     calls = []
     fill(
         tiny_pipeline(0),

@@ -1,7 +1,8 @@
 // The Python side of the sampler: an object that holds a plan's packed weights, and the draw.
 //
 // Tensors come as addresses of contiguous memory that the caller keeps until the call returns.
-// Weights are copied, unless packed words are given, which the plan then only reads. Python has checked shapes, ranges and dtypes of a draw.
+// Weights are copied, unless packed words are given, which the plan then only reads. Python has
+// checked shapes, ranges and dtypes of a draw.
 #include "../cpu/sampler/sampler.h"
 
 #include <pybind11/pybind11.h>

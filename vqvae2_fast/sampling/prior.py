@@ -86,14 +86,13 @@ class PriorInterface:
         Raises:
             EngineError: The prior has none.
         """
-        self.check_plan()
-        assert self.plan is not None
-        return self.plan()
+        return self.plan_maker()()
 
-    def check_plan(self) -> None:
-        """Raises EngineError if the prior has no plan."""
+    def plan_maker(self) -> Callable[[], SamplingPlan]:
+        """`plan`. Raises EngineError if the prior has none."""
         if self.plan is None:
             raise EngineError(f"prior: {self.why_no_plan}; expected engine='reference'.")
+        return self.plan
 
 
 @singledispatch
@@ -175,24 +174,22 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
     It is a second copy of the weights and is kept for as long as the prior lives. Raises as
     `PriorInterface.new_plan`, and ValueError if a weight is beyond `SAMPLING_BOUND` or NaN.
     """
-    interface.check_plan()  # one may be kept from before the prior was altered
+    make = interface.plan_maker()  # before looking for one that was kept: the prior may be altered
     # In less than half the time of parameters() and buffers().
     modules = list(prior.modules())
     held = [of for module in modules for of in (module._parameters, module._buffers)]
     tensors = [tensor for of in held for tensor in of.values() if tensor is not None]
-    # A parametrization moves a tensor to a module of its own, where it keeps its address.
-    key = fingerprint(tensors), tuple(name for of in held for name in of)
 
     def fold() -> SamplingPlan:
         check_weights(tensors)
         with torch.inference_mode():
-            plan = interface.new_plan()
+            plan = make()
             check_plan(plan)
         return replace(plan, loaded_from=getattr(prior, "loaded_from", None))
 
     if any(isinstance(module, ParametrizationList) for module in modules):
         return fold()  # its values may depend on more than its tensors
-    return _plans.get(prior, key, fold)
+    return _plans.get(prior, fingerprint(tensors), fold)
 
 
 def checked_prior(prior: nn.Module, interface: PriorInterface) -> nn.Module:

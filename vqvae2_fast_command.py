@@ -36,7 +36,6 @@ COMMANDS = {
         "calibrate:Calibrate",
         "prepare a pipeline for the engines cpu_w8a8 and cuda_w8a8",
     ),
-    "pack": ("pack:Pack", "make the first draw from a prior faster, by files beside its weights"),
     "sample": ("sample:Sample", "draw new images"),
     "serve": ("serve:Serve", "open a playground in the browser, which is also an HTTP service"),
     "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),

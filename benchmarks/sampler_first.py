@@ -1,12 +1,11 @@
 """Times the first draw of a loaded prior of the port's size against later ones.
 
-    python benchmarks/sampler_first.py [--threads 2] [--engine cpu] [--rounds 5] [--packed]
+    python benchmarks/sampler_first.py [--threads 2] [--engine cpu] [--rounds 5]
 
 Each prior is saved; then in each round a process of its own loads it and draws from it three times,
-batch 1. The first draw folds and packs the weights, or with --packed maps the file that
-`vqvae2-fast pack` wrote; no draw before it has touched the library's memory. Printed are medians
-over the rounds, and ratios of them without their spread. With one thread the times are of the
-processor, which other load disturbs little, else of the wall clock.
+batch 1. The first draw folds and packs the weights; no draw before it has touched the library's
+memory. Printed are medians over the rounds, and ratios of them without their spread. With one
+thread the times are of the processor, which other load disturbs little, else of the wall clock.
 
 The library takes its memory in pages of 2 MiB, all threads at once. The host of a virtual machine
 that has taken back the free memory needs about 4 ms for each; then the rest is taken in small
@@ -73,7 +72,6 @@ def main() -> None:
     parser.add_argument("--threads", type=measure.count, default=2)
     parser.add_argument("--engine", default="cpu")
     parser.add_argument("--rounds", type=measure.count, default=5)
-    parser.add_argument("--packed", action="store_true", help="map files of packed weights")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -87,8 +85,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(0)
             vqvae2_fast.save(PixelSNAIL(config), Path(folder) / name)
-            if arguments.packed:
-                vqvae2_fast.pack(Path(folder) / name, arguments.engine)
             script = [sys.executable, __file__, "--folder", f"{folder}/{name}"]
             options = ["--threads", str(arguments.threads), "--engine", arguments.engine]
             for _ in range(arguments.rounds):

@@ -6,7 +6,6 @@
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import load, save
 from vqvae2_fast.checkpoints.hub import from_pretrained, push_to_hub
-from vqvae2_fast.checkpoints.packed import pack
 from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -54,7 +53,6 @@ __all__ = [
     "from_pretrained",
     "load",
     "ops",
-    "pack",
     "preset",
     "preset_names",
     "push_to_hub",

@@ -1,8 +1,7 @@
 // The Python side of the sampler: an object that holds a plan's packed weights, and the draw.
 //
 // Tensors come as addresses of contiguous memory that the caller keeps until the call returns.
-// Weights are copied, unless packed words are given, which the plan then only reads. Python has
-// checked shapes, ranges and dtypes of a draw.
+// Python has checked shapes, ranges and dtypes of a draw.
 #include "../cpu/sampler/sampler.h"
 
 #include <pybind11/pybind11.h>
@@ -10,7 +9,6 @@
 
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -32,30 +30,15 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// With packed words of another plan, which the caller keeps, or else memory to be packed into.
+// A plan whose memory holds zeros, to be packed into.
 std::unique_ptr<sampler::Plan> make_plan(
     const std::map<std::string, std::vector<int64_t>>& integers,
-    const std::map<std::string, int64_t>& sizes, int threads,
-    const std::optional<py::buffer>& words) {
+    const std::map<std::string, int64_t>& sizes, int threads) {
   sampler::Description description;
   description.integers = integers;
   for (const auto& [name, size] : sizes) description.tensors[name] = {nullptr, size};
-  if (words) {
-    const py::buffer_info info = words->request();
-    if (!PyBuffer_IsContiguous(info.view(), 'C')) {
-      throw py::value_error("sampler: the words are not contiguous.");
-    }
-    const auto bytes = static_cast<int64_t>(info.size * info.itemsize);
-    return std::make_unique<sampler::Plan>(description, static_cast<const float*>(info.ptr),
-                                           bytes / static_cast<int64_t>(sizeof(float)));
-  }
   const py::gil_scoped_release no_gil;
   return std::make_unique<sampler::Plan>(description, threads);
-}
-
-// All packed words, to be kept elsewhere.
-py::memoryview words_of(const sampler::Plan& plan) {
-  return py::memoryview::from_memory(static_cast<const void*>(plan.words()), plan.weight_bytes());
 }
 
 // The memory of one of a plan's tensors, to be written.
@@ -230,9 +213,7 @@ void define_sampler(py::module_& m) {
   m.def("within", &within, py::arg("blocks"), py::arg("bound"), py::arg("threads"));
   m.def("weight_norms", &weight_norms, py::arg("weights"), py::arg("threads"));
   py::class_<sampler::Plan>(m, "SamplerPlan")
-      .def(py::init(&make_plan), py::arg("integers"), py::arg("sizes"), py::arg("threads") = 1,
-           py::arg("words") = py::none(), py::keep_alive<1, 5>())
-      .def("words", &words_of, py::keep_alive<0, 1>())
+      .def(py::init(&make_plan), py::arg("integers"), py::arg("sizes"), py::arg("threads") = 1)
       .def("memory", &memory_of, py::arg("name"), py::arg("size"), py::keep_alive<0, 1>())
       .def("pack", &pack, py::kw_only(), py::arg("format"), py::arg("weights"), py::arg("factors"),
            py::arg("output_stride"), py::arg("outputs"), py::arg("inputs"), py::arg("taps"),

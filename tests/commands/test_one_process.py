@@ -14,7 +14,6 @@ import pytest
         "decompress images.vq2",
         "calibrate",
         "export model",
-        "pack model",
     ],
 )
 def test_a_command_that_is_not_shared_refuses_several_processes(

@@ -20,8 +20,6 @@ import numpy as np
 import torch
 import uploads
 from compressed import MAKE, read_compressed, seal_compressed
-from packed import MAKE as MAKE_PACKED
-from packed import read_packed, seal_packed
 from PIL import Image
 
 from vqvae2_fast.compat import rosinality
@@ -322,6 +320,5 @@ TARGETS: dict[str, Target] = {
     "arrays": Target((_make_arrays(3), _make_arrays(5)), _read_arrays),
     "hf": Target((_make_saved_set,), _read_saved_set),
     "upload": Target(uploads.MAKE, uploads.send_all),
-    "packed": Target(MAKE_PACKED, read_packed, seal_packed),
     "vq2": Target(MAKE, read_compressed, seal_compressed),
 }

@@ -2,7 +2,6 @@
 
 from vqvae2_fast.checkpoints.checkpoint import load, load_training, save
 from vqvae2_fast.checkpoints.files import DamagedError
-from vqvae2_fast.checkpoints.packed import pack
 from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_folder, pretrained_names
 
 __all__ = [
@@ -10,7 +9,6 @@ __all__ = [
     "from_preset",
     "load",
     "load_training",
-    "pack",
     "pretrained_folder",
     "pretrained_names",
     "save",

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["from_pretrained", "model_card", "push_to_hub", "read_card"]
 
-# What a checkpoint consists of. Nothing else of a repository is downloaded, and of these no packed
-# weights, which could be those of another model than model.safetensors.
+# What a checkpoint consists of. Nothing else of a repository is downloaded.
 _FILES = ("*.json", "*.safetensors")
-_NOT_FILES = ("packed-*", "*/packed-*")
 CARD = "README.md"
 
 
@@ -67,7 +65,6 @@ def from_pretrained(
             revision=revision,
             token=token,
             allow_patterns=list(_FILES),
-            ignore_patterns=list(_NOT_FILES),
         )
     except hub.errors.LocalEntryNotFoundError as error:
         raise FileNotFoundError(

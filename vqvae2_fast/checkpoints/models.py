@@ -245,7 +245,6 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
             model.calibration = _calibration(header["calibration"], folder)
     if isinstance(model, Prior):
         model.class_names = tuple(header["class_names"])
-        model.loaded_from = folder.absolute()
     return model
 
 

@@ -16,7 +16,6 @@ from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
 from vqvae2_fast.checkpoints.hub import read_card
 from vqvae2_fast.checkpoints.models import described_model
-from vqvae2_fast.checkpoints.packed import packed_engines
 from vqvae2_fast.checkpoints.pretrained import pretrained_folder, pretrained_names
 from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
@@ -349,19 +348,14 @@ def _checkpoint(path: Path) -> Result:
         models |= dict(zip(header["config"]["levels"], model.priors, strict=True))
         values["parameters"] = {name: _size(part) for name, part in models.items()}
         values["pipeline"] = pipeline_hash(model).hex()
-        levels = header["config"]["levels"]
-        priors = {folder / f"prior_{n}": p for n, p in zip(levels, model.priors, strict=True)}
     else:
         values["parameters"] = _size(model)
-        priors = {folder: model} if isinstance(model, Prior) else {}
         if (folder / "state.json").exists():
             state = load_training(folder).state
             values |= {name: state[name] for name in ("step", "train", "metrics")}
             values["best"] = best_record(state)
     if found := _calibrations(model, header):
         values["calibration"] = found
-    if engines := packed_engines(priors):
-        values["packed_for"] = engines
     lines = described(_for_people(values, path))
     card = read_card(folder)
     if card is not None:

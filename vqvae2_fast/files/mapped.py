@@ -68,19 +68,6 @@ class MappedFile:
             self._require_size(status)
         return self._bytes
 
-    def is_unchanged(self) -> bool:
-        """Whether nobody has written into the file or truncated it, as far as its time of change
-        and its size tell. Another file that has taken its name does not matter."""
-        try:
-            now = os.stat(self.path)
-        except OSError:
-            return True
-        before = self._status
-        return not os.path.samestat(now, before) or (now.st_size, now.st_mtime_ns) == (
-            before.st_size,
-            before.st_mtime_ns,
-        )
-
     def _require_size(self, status: os.stat_result) -> None:
         if status.st_size != self.size:
             raise ValueError(

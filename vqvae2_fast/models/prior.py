@@ -25,7 +25,6 @@ from vqvae2_fast.modules.index_range import check_range
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from dataclasses import Field
-    from pathlib import Path
     from typing import ClassVar
 
 __all__ = [
@@ -104,8 +103,6 @@ class Prior(nn.Module):
     class_names: tuple[str, ...] = ()
     # What sampling.calibrate keeps here, a `Calibration`.
     calibration: object = None
-    # The checkpoint from which `load` made it: a folder where files of packed weights may be.
-    loaded_from: Path | None = None
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()

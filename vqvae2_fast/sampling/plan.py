@@ -52,7 +52,6 @@ from vqvae2_fast.ops import live_taps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 __all__ = [
     "AttentionPlan",
@@ -266,7 +265,6 @@ class SamplingPlan:
         output_layers: Pointwise, or None.
         head: `[C, K]`; head_bias `[K]`.
         condition: Or None.
-        loaded_from: The folder in which an engine may find packed weights, or None.
     """
 
     size: tuple[int, int]
@@ -283,7 +281,6 @@ class SamplingPlan:
     head: Tensor
     head_bias: Tensor
     condition: ConditionPlan | None
-    loaded_from: Path | None = None
 
     @property
     def num_labels(self) -> int:

@@ -5,7 +5,7 @@ Every `Prior` can be drawn from; registering one function adds a type that is no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
@@ -185,7 +185,7 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
         with torch.inference_mode():
             plan = make()
             check_plan(plan)
-        return replace(plan, loaded_from=getattr(prior, "loaded_from", None))
+        return plan
 
     if any(isinstance(module, ParametrizationList) for module in modules):
         return fold()  # its values may depend on more than its tensors

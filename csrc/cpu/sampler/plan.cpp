@@ -120,8 +120,7 @@ class Reader {
 
 }  // namespace
 
-Plan::Plan(const Description& description, int threads)
-    : memory_(Reader::size_of(description)), words_(memory_.data()), size_(memory_.size()) {
+Plan::Plan(const Description& description, int threads) : memory_(Reader::size_of(description)) {
   Team(threads).run([&](int thread) { memory_.populate(thread, threads); });
   memory_.merge_pages();
   read(description);
@@ -132,33 +131,16 @@ Plan::Plan(const Description& description, int threads)
   }
 }
 
-Plan::Plan(const Description& description, const float* words, int64_t size)
-    : words_(words), size_(size) {
-  if (size != Reader::size_of(description)) {
-    throw std::invalid_argument("sampler: bad plan: expected " +
-                                std::to_string(Reader::size_of(description)) + " words, got " +
-                                std::to_string(size) + ".");
-  }
-  if (reinterpret_cast<uintptr_t>(words) % kLineBytes) {
-    throw std::invalid_argument("sampler: bad plan: the words do not begin on a cache line.");
-  }
-  read(description);
-}
-
 int64_t Plan::reach() const {
   int64_t columns = taps.right();
   for (const auto& [row, column] : stem.above_offsets) columns = std::max(columns, column);
   return columns;
 }
 
-float* Plan::memory(const std::string& name) const {
-  const int64_t place = places_.at(name);
-  if (!memory_.data()) throw std::logic_error("sampler: the plan's memory is not its own.");
-  return memory_.data() + place;
-}
+float* Plan::memory(const std::string& name) const { return memory_.data() + places_.at(name); }
 
 void Plan::read(const Description& description) {
-  Reader read(description, words_, places_);
+  Reader read(description, memory_.data(), places_);
   const Format format = read.format("format");
   height = read.integer("height");
   width = read.integer("width");

@@ -129,9 +129,6 @@ struct Condition {
 struct Plan {
   // Allocates its own memory, whose pages `threads` threads touch first.
   explicit Plan(const Description& description, int threads = 1);
-  // In packed words that another plan of the same description held, such as those of a mapped file.
-  // They begin on a cache line and outlive the plan, which does not write to them.
-  Plan(const Description& description, const float* words, int64_t size);
 
   int64_t height, width, num_embeddings;
   int64_t num_classes;  // label num_classes is "no class"
@@ -154,18 +151,14 @@ struct Plan {
   int64_t reach() const;
   // Channels of [x, y, coordinates], padded.
   int64_t joined() const { return 2 * channels + kPanel; }
-  int64_t weight_bytes() const { return size_ * static_cast<int64_t>(sizeof(float)); }
-  const float* words() const { return words_; }
-  // Where a tensor is kept. Throws std::out_of_range for a name that the plan does not read, and
-  // std::logic_error if the memory is not the plan's own.
+  int64_t weight_bytes() const { return memory_.size() * static_cast<int64_t>(sizeof(float)); }
+  // Where a tensor is kept. Throws std::out_of_range for a name that the plan does not read.
   float* memory(const std::string& name) const;
 
  private:
   void read(const Description& description);
 
   Buffer memory_;
-  const float* words_ = nullptr;
-  int64_t size_ = 0;
   std::map<std::string, int64_t> places_;
 };
 

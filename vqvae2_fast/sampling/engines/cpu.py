@@ -16,7 +16,6 @@ from torch import Tensor
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.bounds import check_logits
-from vqvae2_fast.sampling.engines.cpu_file import mapped_plan, packed_name
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, warn_of_clamped
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from vqvae2_fast.files.mapped import MappedFile
     from vqvae2_fast.sampling.engines.cpu_describer import Weights
     from vqvae2_fast.sampling.plan import SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
@@ -52,8 +50,8 @@ SCORED_ROWS = 128
 _WEIGHTS = {"cpu": torch.float32, "cpu_bfloat16": torch.bfloat16, "cpu_int8": torch.int8}
 ENGINES = (*_WEIGHTS, "cpu_w8a8")
 
-# Packed plans by what became of the weights, each with the file that it maps, or None.
-_packed: Kept[SamplingPlan, tuple[Any, MappedFile | None]] = Kept(capacity=4)
+# Packed plans by what became of the weights.
+_packed: Kept[SamplingPlan, Any] = Kept(capacity=4)
 
 
 def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -197,24 +195,12 @@ def _window(request: DrawRequest, width: int) -> int:
 
 
 def packed_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Any:
-    """The plan's packed weights, which the library holds for as long as the plan lives.
+    """The plan's packed weights, which the library holds for as long as the plan lives."""
 
-    They are a copy, or the pages of a file that `pack` wrote from the same weights.
-    """
+    def packed() -> Any:
+        return described_plan(plan, weights).packed(_native.module, torch.get_num_threads())
 
-    def packed() -> tuple[Any, MappedFile | None]:
-        description, threads = described_plan(plan, weights), torch.get_num_threads()
-        mapped = None
-        if plan.loaded_from is not None:
-            path = plan.loaded_from / packed_name(_engine_of(weights))
-            mapped = mapped_plan(path, description, _native.module, threads)
-        return mapped or (description.packed(_native.module, threads), None)
-
-    found, file = _packed.get(plan, weights, packed)
-    if file is not None and not file.is_unchanged():
-        found, file = packed()
-        _packed.put_back(plan, weights, (found, file))
-    return found
+    return _packed.get(plan, weights, packed)
 
 
 def weights_of(engine: str, prior: nn.Module, plan: SamplingPlan) -> Weights:
@@ -224,12 +210,6 @@ def weights_of(engine: str, prior: nn.Module, plan: SamplingPlan) -> Weights:
         EngineError: It needs a calibration that the prior lacks, as `checked_ranges`.
     """
     return checked_ranges(prior, plan) if engine == "cpu_w8a8" else _WEIGHTS[engine]
-
-
-def _engine_of(weights: Weights) -> str:
-    if isinstance(weights, InputRanges):
-        return "cpu_w8a8"
-    return next(engine for engine, dtype in _WEIGHTS.items() if dtype == weights)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,8 +16,6 @@ __all__ = ["HALF_PANEL", "PANEL", "Block", "Description", "Format", "Packing"]
 
 # Columns of a packed panel, and values (or gates) of a gated panel: kPanel and kHalfPanel of C++.
 PANEL, HALF_PANEL = 32, 16
-# Words of a cache line.
-_LINE = 16
 
 
 class Format(Enum):
@@ -83,17 +79,6 @@ class Packing:
         """Name of the tensor of the outputs' scales, empty for none."""
         return f"{self.name}.scale" if self.form in (Format.INT8, Format.QUADS) else ""
 
-    def structure(self) -> list[Any]:
-        """All but the tensors, for JSON."""
-        counts = [len(self.weights), len(self.factors), self.input_scales is not None]
-        return [self.name, self.form.value, self.output_stride, self.taps, self.blocks, counts]
-
-    def read_tensors(self) -> list[Tensor]:
-        """The tensors that the packed words follow from, as the library reads them."""
-        scales = [] if self.input_scales is None else [self.input_scales]
-        floats = [_readable(x) for x in (*self.weights, *self.factors, *scales)]
-        return [*floats, self.outputs.contiguous(), self.inputs.contiguous()]
-
     def write(self, made: Any, threads: int) -> None:
         """Write into the memory of a `SamplerPlan` of the compiled module, which holds zeros."""
         weights, factors = ([_readable(x) for x in xs] for xs in (self.weights, self.factors))
@@ -133,27 +118,13 @@ class Description:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     packings: list[Packing] = field(default_factory=list)
 
-    @property
-    def num_words(self) -> int:
-        """Words of all tensors in a plan, where each begins on a cache line."""
-        return sum(-(-size // _LINE) * _LINE for size in self.sizes.values())
-
-    def made(self, module: Any, threads: int, words: Any = None) -> Any:
-        """A `SamplerPlan` of the compiled module.
-
-        Args:
-            words: A buffer of the packed words; without it, the plan has memory to be packed into.
-        """
-        return module.SamplerPlan(
+    def packed(self, module: Any, threads: int) -> Any:
+        """A `SamplerPlan` of the compiled module, packed."""
+        made = module.SamplerPlan(
             integers={n: [v] if isinstance(v, int) else v for n, v in self.integers.items()},
             sizes=self.sizes,
             threads=threads,
-            words=words,
         )
-
-    def packed(self, module: Any, threads: int) -> Any:
-        """A `SamplerPlan` of the compiled module, packed."""
-        made = self.made(module, threads)
         for name, tensor in self.tensors.items():
             if tensor.numel():
                 memory = torch.frombuffer(made.memory(name, tensor.numel()), dtype=torch.float32)
@@ -161,15 +132,3 @@ class Description:
         for packing in self.packings:
             packing.write(made, threads)
         return made
-
-    def digest(self, module: Any, threads: int) -> str:
-        """A hash of all that the packed words follow from: the same on every machine."""
-        parts: list[Any] = [self.integers, self.sizes]
-        tensors = [_readable(tensor) for tensor in self.tensors.values()]
-        parts.append([(name, list(tensor.shape)) for name, tensor in self.tensors.items()])
-        for packing in self.packings:
-            parts.append(packing.structure())
-            tensors += packing.read_tensors()
-        blocks = [(x.data_ptr(), x.numel() * x.element_size()) for x in tensors]
-        parts += module.content_hashes(blocks, threads)
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

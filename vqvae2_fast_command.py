@@ -110,13 +110,11 @@ def main() -> int:
     told = answer(sys.argv[1:])
     if told is not None:
         return tell(told)
-    # GNU OpenMP's threads spin after each parallel region, by default for some milliseconds, before
-    # they sleep. A thread that sleeps wakes late: a step of emoji32's VQ-VAE takes 49 ms with
-    # 10,000 rounds and 73 with 1,000. Where Linux counts how long threads wait for a core,
-    # `shared_cores` shortens it beside other processes, which is worth more.
+    # GNU OpenMP's threads spin after each parallel region before they sleep. Beside other processes
+    # this keeps cores from threads with work: on two busy cores a step of emoji32's VQ-VAE took
+    # 1.8 s with OpenMP's default and 0.45 s with 10,000 rounds, as few as cost nothing on idle ones.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        counted = os.path.exists("/proc/self/schedstat")
-        os.environ["GOMP_SPINCOUNT"] = "10000" if counted else "1000"
+        os.environ["GOMP_SPINCOUNT"] = "10000"
     # Nothing of what torch's modules create is garbage. Looking for it would take 0.15 s here, and
     # more in each later collection.
     gc.disable()

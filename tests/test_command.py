@@ -10,10 +10,6 @@ import pytest
 
 _READ = "import os, sys; import vqvae2_fast_command as c\n{then}"
 _WITHOUT_TORCH = "assert 'torch' not in sys.modules"
-_COUNTED = """
-exists = os.path.exists
-os.path.exists = lambda path: {counted} if path == "/proc/self/schedstat" else exists(path)
-"""
 _RUN = "sys.argv[1:] = ['info']; c.main(); print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
@@ -35,9 +31,8 @@ def test_is_loaded_before_torch():
     _python(_WITHOUT_TORCH)
 
 
-@pytest.mark.parametrize(("counted", "rounds"), [(True, "10000"), (False, "1000")])
-def test_threads_spin_where_it_is_seen_that_others_need_the_cores(counted, rounds):
-    assert _python(_COUNTED.format(counted=counted) + _RUN).splitlines()[-1] == rounds
+def test_threads_spin_less_than_openmp_lets_them():
+    assert _python(_RUN).splitlines()[-1] == "10000"
 
 
 def test_what_the_user_set_stays():

@@ -21,7 +21,6 @@ from vqvae2_fast.console.option_errors import number_error
 from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.machine.quota import within_quota
-from vqvae2_fast.machine.shared_cores import shared_cores
 from vqvae2_fast.runs.interrupt import InterruptedRun
 from vqvae2_fast_command import COMMANDS, answer, tell, to_a_reader
 
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_completion(arguments[1:])
         kind = _kind(arguments[0])
         command = _parse(kind, arguments[0], arguments[1:])
-        with _plain_warnings(kind), within_quota(), shared_cores():
+        with _plain_warnings(kind), within_quota():
             result = command.run()
     except (
         ValueError,

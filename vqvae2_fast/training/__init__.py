@@ -1,7 +1,6 @@
 """Training: the loop, what each stage brings to it, and the recipe from images to a pipeline."""
 
 from vqvae2_fast.machine.freed_memory import keep_freed_memory
-from vqvae2_fast.machine.shared_cores import shared_cores
 from vqvae2_fast.training.config import TrainConfig, learning_rate
 from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import DivergedError, TrainResult, train
@@ -26,7 +25,6 @@ __all__ = [
     "keep_freed_memory",
     "learning_rate",
     "prior_stage",
-    "shared_cores",
     "train",
     "train_pipeline",
     "vqvae_stage",

@@ -21,13 +21,9 @@ from torch import Tensor, nn
 
 from vqvae2_fast.checkpoints.locate import latest, newest_whole, step_folder
 from vqvae2_fast.console.progress import Progress
-from vqvae2_fast.machine.fitting_threads import FittingThreads
-from vqvae2_fast.machine.shared_cores import shared_cores
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
 from vqvae2_fast.ops._checks import dtype_name
-from vqvae2_fast.ops.patch_conv2d.gradient import MOST_WEIGHTS
 from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
 from vqvae2_fast.runs.log import RunLog
@@ -80,8 +76,6 @@ def train(
     Ctrl-C or SIGTERM stops a run with an `out` after the current step, with a checkpoint of it;
     ctrl-C again, a second later, stops at once.
 
-    Where torch has two threads, some steps take one: see `Stage.any_threads`.
-
     In a process group all processes call this, with the same arguments and one model each. The
     group needs a backend for CPU tensors too: `init_process_group("cpu:gloo,cuda:nccl")`. Only the
     first process writes to `out`; all read from there.
@@ -127,7 +121,6 @@ def train(
     identity = {**stage.identity(), **versions()} if folder is not None else versions()
     with ExitStack() as held:
         held.enter_context(_only_training())
-        held.enter_context(shared_cores())
         ranks.check_same("train", {**identity, **asdict(config)})
         newest, stop, changes = None, StopRequest(), list[str]()
         if folder is not None:
@@ -150,7 +143,6 @@ def train(
             log.note(run.step, accepted_changes=changes)
         held.enter_context(_own_random_state(device))
         task = held.enter_context((progress or Progress()).task(stage.name, config.steps, run.step))
-        threads = FittingThreads() if _may_take_one_thread(stage, config, autocast) else None
         start = time.monotonic()
 
         def validated() -> bool:
@@ -168,12 +160,11 @@ def train(
             if len(parts) > 1:
                 with autocast:
                     stage.before_step(model, micro_batches, parts)
-            with nullcontext() if threads is None else threads.taken():
-                seed = step_seed(config.seed, step)
-                cut_batch = list(zip(micro_batches, parts, weights, strict=True))
-                figures, names = _gradients(stage, network, cut_batch, autocast, seed)
-                limit = config.max_grad_norm or float("inf")
-                norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
+            seed = step_seed(config.seed, step)
+            cut_batch = list(zip(micro_batches, parts, weights, strict=True))
+            figures, names = _gradients(stage, network, cut_batch, autocast, seed)
+            limit = config.max_grad_norm or float("inf")
+            norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
             done, last = step + 1, step + 1 == config.steps
             if done % check_every == 0 or done % config.log_every == 0 or last:
                 figures = ranks.sum_(figures) / ranks.count
@@ -254,27 +245,6 @@ def _gradients(
 def _steps_between_checks(device: torch.device, config: TrainConfig) -> int:
     """How often values are checked: on a GPU that makes the host wait."""
     return 1 if device.type == "cpu" else config.log_every
-
-
-def _may_take_one_thread(stage: Stage, config: TrainConfig, autocast: torch.autocast) -> bool:
-    """Whether the number of threads may change between steps: no bit depends on it. Processes that
-    load data use cores too, and what helps beside those was not tried."""
-    return (
-        stage.any_threads
-        and _native.module is not None
-        and not (config.compile or config.workers or autocast._enabled)
-        and all(_has_kernels(weight) for weight in stage.model.parameters())
-    )
-
-
-def _has_kernels(weight: Tensor) -> bool:
-    if not weight.is_cpu or weight.dtype != torch.float32:
-        return False
-    # A convolution's: in tiles or in patches.
-    fits_tiles = weight.dim() == 4 and weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
-    return (
-        weight.dim() < 4 or weight.numel() <= MOST_WEIGHTS or (fits_tiles and weight.shape[3] < 6)
-    )
 
 
 def _check_stored(model: nn.Module) -> None:

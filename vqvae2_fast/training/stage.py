@@ -37,8 +37,6 @@ class Stage:
             batch, before the first forward of a step of several micro-batches.
         after_step: Called with the model once after each optimiser step.
         lower_is_better: Whether the best `headline` is the lowest.
-        any_threads: Whether a step that the compiled library computes in float32 gives the same
-            bits on one thread as on two. It then takes one where another process needs a core.
         companion: What is trained beside the model, in one process only: kept in the checkpoints.
         identity: What the result depends on in addition to model and settings, ready for JSON:
             hashes of the data, and how they are augmented.
@@ -53,7 +51,6 @@ class Stage:
     before_step: Callable[[Any, list[Any], list[BatchPart]], object] = lambda *_: None
     after_step: Callable[[Any], object] = lambda model: None
     lower_is_better: bool = False
-    any_threads: bool = False
     companion: Companion | None = None
     identity: Callable[[], dict[str, Any]] = dict
 

@@ -142,10 +142,6 @@ def vqvae_stage(
         loss=loss,
         validate=validate,
         headline="psnr",
-        any_threads=type(model) is VQVAE2
-        and set(model.config.quantizers) == {"ema"}
-        and perceptual is None
-        and companion is None,
         before_step=before_step,
         after_step=after_step,
         companion=companion,

@@ -21,7 +21,6 @@ from vqvae2_fast.data.groups import (
 from vqvae2_fast.data.subset import evenly
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._batch_part import uniform_of_part
 from vqvae2_fast.runs.ranks import Ranks
@@ -207,7 +206,6 @@ def prior_stage(
         validate=validate,
         headline="bits_per_image",
         lower_is_better=True,
-        any_threads=type(prior) is PixelSNAIL,
         identity=lambda: {
             "codes": hash_of_codes(train_set),
             "held_out_codes": hash_of_codes(held_out),

@@ -112,7 +112,7 @@ def main() -> int:
         return tell(told)
     # GNU OpenMP's threads spin after each parallel region before they sleep. Beside other processes
     # this keeps cores from threads with work: on two busy cores a step of emoji32's VQ-VAE took
-    # 1.8 s with OpenMP's default and 0.45 s with 10,000 rounds, as few as cost nothing on idle ones.
+    # 1.8 s with OpenMP's default and 0.45 s with 10,000 rounds, which cost nothing on idle ones.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
     # Nothing of what torch's modules create is garbage. Looking for it would take 0.15 s here, and

@@ -215,12 +215,7 @@ def test_info_describes_a_code_store(place, capsys):
             "--priors: expected 2, one for each level",
         ),
         ("info {0}/nowhere", "error: PATH: expected a run, checkpoint, pipeline, code store"),
-        ("info --sampler {0}/nowhere", "error: PATH: expected the folder of"),
         ("info nothing.vq2", "error: nothing.vq2: expected a .vq2 file, which does not exist"),
-        (
-            "info --preset emoji32",
-            "expected --sampler with it, which plans a draw, got none. `--pr",
-        ),
         ("presets", "got 'presets'. `vqvae2-fast info --presets` lists the presets."),
         ("export nowhere", "error: PATH: expected the folder of"),
         ("sample --preset emoji33", "error: --preset: the package has no weights of 'emoji33'"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -295,55 +294,6 @@ def test_presets_say_whether_they_come_with_weights(run):
     _, output, _ = run("info", "--presets")
     with_weights = {line.split(":")[0] for line in output.splitlines() if "weights come" in line}
     assert with_weights == {"emoji32", "emoji64", "fashion28"}
-
-
-@pytest.mark.parametrize(("engine", "tile"), [("cuda", "32x32"), ("cuda_w8a8", "64x64")])
-def test_the_plan_tells_the_tile_of_the_row_phase(tmp_path, run, engine, tile):
-    save(tiny_prior(), tmp_path / "prior")
-    text = run("info", "--sampler", tmp_path / "prior", "--engine", engine)[1]
-    assert re.search(
-        rf"a row of the map takes \d+ us for taps above\n  \(tiles of {tile}, rows x columns\) and",
-        text,
-    )
-
-
-def test_the_plan_of_the_cuda_sampler_is_printed_for_presets_and_checkpoints(tmp_path, run):
-    code, text, _ = run("info", "--sampler", "--preset", "imagenet256", "--card", "a100")
-    assert code == 0
-    assert "top prior, engine cuda" in text
-    assert "a100: 108 blocks of 512 threads, batch 1" in text
-    assert text.count("expected, not measured") == 2
-    save(tiny_prior(), tmp_path / "prior")
-    arguments = ("--engine", "cuda_bfloat16", "--batch-size", "8", "--json")
-    values = json.loads(run("info", "--sampler", tmp_path / "prior", *arguments)[1])
-    assert values["batch_size"] == 8
-    assert "batch 8 (8 network rows), weights of 2 bytes" in values["plans"]["the"][0]
-    text = run("info", "--sampler", tmp_path / "prior", "--window", "4")[1]
-    assert "stages per step" in text
-    assert "a window of 4 columns; one code per step takes" in text
-    code, _, error = run("info", "--sampler")
-    assert code == 2
-    assert "expected the path of a prior or a pipeline, or --preset" in error
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"), [("--batch-size", "0"), ("--batch-size", "-1"), ("--window", "0")]
-)
-def test_a_plan_for_no_images_or_codes_is_refused(tmp_path, run, flag, value):
-    save(tiny_prior(), tmp_path / "prior")
-    code, _, error = run("info", "--sampler", tmp_path / "prior", flag, value)
-    assert code == 2
-    assert f"{flag} must be >= 1, got {value}" in error
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [("--preset", "emoji32"), ("--card", "a100"), ("--engine", "cuda_w8a8"), ("--window", "2")],
-)
-def test_options_of_a_plan_need_it(run, flag, value):
-    code, _, error = run("info", flag, value)
-    assert code == 2
-    assert f"{flag}: expected --sampler with it" in error
 
 
 def test_presets_tell_the_sizes_of_weights_that_are_of_another(run):

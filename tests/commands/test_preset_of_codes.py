@@ -43,11 +43,6 @@ def test_help_needs_no_choice(tmp_path):
     assert TrainPrior.defaults([*codes, "--help"]).preset == "emoji32"
 
 
-def test_a_plan_without_data_does_not_look_at_codes(tmp_path):
-    codes = _codes(tmp_path, 512, (8, 8), (16, 16))
-    assert TrainPrior.defaults([*codes, "--plan", "h100:8"]).preset == "emoji32"
-
-
 def test_the_settings_are_said(codes, tmp_path, run):
     code, _, error = run(
         f"train-prior --codes {codes} --out {tmp_path / 'run'} --train.batch-size 4 --dry-run"

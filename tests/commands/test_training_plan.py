@@ -306,41 +306,6 @@ def test_warnings_are_told_to_machines_too(vqvae_run):
     assert warning.startswith("the run of 4 steps ended before its codebooks began")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [["train-vqvae"], ["train-prior", "--level", "middle"]],
-    ids=["vqvae", "prior"],
-)
-def test_a_plan_needs_neither_data_nor_memory(options, run, tmp_path, monkeypatch):
-    """Models of 0.9 billion weights are made on the meta device."""
-    monkeypatch.chdir(tmp_path)
-    code, told, _ = run(*options, "--preset", "ffhq1024", "--dry-run", "--plan", "h100:8")
-    assert code == 0
-    assert "computed, not measured" in told
-    assert "fastest that fits: torchrun ... --train.global-batch" in told
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--dry-run", "--plan", "h101:8"], "expected CARD:N with N cards of a100, h100"),
-        (["--dry-run", "--plan", "h100:none"], "such as h100:8, got 'h100:none'"),
-        (["--plan", "h100:8"], "add --dry-run"),
-        (["--dry-run", "--plan", "h100:1", "--lpips-weight", "1"], "Leave out --lpips-weight"),
-        (["--dry-run", "--plan", "h100:1", "--adversary.weight", "1"], "nor a discriminator"),
-    ],
-)
-def test_a_plan_that_cannot_be_computed_is_refused(options, said, error_of):
-    assert said in error_of(["train-vqvae", *options])
-
-
-def test_a_plan_of_a_prior_without_labels_has_no_weights_for_them(run):
-    plan = ["train-prior", "--model.num-classes", 9, "--dry-run", "--plan", "h100:1", "--json"]
-    found = [json.loads(run(*plan, *more)[1])["parameters"] for more in ([], ["--unconditional"])]
-    assert found[1] < found[0]
-
-
 def test_a_classifier_that_takes_fewer_images_at_once_keeps_the_batch(images, tmp_path, run):
     options = ["--data", images, "--image-size", 8, 8, "--steps", 2, "--out", tmp_path / "run"]
     given = [[], ["--batch-size", 3]]

@@ -227,14 +227,12 @@ def test_python_alone(page, capsys):
     Reader(capsys).read(page)
 
 
-def test_training_at_scale(capsys):
-    """Its first command is run. The others, for eight GPUs or for minutes, are only parsed."""
+def test_training_at_scale():
+    """Its commands, for eight GPUs or for minutes, are only parsed."""
     page = "docs/training-at-scale.md"
     commands = [command for _, text in blocks_of(page) for command in commands_of(text)]
-    assert cli.main(shlex.split(commands[0])[1:]) == 0
-    assert "fastest" in capsys.readouterr().out
     torchrun = [command for command in commands if command.startswith("torchrun ")]
-    alone = [command for command in commands[1:] if command.startswith("vqvae2-fast ")]
+    alone = [command for command in commands if command.startswith("vqvae2-fast ")]
     assert (len(torchrun), len(alone)) == (4, 8)
     for command in torchrun + alone:
         words = shlex.split(command)

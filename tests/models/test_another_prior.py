@@ -16,7 +16,6 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.metrics import evaluate_pipeline, prior_likelihood
 from vqvae2_fast.models.prior import PRIORS, Prior, PriorConfig, make_prior, register_prior
 from vqvae2_fast.sampling import choose_engine
-from vqvae2_fast.sampling.engines.cuda_report import draw_report
 from vqvae2_fast.sampling.sampler import score_codes
 from vqvae2_fast.testing.codes import random_codes
 from vqvae2_fast.testing.pipelines import tiny_pipeline
@@ -142,12 +141,10 @@ def test_other_engines_say_that_they_cannot(pipeline: Pipeline, engine: str) -> 
         sample_codes(pipeline.priors[0], 1, labels=torch.tensor([0]), engine=engine)
 
 
-def test_the_codec_and_the_report_say_that_they_cannot(pipeline: Pipeline) -> None:
+def test_the_codec_says_that_it_cannot(pipeline: Pipeline) -> None:
     maps = [torch.zeros(1, 4, 4, dtype=torch.int64), torch.zeros(1, 8, 8, dtype=torch.int64)]
     with pytest.raises(RuntimeError, match="engine cpu cannot code here: .* no sampling plan"):
         encode_codes(pipeline, maps)
-    with pytest.raises(RuntimeError, match="no sampling plan"):
-        draw_report(pipeline.priors[0].config, "h100", "cuda", 1)
 
 
 def test_a_pipeline_of_it_is_evaluated(pipeline: Pipeline) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
@@ -21,31 +21,27 @@ from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
 from vqvae2_fast.codec.bitstream import begins_as_compressed
 from vqvae2_fast.codec.codes import pipeline_hash
-from vqvae2_fast.commands.common import Command, Result, named
+from vqvae2_fast.commands.common import Command, Result
 from vqvae2_fast.console.words import described, number
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_store import missing_or_cut
 from vqvae2_fast.data.sample_folder import SETTINGS, read_settings
 from vqvae2_fast.data.sample_index import INDEX, read_index
-from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.runs.folder import best_record
 from vqvae2_fast.sampling.choice import not_used
 from vqvae2_fast.sampling.engines.cuda import card_name, why_not_cuda
-from vqvae2_fast.sampling.engines.cuda_report import draw_report
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.quantized import Calibration
 
 if TYPE_CHECKING:
     from vqvae2_fast.checkpoints.models import Model
-    from vqvae2_fast.models.prior import PriorConfig
 
 __all__ = ["Info"]
 
-_OF_SAMPLER = ("preset", "card", "engine", "batch_size", "window")
 _EXPECTED = "a run, checkpoint, pipeline, code store, .vq2 file or folder of samples"
 _BEST = {"metric": str, "value": float, "step": int}  # what a run keeps of its best checkpoint
 
@@ -69,40 +65,12 @@ class Info(Command):
     verify: bool = False
     """Read every byte of code stores and compare checksums. Checkpoints are always read whole."""
 
-    sampler: bool = False
-    """Tell how engine `cuda` would draw from a prior, from a pipeline, or from the priors of
-    --preset: what is kept where, which blocks wait for which, and the time that a model of the card
-    expects. This needs no GPU."""
-    preset: str | None = None
-    """With --sampler: the preset whose priors to plan for."""
-    card: Literal["a100", "h100", "b200"] = "h100"
-    """With --sampler: the card."""
-    engine: Literal["cuda", "cuda_tf32", "cuda_bfloat16", "cuda_w8a8"] = "cuda"
-    """With --sampler: the precision of products."""
-    batch_size: int = 1
-    """With --sampler: images that are drawn together."""
-    window: int = 1
-    """With --sampler: how many codes a step draws; all except the first are guesses."""
-
     def run(self) -> Result:
         self.prepare()
-        given = [
-            f"--{one.name.replace('_', '-')}"
-            for one in fields(self)
-            if one.name in _OF_SAMPLER and getattr(self, one.name) != one.default
-        ]
-        if given and not self.sampler:
-            listed = " `--presets` lists the presets." if given[0] == "--preset" else ""
-            raise ValueError(
-                f"{given[0]}: expected --sampler with it, which plans a draw, got none.{listed}"
-            )
-        for flag, is_given in (("--presets", self.presets), ("--preset", self.preset is not None)):
-            if is_given and self.path is not None:
-                raise ValueError(f"{flag}: expected no path with it, got {self.path}.")
+        if self.presets and self.path is not None:
+            raise ValueError(f"--presets: expected no path with it, got {self.path}.")
         if self.presets:
             return _presets()
-        if self.sampler:
-            return self._sampler()
         if self.path is None:
             return _installation()
         if self.path.suffix == ".vq2" or (self.path.is_file() and begins_as_compressed(self.path)):
@@ -115,39 +83,6 @@ class Info(Command):
         if any((self.path / name).is_file() for name in (SETTINGS, INDEX)):
             return _samples(self.path)
         return _checkpoint(self.path)
-
-    def _sampler(self) -> Result:
-        values: dict[str, Any] = {
-            name: getattr(self, name) for name in ("card", "engine", "batch_size", "window")
-        }
-        values["plans"] = {
-            name: draw_report(config, **values) for name, config in self._priors().items()
-        }
-        lines = [
-            line
-            for name, plan in values["plans"].items()
-            for line in (f"{name} prior, engine {self.engine}", *plan)
-        ]
-        return Result(values, lines)
-
-    def _priors(self) -> dict[str, PriorConfig]:
-        if self.preset is not None:
-            configs = preset(self.preset).priors
-            return dict(zip(level_names(len(configs)), configs, strict=True))
-        if self.path is None:
-            raise ValueError(
-                "--sampler: expected the path of a prior or a pipeline, or --preset, got neither."
-            )
-        model = load(checkpoint_folder(self.path, where="PATH"))
-        if isinstance(model, Prior):
-            return {"the": model.config}
-        if not isinstance(model, Pipeline):
-            raise ValueError(
-                f"--sampler: expected a prior or a pipeline at {self.path}, found a {named(model)}."
-            )
-        _, priors = model.networks()
-        names = level_names(len(priors))
-        return {name: prior.config for name, prior in zip(names, priors, strict=True)}
 
     def _stores(self, paths: list[Path]) -> Result:
         parts = {path.name: self._store(path) for path in paths}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,6 @@ import tyro
 
 from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.flags import value_of
-from vqvae2_fast.commands.forecast import forecast_result
 from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
@@ -64,9 +63,6 @@ class TrainPrior(TrainingCommand):
     """Share of labels dropped in training, so that samples can be guided."""
     class_balance: float = 0.0
     """Up to 1: records of a class are seen (size of the largest / its own)^this times as often."""
-    plan: str = ""
-    """With --dry-run: what the training would take on CARD:N, such as h100:8, computed from the
-    preset and without data: memory, bytes between cards, days, and whether to shard."""
     model: PriorConfig = field(default_factory=PixelSNAILConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -88,9 +84,6 @@ class TrainPrior(TrainingCommand):
         )
 
     def run(self) -> Result:
-        if self.plan:
-            model = replace(self.model, num_classes=0) if self.unconditional else self.model
-            return forecast_result(self.plan, model, self.train, dry_run=self.dry_run)
         out = self.out or Path(f"runs/prior_{self.level}")
         ranks, device, progress = self.begin(out, kind_of_prior(self.model))
         of_preset = level_names(len(preset(self.preset).priors))
@@ -248,8 +241,7 @@ def _preset_of(codes: Path, arguments: list[str]) -> str:
         ValueError: If several presets have such maps.
     """
     folder = codes / "train"
-    without_data = {"--help", "-h"} & set(arguments) or value_of("--plan", arguments, "")
-    if without_data or not (folder / MANIFEST).is_file():
+    if {"--help", "-h"} & set(arguments) or not (folder / MANIFEST).is_file():
         return TrainPrior.preset
     layout = read_manifest(folder).layout
     names = presets_with_maps(layout.num_embeddings, layout.level_sizes)

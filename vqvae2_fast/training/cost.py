@@ -162,7 +162,7 @@ class SavedBytes:
         if isinstance(tensor, nn.Parameter):
             return tensor
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._known:  # on the meta device all addresses are 0
+        if storage._cdata not in self._known:
             self._known.add(storage._cdata)
             self._held.append(tensor.detach())
             self.total += storage.nbytes()

@@ -52,7 +52,6 @@ def fuzz():
         ("idx", []),
         ("store", []),
         ("manifest", []),
-        ("npz", []),
         ("samples", []),
         ("hf", ["datasets"]),
         ("checkpoint", []),

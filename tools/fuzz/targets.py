@@ -27,8 +27,6 @@ from vqvae2_fast.data import (
     CodeStore,
     ImageFolder,
     cached_images,
-    codes_from_numpy,
-    codes_to_numpy,
     load_fashion_mnist,
     load_web_dataset,
     verify,
@@ -185,18 +183,6 @@ def _read_manifest(folder: Path, out: Path) -> None:
     read_manifest(folder / "s")
 
 
-def _make_npz(folder: Path) -> None:
-    codes_to_numpy(random_codes(300, 9).write(folder / "s"), folder / "a.npz")
-    np.savez_compressed(folder / "b.npz", **np.load(folder / "a.npz"))
-    np.save(folder / "c.npy", np.load(folder / "a.npz")["top"])
-
-
-def _read_npz(folder: Path, out: Path) -> None:
-    for name in ("a", "b"):
-        codes_from_numpy(folder / f"{name}.npz", out / name)
-    codes_from_numpy([folder / "c.npy"], out / "c", 300)
-
-
 def _make_log(folder: Path) -> None:
     (log := RunLog(folder / "log.jsonl", 0)).note(0, data=["train: 300 images"])
     for step in range(1, 30):
@@ -306,7 +292,6 @@ TARGETS: dict[str, Target] = {
     ),
     "store": Target((_make_store,), _read_store),
     "manifest": Target((_make_store,), _read_manifest),
-    "npz": Target((_make_npz,), _read_npz),
     "samples": Target((_make_samples,), _read_samples),
     "log": Target((_make_log,), _read_log),
     "checkpoint": Target(models.MAKE_MODELS, models.read_model, models.seal_checkpoints),

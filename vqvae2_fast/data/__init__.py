@@ -14,7 +14,6 @@ from vqvae2_fast.data.batches import (
     in_order,
     shuffled_indices,
 )
-from vqvae2_fast.data.code_numpy import codes_from_numpy, codes_to_numpy
 from vqvae2_fast.data.code_store import (
     CodeStore,
     ShardReport,
@@ -50,9 +49,7 @@ __all__ = [
     "cached_images",
     "check_matches",
     "code_batches",
-    "codes_from_numpy",
     "codes_in_order",
-    "codes_to_numpy",
     "discard_damaged",
     "fingerprint",
     "hugging_face_splits",

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     Path = str | os.PathLike[str]
 
 __all__ = [
-    "FREE_BYTES",
     "MAX_RATIO",
     "NotRegularError",
     "UntrustedFileError",

@@ -10,6 +10,7 @@ import tempfile
 
 import pytest
 import torch
+from helpers.checkpoints import assert_equal, edit, small_priors
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints import checkpoint
@@ -18,7 +19,6 @@ from vqvae2_fast.checkpoints.pretrained import pretrained_folder
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.checkpoints import assert_equal, edit, small_priors
 from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 

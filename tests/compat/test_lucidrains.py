@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 import vector_quantize_pytorch
+from helpers.drop_ins import assert_near, assert_same_step
 
 from vqvae2_fast.compat.lucidrains import VectorQuantize, codebook_steps
-from vqvae2_fast.testing.drop_ins import assert_near, assert_same_step
 
 same_step = partial(assert_same_step, return_loss_breakdown=True)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import vector_quantize_pytorch as package
+from helpers.drop_ins import assert_near, assert_same_step
 
 from vqvae2_fast.compat import lucidrains
-from vqvae2_fast.testing.drop_ins import assert_near, assert_same_step
 
 SEQUENCE, MAP = (2, 9, 6), (2, 6, 4, 5)
 FSQ3 = {"levels": [8, 5, 4]}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import vector_quantize_pytorch as package
+from helpers.drop_ins import assert_near
 
 from vqvae2_fast.compat import lucidrains
 from vqvae2_fast.compat.lucidrains import arguments, residual_vq
-from vqvae2_fast.testing.drop_ins import assert_near
 
 DOCS = Path(__file__).parents[2] / "docs"
 SEVERAL = {"codebook_size": 16, "num_quantizers": 2}

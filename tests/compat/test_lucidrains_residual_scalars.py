@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import vector_quantize_pytorch as package
+from helpers.drop_ins import assert_same_step
 
 from vqvae2_fast.compat import lucidrains
-from vqvae2_fast.testing.drop_ins import assert_same_step
 
 RFSQ = {"levels": [8, 5, 3], "num_quantizers": 2}
 MAPS = {"groups": 2, "accept_image_fmap": True}

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 import vector_quantize_pytorch as package
+from helpers.drop_ins import assert_near, assert_same_step
 
 from vqvae2_fast.compat import lucidrains
-from vqvae2_fast.testing.drop_ins import assert_near, assert_same_step
 
 SEQUENCE, LONG = (2, 9, 8), (1, 60, 8)
 BASE = {"dim": 8, "num_quantizers": 3, "codebook_size": 12}

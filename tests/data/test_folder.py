@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from helpers.images import noise, write_image
 from PIL import Image, ImageOps
 
 from vqvae2_fast.data import ImageFolder
-from vqvae2_fast.testing.images import noise, write_image
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from helpers.images import noise, write_image
 from PIL import Image
 
 from vqvae2_fast.data import ImageFolder, pixels
 from vqvae2_fast.data.folder import whole_images
-from vqvae2_fast.testing.images import noise, write_image
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,5 +1,5 @@
 """Every operator × SIMD level × case against its reference. An operator enters by registration:
-its folder's `cases.py` gives the inputs and the calls that must fail.
+its module in `helpers.cases` gives the inputs and the calls that must fail.
 
 Under `TRITON_INTERPRET=1` the operators that have Triton kernels run them, on the CPU, in Triton's
 interpreter, and the others are left out."""
@@ -11,11 +11,12 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers.cases import cases_of, errors_of
+from helpers.interpreter import interpret_on_cpu
 from torch import Tensor
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native, _training
-from vqvae2_fast.ops._cases import cases_of, errors_of
 from vqvae2_fast.ops._triton import INTERPRETED
 from vqvae2_fast.testing.compare import (
     RecordedOperators,
@@ -27,7 +28,6 @@ from vqvae2_fast.testing.compare import (
     simd_levels,
     to_float64,
 )
-from vqvae2_fast.testing.interpreter import interpret_on_cpu
 
 if INTERPRETED:
     interpret_on_cpu()

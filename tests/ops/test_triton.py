@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.interpreter import interpret_on_cpu
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
@@ -17,7 +18,6 @@ from vqvae2_fast.ops._registry import BY_DESIGN, OPERATORS, TRITON_LAUNCHERS
 from vqvae2_fast.ops.causal_conv2d.op import CAUSAL_CONV2D
 from vqvae2_fast.ops.gumbel_noise.reference import uniform_from_words
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
-from vqvae2_fast.testing.interpreter import interpret_on_cpu
 
 if _triton.INTERPRETED:
     interpret_on_cpu()

@@ -7,6 +7,8 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.cpu_memory import cache_bytes
+from helpers.packed import panels_of, with_panels
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
@@ -19,7 +21,6 @@ from vqvae2_fast.sampling import (
 )
 from vqvae2_fast.sampling.engines import cpu
 from vqvae2_fast.sampling.engines.cpu_description import Packing
-from vqvae2_fast.sampling.engines.cpu_memory import cache_bytes
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
@@ -27,7 +28,6 @@ from vqvae2_fast.sampling.quantized import quantized
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
-from vqvae2_fast.testing.packed import panels_of, with_panels
 from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.near_tie import assert_near_tie
 
 from vqvae2_fast.sampling import Pipeline, interface_of, sample_codes, sample_levels
 from vqvae2_fast.sampling.subclasses import subclass_labels
-from vqvae2_fast.testing.near_tie import assert_near_tie
 from vqvae2_fast.testing.priors import tiny_prior
 
 CLASSES, PARTS = 3, 5

@@ -14,7 +14,6 @@ TOOLS = Path(__file__).parents[2] / "tools"
 @pytest.mark.parametrize(
     ("name", "option"),
     [
-        ("draws_between_changes.py", "--draws"),
         ("fuzz", "--files"),
         ("kill_tests", "--kills"),
         ("quantizer_exactness.py", "--rows"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.vector_quantize.op import vector_quantize
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]

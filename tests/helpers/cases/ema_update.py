@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.ema_update.op import ema_update_
 
 __all__ = ["CASES", "ERRORS"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase
+from helpers.cases import Case, ErrorCase
 from vqvae2_fast.ops.gumbel_noise.op import gumbel_noise
 
 __all__ = ["CASES", "ERRORS"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.residual_code_statistics.op import residual_code_statistics
 
 __all__ = ["CASES", "ERRORS"]

@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-
-from vqvae2_fast.sampling import interface_of, sample_codes, sampler
-from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.near_tie import (
+from helpers.near_tie import (
     EXACT_ERROR,
     NearTie,
     _gaps,
@@ -13,6 +10,9 @@ from vqvae2_fast.testing.near_tie import (
     assert_same_draw,
     near_tie,
 )
+
+from vqvae2_fast.sampling import interface_of, sample_codes, sampler
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.priors import tiny_prior
 
 LOGITS = torch.tensor([[2.0, 2.0005, 0.0]])

@@ -1,7 +1,7 @@
 """What an operator gives the shared tests: inputs to compare on, and calls that must fail.
 
-Each operator's folder has a `cases.py` with `CASES` and `ERRORS` for the operator of the folder's
-name, and `PRIVATE_CASES` with a list for every other operator that is registered there.
+Each folder of `vqvae2_fast/ops` has a module here with `CASES` and `ERRORS` for the operator of the
+folder's name, and `PRIVATE_CASES` with a list for every other operator that is registered there.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def randn(
 
 
 def _module_of(operator: Operator) -> Any:
-    folder = operator.reference.__module__.rpartition(".")[0]
-    return importlib.import_module(f"{folder}.cases")
+    folder = operator.reference.__module__.split(".")[-2]
+    return importlib.import_module(f"helpers.cases.{folder}")
 
 
 def cases_of(operator: Operator) -> list[Case]:
@@ -74,5 +74,5 @@ def cases_of(operator: Operator) -> list[Case]:
 
 def errors_of(operator: Operator) -> list[ErrorCase]:
     module = _module_of(operator)
-    is_folders = module.__name__.split(".")[-2] == operator.name.rstrip("_")
+    is_folders = module.__name__.split(".")[-1] == operator.name.rstrip("_")
     return module.ERRORS if is_folders else []

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, live_taps, tap_mask
 from vqvae2_fast.ops.causal_conv2d.reference import MASKS
 

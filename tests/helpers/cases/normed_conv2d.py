@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, randn
+from helpers.cases import Case, randn
 from vqvae2_fast.ops.causal_conv2d.reference import placement
 from vqvae2_fast.ops.normed_conv2d.reference import factor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.residual_nearest_code.op import residual_nearest_code
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]

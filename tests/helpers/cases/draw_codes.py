@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.draw_codes.op import draw_codes
 from vqvae2_fast.ops.gumbel_noise.reference import gumbel_noise_reference
 

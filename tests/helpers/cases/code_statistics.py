@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.code_statistics.op import code_statistics
 
 __all__ = ["CASES", "ERRORS"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.code_cross_entropy.op import CODE_CROSS_ENTROPY
 
 __all__ = ["CASES", "ERRORS", "arguments"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.sign_quantize.op import sign_quantize
 
 __all__ = ["CASES", "ERRORS"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, randn
+from helpers.cases import Case, randn
 from vqvae2_fast.ops.patch_conv2d.reference import patch_conv2d_reference
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.causal_attention.op import causal_attention
 from vqvae2_fast.ops.causal_attention.reference import causal_attention_fused_reference
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.code_conv2d.op import code_conv2d
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]

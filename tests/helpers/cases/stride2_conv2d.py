@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.ops._cases import Case, randn
-from vqvae2_fast.ops.normed_conv2d.cases import WINOGRAD_LOSS
+from helpers.cases import Case, randn
+from helpers.cases.normed_conv2d import WINOGRAD_LOSS
 from vqvae2_fast.ops.stride2_conv2d.reference import stride2_conv2d_reference
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]

@@ -32,10 +32,7 @@ COMMANDS = {
         "train_classifier:TrainClassifier",
         "train a classifier, to judge and choose samples",
     ),
-    "calibrate": (
-        "calibrate:Calibrate",
-        "prepare a pipeline for the engines cpu_w8a8 and cuda_w8a8",
-    ),
+    "calibrate": ("calibrate:Calibrate", "prepare a pipeline for the engine cpu_w8a8"),
     "sample": ("sample:Sample", "draw new images"),
     "serve": ("serve:Serve", "open a playground in the browser, which is also an HTTP service"),
     "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),

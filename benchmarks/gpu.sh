@@ -186,7 +186,7 @@ trace() {
     return
   fi
   nsys profile -o "$results/draw" --force-overwrite true \
-    python "$scripts/gpu_sampler.py" --engines cuda cuda_tf32 cuda_bfloat16 cuda_w8a8 --rounds 1 --batches 1
+    python "$scripts/gpu_sampler.py" --engines cuda cuda_tf32 cuda_bfloat16 --rounds 1 --batches 1
 }
 
 # Build the persistent kernel so that it notes when its blocks do what.
@@ -237,7 +237,7 @@ export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 part package 60 python "$scripts/gpu_machine.py" package
 part engine 60 python "$scripts/gpu_machine.py" engine
 
-part claims-sampler 90 python "$scripts/gpu_sampler.py" --engines cuda cuda_tf32 cuda_bfloat16 cuda_w8a8 \
+part claims-sampler 90 python "$scripts/gpu_sampler.py" --engines cuda cuda_tf32 cuda_bfloat16 \
   --batches 1 64 --rounds 3 --json "$results/claims-sampler.json"
 part claims-operators 60 python "$scripts/gpu.py" --contenders ours --json "$results/claims-operators.json" \
   --only 'search 524288' 'quantiser_step 524288' 'statistics_of 524288'

@@ -24,7 +24,6 @@ ENGINES = {
     "cuda": "float32",
     "cuda_tf32": "tf32",
     "cuda_bfloat16": "bfloat16",
-    "cuda_w8a8": "int8",
 }
 OPERATORS = Path("ops/vector_quantize/README.md")
 SHAPE = "524288x512x64"

@@ -33,7 +33,7 @@ from sampler import PRIORS
 from shared import measure, stage_times
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.sampling import calibrate, sample_codes
+from vqvae2_fast.sampling import sample_codes
 from vqvae2_fast.sampling.engines.cuda import plan_values
 from vqvae2_fast.sampling.engines.cuda_card import PRECISIONS, THREADS, Card
 from vqvae2_fast.sampling.engines.cuda_library import Library, native_library
@@ -204,15 +204,7 @@ def print_row(row: dict[str, object]) -> None:
 
 def random_priors() -> dict[str, PixelSNAIL]:
     torch.manual_seed(0)
-    priors = {level: PixelSNAIL(config).eval().cuda() for level, config in PRIORS.items()}
-    # For engine cuda_w8a8. Its time does not depend on the ranges.
-    maps = {
-        level: torch.randint(config.num_embeddings, (1, *config.size), device="cuda")
-        for level, config in PRIORS.items()
-    }
-    calibrate(priors["top"], [(maps["top"], None, None)])
-    calibrate(priors["bottom"], [(maps["bottom"], maps["top"], None)])
-    return priors
+    return {level: PixelSNAIL(config).eval().cuda() for level, config in PRIORS.items()}
 
 
 def measure_all(priors: dict[str, PixelSNAIL], options: argparse.Namespace) -> list[str]:

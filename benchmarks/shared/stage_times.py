@@ -20,8 +20,6 @@ import torch
 from vqvae2_fast.sampling import interface_of, plan_of, sample_codes
 from vqvae2_fast.sampling import sampler as sampler_module
 from vqvae2_fast.sampling.engines.cuda import PRECISIONS, Card, draw_with, plan_values
-from vqvae2_fast.sampling.engines.cuda_w8a8 import Calibrated
-from vqvae2_fast.sampling.quantized import checked_ranges
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -101,9 +99,6 @@ def record(
     """
     precision = PRECISIONS[engine]
     plan = plan_of(prior, interface_of(prior))
-    calibrated = None
-    if engine == "cuda_w8a8":  # its time does not depend on the last bits of the weights
-        calibrated = Calibrated(checked_ranges(prior, plan, engine), lambda: plan)
     # The model is fitted to the design without clusters.
     size = replace(Card.current(library), clusters16=0, clusters8=0)
     values = plan_values(plan, size, precision, batch, guided=False)
@@ -115,16 +110,7 @@ def record(
     def draw(prior: Any, interface: Any, request: Any) -> Any:
         times = torch.zeros(shape, dtype=torch.int64, device=plan.device)
         stream = torch.cuda.current_stream().cuda_stream if plan.device.type == "cuda" else 0
-        drawn = draw_with(
-            library,
-            size,
-            stream,
-            plan,
-            request,
-            precision,
-            stage_times=times,
-            calibrated=calibrated,
-        )
+        drawn = draw_with(library, size, stream, plan, request, precision, stage_times=times)
         seen.append(intervals(times.cpu().numpy(), stages))
         return drawn
 

@@ -8,7 +8,7 @@
 //                             __any/__all/__match_any_sync,
 //                             __reduce_*_sync (32-bit integers), atomics on 4 and 8 bytes,
 //                             __threadfence, __ldg/__ldcg/__stcg, float4 ..., __expf, rsqrtf,
-//                             __popc, __dp4a (signed)
+//                             __popc
 //   sync_first(threads)       a barrier of the block's first threads, whole warps; the others go on
 //   VQ_SHARED(float, tile, [32][33])    a shared array; `__shared__` itself does not compile there
 //   VQ_DYNAMIC_SHARED(float, memory)    the launch's dynamic shared memory, aligned to 128 bytes
@@ -20,7 +20,7 @@
 //   nanoseconds()                       a clock that all blocks share
 //   copy_async<16>(shared, global), copy_async_or_zero, copy_async_commit, copy_async_wait<groups>
 //   clusters, their shared memory, mbarriers, bulk copies    see portable_cluster.h
-//   mma_bf16(d, a, b), mma_tf32, mma_s8, load_matrix_x4(registers, row)
+//   mma_bf16(d, a, b), mma_tf32, load_matrix_x4(registers, row)
 //   pack_bf16x2, to_tf32
 //
 // Blocks hand data to each other as follows: the producer's threads write with plain stores, meet

@@ -6,7 +6,6 @@
 //             b [16, 8]  b[0]: column g, k = 2t, 2t + 1;  b[1]: k + 8; the lower k in low halves
 //   mma_tf32, a [16, 8]  a[0]: row g, k = t;  a[1]: row g + 8;  a[2], a[3]: the same at k + 4
 //             b [ 8, 8]  b[0]: column g, k = t;  b[1]: k + 4
-//   mma_s8, a [16, 32]   as mma_tf32, with four neighbouring signed bytes along k in each word
 #pragma once
 
 #include "portable.h"
@@ -64,20 +63,6 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
-}
-
-// Sums of int32; they wrap round.
-__device__ __forceinline__ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4],
-                                       const uint32_t (&b)[2] VQ_WHERE) {
-#if defined(CUDA_ON_CPU)
-  cuda_on_cpu::mma_m16n8k32_s8(d, a, b, where);
-#else
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gpu.sh needs GN
 EXPECTED = [
     {"card": "h100", "engine": "cuda", "batch": 1, "batch_s": 0.125, "minutes": 100.0},
     {"card": "h100", "engine": "cuda", "batch": 64, "batch_s": 1.0, "minutes": 13.0},
-    {"card": "h100", "engine": "cuda_w8a8", "batch": 64, "batch_s": 0.5, "minutes": 6.5},
+    {"card": "h100", "engine": "cuda_bfloat16", "batch": 64, "batch_s": 0.5, "minutes": 6.5},
 ]
 SAMPLER = [
     {"engine": "cuda", "batch": 1, "median_s": 0.25, "images_per_s": 4.0, "sample_0": "same"},
@@ -218,9 +218,9 @@ def test_what_has_no_figure_is_not_measured(undisturbed):
     assert images[1:4] == ["13 min", "not measured", ""]
 
 
-def test_int8_has_a_claim(undisturbed):
+def test_bfloat16_has_a_claim(undisturbed):
     images = claim(
-        undisturbed[2]["summary.md"], "50,000 images, batch 64, engine `cuda_w8a8` (int8)"
+        undisturbed[2]["summary.md"], "50,000 images, batch 64, engine `cuda_bfloat16` (bfloat16)"
     )
     assert images[1:3] == ["6.5 min", "not measured"]
 

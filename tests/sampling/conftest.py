@@ -13,8 +13,6 @@ from vqvae2_fast.sampling import plan_of
 from vqvae2_fast.sampling import sampler as sampler_module
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.engines.cuda_library import Library
-from vqvae2_fast.sampling.engines.cuda_w8a8 import Calibrated
-from vqvae2_fast.sampling.quantized import checked_ranges
 
 ROOT = Path(__file__).parents[2]
 CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
@@ -57,18 +55,12 @@ def card():
 
 @pytest.fixture
 def engines(sampler_on_cpu, card, monkeypatch):
-    """`on_cpu`, `on_cpu_tf32`, `on_cpu_bfloat16`, `on_cpu_w8a8`: engine names that draw on the
-    CPU."""
+    """`on_cpu`, `on_cpu_tf32`, `on_cpu_bfloat16`: engine names that draw on the CPU."""
     for name, precision in cuda.PRECISIONS.items():
 
         def draw(prior, interface, request, precision=precision):
             plan = plan_of(prior, interface)
-            calibrated = None
-            if precision.pixel is torch.int8:
-                calibrated = Calibrated(checked_ranges(prior, plan), lambda: plan)
-            return cuda.draw_with(
-                sampler_on_cpu, card[0], 0, plan, request, precision, calibrated=calibrated
-            )
+            return cuda.draw_with(sampler_on_cpu, card[0], 0, plan, request, precision)
 
         monkeypatch.setitem(sampler_module.ENGINES, name.replace("cuda", "on_cpu"), draw)
 

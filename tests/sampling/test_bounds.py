@@ -244,7 +244,6 @@ def test_an_activation_beyond_the_bound_is_refused_although_the_logits_are_small
 def test_the_kernels_for_cuda_refuse_it_too(place, engines):
     check_refusal(place, "on_cpu")
     check_refusal(place, "on_cpu_bfloat16")
-    check_refusal(place, "on_cpu_w8a8")
 
 
 def check_refusal(place: str, engine: str) -> None:

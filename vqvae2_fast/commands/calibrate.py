@@ -1,4 +1,4 @@
-"""`vqvae2-fast calibrate`: what engines of w8a8 need to know of a pipeline's priors."""
+"""`vqvae2-fast calibrate`: what engine cpu_w8a8 needs to know of a pipeline's priors."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _BATCH = 32
 
 @dataclass(kw_only=True)
 class Calibrate(Command):
-    """Measure the activations of priors on code maps, for engines cpu_w8a8 and cuda_w8a8, and save
-    them to OUT.
+    """Measure the activations of priors on code maps, for engine cpu_w8a8, and save them to
+    OUT.
 
     The engine multiplies int8 by int8: it is faster and draws from a slightly different prior.
     """

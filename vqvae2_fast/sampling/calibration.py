@@ -1,4 +1,4 @@
-"""Calibration of a prior for engines of w8a8: the ranges of what its matrices are given."""
+"""Calibration of a prior for engine `cpu_w8a8`: the ranges of what its matrices are given."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def calibrate(
     *,
     margin: float | None = None,
 ) -> None:
-    """Measure the ranges of a prior's activations, for engines `cpu_w8a8` and `cuda_w8a8`.
+    """Measure the ranges of a prior's activations, for engine `cpu_w8a8`.
 
     They are kept as `prior.calibration` and saved with the prior. A few hundred code maps of the
     training set suffice.

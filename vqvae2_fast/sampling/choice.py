@@ -12,7 +12,6 @@ from torch import nn
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, draw_w8a8, why_not_cpu
 from vqvae2_fast.sampling.engines.cuda import card_name, draw_cuda, why_not_cuda, why_not_prior
-from vqvae2_fast.sampling.engines.cuda_w8a8 import draw_cuda_w8a8
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.prior import (
@@ -63,9 +62,6 @@ ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], D
     ),
     "cuda_bfloat16": lambda prior, interface, request: draw_cuda(
         plan_of(prior, interface), request, "cuda_bfloat16"
-    ),
-    "cuda_w8a8": lambda prior, interface, request: draw_cuda_w8a8(
-        plan_of(prior, interface), prior, request
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Matrices and their inputs as int8: what engines `cpu_w8a8` and `cuda_w8a8` round, and how.
+"""Matrices and their inputs as int8: what engine `cpu_w8a8` rounds, and how.
 
 For the inputs a of a matrix (a convolution, or several that add to one output), with the range
 amax_c of input channel c that a calibration found:
@@ -79,7 +79,7 @@ class InputRanges:
         if largest is None or largest.shape[-1] != inputs:
             found = "none" if largest is None else str(largest.shape[-1])
             raise ValueError(
-                f"engines of w8a8: expected a calibration of the {inputs} inputs of {name!r}, got "
+                f"engine cpu_w8a8: expected a calibration of the {inputs} inputs of {name!r}, got "
                 f"{found}. Calibrate the prior again."
             )
         least = largest.amax(-1, keepdim=True) * _LEAST_RANGE
@@ -129,12 +129,11 @@ CLAMPED_PART = 1e-3
 _checked: Kept[SamplingPlan, InputRanges] = Kept(capacity=1)
 
 
-def checked_ranges(prior: nn.Module, plan: SamplingPlan, engine: str = "cpu_w8a8") -> InputRanges:
+def checked_ranges(prior: nn.Module, plan: SamplingPlan) -> InputRanges:
     """The ranges of a prior's calibration, which must be of its weights as they are.
 
     Args:
         plan: The prior's; its weights are hashed once for each.
-        engine: Which is told in errors.
 
     Raises:
         EngineError: There is none, or it is of other weights.
@@ -142,13 +141,13 @@ def checked_ranges(prior: nn.Module, plan: SamplingPlan, engine: str = "cpu_w8a8
     calibration = getattr(prior, "calibration", None)
     remedy = "Calibrate it with vqvae2-fast calibrate, or vqvae2_fast.calibrate(prior, batches)."
     if not isinstance(calibration, Calibration):
-        raise EngineError(f"engine {engine}: the prior has no calibration. {remedy}")
+        raise EngineError(f"engine cpu_w8a8: the prior has no calibration. {remedy}")
 
     def checked() -> InputRanges:
         found = weights_hash(prior)
         if found != calibration.weights_hash:
             raise EngineError(
-                f"engine {engine}: the prior's calibration is of weights "
+                "engine cpu_w8a8: the prior's calibration is of weights "
                 f"{printable(calibration.weights_hash[:12])}, but its weights are {found[:12]}. "
                 f"{remedy}"
             )
@@ -157,12 +156,12 @@ def checked_ranges(prior: nn.Module, plan: SamplingPlan, engine: str = "cpu_w8a8
     return _checked.get(plan, calibration, checked)
 
 
-def warn_of_clamped(engine: str, drawn: Drawn) -> None:
+def warn_of_clamped(drawn: Drawn) -> None:
     """Warns if inputs often exceeded the ranges of the prior's calibration."""
     clamped, inputs = drawn.clamped
     if clamped > CLAMPED_PART * inputs:
         warnings.warn(
-            f"engine {engine}: {clamped:,} of {inputs:,} inputs ({clamped / inputs:.1%}) exceeded "
+            f"engine cpu_w8a8: {clamped:,} of {inputs:,} inputs ({clamped / inputs:.1%}) exceeded "
             "the ranges of the prior's calibration and were clamped. Calibrate with code maps like "
             "those that are drawn, more of them, or a larger margin.",
             RuntimeWarning,

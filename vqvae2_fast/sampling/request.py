@@ -90,7 +90,7 @@ class Drawn:
             size.
         finished: Whether each stream ended where its encoder did.
         effective: float64 `[B]`: the effective number of candidates, see `draw_candidates`.
-        clamped: Of engines `cpu_w8a8` and `cuda_w8a8`: how many inputs were clamped to the
+        clamped: Of engine `cpu_w8a8`: how many inputs were clamped to the
             calibration's ranges, and how many were rounded.
     """
 

@@ -9,12 +9,12 @@ namespace vqvae2_fast::cuda::sampler {
 
 struct CardModel {
   const char* name;
-  int32_t multiprocessors, shared_bytes;  // shared memory that a block may have
-  int32_t clusters16, clusters8;          // of so many blocks with all of it, at once
-  double clock;                           // Hz under load, an estimate
-  double l2_bytes, l2_bandwidth;          // bytes, bytes/s over all multiprocessors (estimates)
-  double memory_bandwidth;                // bytes/s
-  double float32, tensor_float32, bfloat16, int8;  // multiply-adds/s, dense, by the data sheets
+  int32_t multiprocessors, shared_bytes;     // shared memory that a block may have
+  int32_t clusters16, clusters8;             // of so many blocks with all of it, at once
+  double clock;                              // Hz under load, an estimate
+  double l2_bytes, l2_bandwidth;             // bytes, bytes/s over all multiprocessors (estimates)
+  double memory_bandwidth;                   // bytes/s
+  double float32, tensor_float32, bfloat16;  // multiply-adds/s, dense, by the data sheets
 };
 
 // Data sheets of A100 SXM 80 GB, H100 SXM, B200; L2 bandwidths are estimates. A cluster lies inside
@@ -33,8 +33,7 @@ constexpr CardModel kCardModels[] = {
      .memory_bandwidth = 2.04e12,
      .float32 = 9.7e12,
      .tensor_float32 = 78e12,
-     .bfloat16 = 156e12,
-     .int8 = 312e12},
+     .bfloat16 = 156e12},
     {.name = "h100",
      .multiprocessors = 132,
      .shared_bytes = 227 << 10,
@@ -46,8 +45,7 @@ constexpr CardModel kCardModels[] = {
      .memory_bandwidth = 3.35e12,
      .float32 = 33e12,
      .tensor_float32 = 247e12,
-     .bfloat16 = 494e12,
-     .int8 = 989e12},
+     .bfloat16 = 494e12},
     {.name = "b200",
      .multiprocessors = 148,
      .shared_bytes = 227 << 10,
@@ -59,8 +57,7 @@ constexpr CardModel kCardModels[] = {
      .memory_bandwidth = 8.0e12,
      .float32 = 37e12,
      .tensor_float32 = 550e12,
-     .bfloat16 = 1125e12,
-     .int8 = 2250e12},
+     .bfloat16 = 1125e12},
 };
 
 inline const CardModel* card_model(const char* name) {
@@ -108,13 +105,6 @@ constexpr double kCooperativeLaunch = 5e-6;
 constexpr double kSharedBytesPerCycle = 128, kL2BytesPerCycle = 64;
 // Multiply-adds, or other instructions of a thread, of a multiprocessor in a cycle.
 constexpr double kFmaPerCycle = 128;
-// Instructions of a thread for an input that becomes int8, most of them of the division.
-constexpr double kRoundingInstructions = 20;
-// Products of int8 for which a multiprocessor takes as long as for one multiply-add: __dp4a adds
-// four, at half the rate.
-constexpr double kProductsPerDot = 2;
-// The share of the data sheet's rate that the row phase is assumed to reach with int8.
-constexpr double kRowShareInt8 = 0.25;
 // The share of the L2 cache that keeps what is read at every position.
 constexpr double kL2Share = 0.8;
 

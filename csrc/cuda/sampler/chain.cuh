@@ -145,7 +145,6 @@ __device__ __forceinline__ void fetch_convolved(const ChainRun& run, int i) {
 
 // What every block computes for itself from the codes to the left, and from what the convolutions
 // gave.
-template <typename Weight>
 __device__ __forceinline__ void begin_position(const ChainRun& run, const Places<false>& places,
                                                Arrivals* fetched, uint32_t parity, int stage) {
   const Network& net = run.net;
@@ -180,7 +179,7 @@ __device__ __forceinline__ void begin_position(const ChainRun& run, const Places
     const int c = item % channels;
     const float x = own.get(chain.begun + item);
     for (int r = item / channels; r < net.step_rows; r += net.batch) {
-      begin_block<Weight>(net, places.at(r), 0, c, x, run.own(c % chain.blocks == run.rank));
+      begin_block(net, places.at(r), 0, c, x, run.own(c % chain.blocks == run.rank));
     }
   }
   sync_first(threads);
@@ -200,7 +199,7 @@ __device__ __forceinline__ void chain_unit(const ChainRun& run, const Operation&
 #pragma unroll
   for (int k = 0; k < ROWS; ++k) {
     if (!sends) break;
-    const Addends addends = load_addends<Weight>(net, op, places.at(r + k), unit, to);
+    const Addends addends = load_addends(net, op, places.at(r + k), unit, to);
     initial = addends.initial;
     residuals[k] = addends.residual;
   }
@@ -214,9 +213,8 @@ __device__ __forceinline__ void chain_unit(const ChainRun& run, const Operation&
   for (int k = 0; k < ROWS; ++k) {
     const float v0 = __shfl_sync(0xFFFFFFFFu, sum.x, k * (kLanes / ROWS));
     const float v1 = __shfl_sync(0xFFFFFFFFu, sum.y, k * (kLanes / ROWS));
-    const Addends addends = {initial, residuals[k], {}, {}};
-    if (sends)
-      finish_unit<Weight>(net, op, places.at(r + k), unit, make_float2(v0, v1), addends, to);
+    const Addends addends = {initial, residuals[k]};
+    if (sends) finish_unit(net, op, places.at(r + k), unit, make_float2(v0, v1), addends, to);
   }
 }
 
@@ -329,7 +327,7 @@ __device__ __forceinline__ void follow_chain(const ChainRun& run, int i) {
       }
       switch (step.kind) {
         case StepKind::kBegin:
-          begin_position<Weight>(run, places, run.fetched + s, parity, step.stage);
+          begin_position(run, places, run.fetched + s, parity, step.stage);
           break;
         case StepKind::kAttend:
           if (t > 0) wait_in_chain(run.cached, parity ^ 1, step.stage);

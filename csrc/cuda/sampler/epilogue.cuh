@@ -2,10 +2,17 @@
 #pragma once
 
 #include "../../common/counter_noise.h"
-#include "int8.cuh"
-#include "row_product.h"
+#include "math.cuh"
+#include "places.cuh"
+#include "program.h"
 
 namespace vqvae2_fast::cuda::sampler {
+
+// Puts ELU(x), an input of a layer's convolution, into the ring.
+__device__ __forceinline__ void put_activated(const Network& net, const Ring& ring, int layer,
+                                              Place at, int c, float x) {
+  ring.values[ring_index(net, ring, layer, at.n, at.i, at.j) + c] = elu(x);
+}
 
 // Once y, the output of a block's layers, is known in channel c, puts it where the rest of the
 // block reads it.
@@ -34,7 +41,7 @@ __device__ __forceinline__ void end_layers(const Network& net, Place at, int blo
 }
 
 // Once x, a block's input, is known in channel c, computes what depends only on this channel.
-template <typename Weight, class To>
+template <class To>
 __device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int c, float x,
                                             const To& to) {
   const int channel = at.r * net.channels + c;
@@ -49,23 +56,22 @@ __device__ __forceinline__ void begin_block(const Network& net, Place at, int bl
   if (net.side_by_side) {
 #pragma unroll 4
     for (int layer = first; layer < first + net.layers_per_block; ++layer) {
-      if (to.writes_global()) put_activated<Weight>(net, net.ring1, layer, at, c, y);
+      if (to.writes_global()) put_activated(net, net.ring1, layer, at, c, y);
       y += to.get(net.gated + layer * net.rows * net.channels + channel);
     }
     end_layers(net, at, block, c, x, y, to);
   } else {
     net.y[channel] = y;
-    put_activated<Weight>(net, net.ring1, first, at, c, y);
+    put_activated(net, net.ring1, first, at, c, y);
   }
 }
 
 // Called when y after a layer that reads its own position is known in channel c.
-template <typename Weight>
 __device__ __forceinline__ void end_layer(const Network& net, Place at, int layer, int c, float y) {
   const int channel = at.r * net.channels + c;
   net.y[channel] = y;
   if ((layer + 1) % net.layers_per_block != 0) {
-    put_activated<Weight>(net, net.ring1, layer + 1, at, c, y);
+    put_activated(net, net.ring1, layer + 1, at, c, y);
   } else {
     end_layers(net, at, layer / net.layers_per_block, c, fresh(net.x + channel), y, GlobalMemory());
   }
@@ -98,25 +104,15 @@ __device__ __forceinline__ void cache_key_value(const Network& net, Place at, in
 struct Addends {
   float2 initial;
   float residual;  // if the epilogue has one
-  // With int8: sums of the taps above, and the scales of both outputs.
-  int2 above;
-  float2 scales;
 };
 
-template <typename Weight, class To>
+template <class To>
 __device__ __forceinline__ Addends load_addends(const Network& net, const Operation& op, Place at,
                                                 int unit, const To& to) {
   const float* initial =
       op.initial + row_of(at, op.initial_column) * op.initial_row + at.j * op.initial_column;
   Addends addends = {};
-  if constexpr (kIsInt8<Weight>) {
-    const int4 words = *reinterpret_cast<const int4*>(initial + kInitialWords * kUnit * unit);
-    addends.above = make_int2(words.x, words.y);
-    addends.initial = make_float2(__int_as_float(words.z), __int_as_float(words.w));
-    addends.scales = *reinterpret_cast<const float2*>(op.scales + op.padded_inputs + kUnit * unit);
-  } else {
-    addends.initial = *reinterpret_cast<const float2*>(initial + kUnit * unit);
-  }
+  addends.initial = *reinterpret_cast<const float2*>(initial + kUnit * unit);
   if (op.epilogue == Epilogue::kGateLayer) {
     addends.residual = to.get(net.y + at.r * net.channels + unit);
   } else if (op.epilogue > Epilogue::kGateLayer) {
@@ -125,22 +121,12 @@ __device__ __forceinline__ Addends load_addends(const Network& net, const Operat
   return addends;
 }
 
-__device__ __forceinline__ float2 with_addends(float2 sum, const Addends& addends) {
-  return make_float2(sum.x + addends.initial.x, sum.y + addends.initial.y);
-}
-__device__ __forceinline__ float2 with_addends(int2 sum, const Addends& addends) {
-  const float v0 = static_cast<float>(sum.x + addends.above.x);
-  const float v1 = static_cast<float>(sum.y + addends.above.y);
-  return make_float2(VQ_ADD(VQ_MUL(v0, addends.scales.x), addends.initial.x),
-                     VQ_ADD(VQ_MUL(v1, addends.scales.y), addends.initial.y));
-}
-
 // `sum`: those of a unit without what they are added to.
-template <typename Weight, class To>
+template <class To>
 __device__ __forceinline__ void finish_unit(const Network& net, const Operation& op, Place at,
-                                            int unit, SumOf<Weight> sum, const Addends& addends,
+                                            int unit, float2 sum, const Addends& addends,
                                             const To& to) {
-  auto [v0, v1] = with_addends(sum, addends);
+  float v0 = sum.x + addends.initial.x, v1 = sum.y + addends.initial.y;
   float* output = op.output + row_of(at, op.output_column) * op.output_row +
                   at.j * op.output_column + at.i % net.slots * op.output_slot;
   if (op.epilogue >= Epilogue::kGate) {
@@ -150,13 +136,13 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
     if (op.epilogue == Epilogue::kGate) {
       to.put(output + unit, gate);
     } else if (op.epilogue == Epilogue::kGateLayer) {
-      end_layer<Weight>(net, at, op.index, unit, addends.residual + gate);
+      end_layer(net, at, op.index, unit, addends.residual + gate);
     } else {
       const float value = addends.residual + gate;
       if (op.epilogue == Epilogue::kGateResidual) {
         to.put(output + unit, value);
       } else if (op.epilogue == Epilogue::kGateBlock) {
-        begin_block<Weight>(net, at, op.index + 1, unit, value, to);
+        begin_block(net, at, op.index + 1, unit, value, to);
       } else {
         to.put(net.x + at.r * net.channels + unit, value);
         to.put(net.activated + at.r * net.channels + unit, elu(value));
@@ -173,14 +159,11 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
       case Epilogue::kActivate:
         to.put(output + o, elu(v0));
         break;
-      case Epilogue::kRing:
-        if constexpr (kIsInt8<Weight>) put_activated<Weight>(net, net.ring2, op.index, at, o, v0);
-        break;
       case Epilogue::kKeyValue:
         cache_key_value(net, at, op.index, o, v0, to);
         break;
       default:  // kMerge
-        begin_block<Weight>(net, at, op.index + 1, o, v0, to);
+        begin_block(net, at, op.index + 1, o, v0, to);
     }
   }
 }

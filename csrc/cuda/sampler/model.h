@@ -14,7 +14,6 @@ struct Load {
   double shared = 0, streamed = 0;  // bytes of weights, read once for 8 step rows
   double staged = 0;                // bytes of inputs into shared memory
   double stagings = 0;              // times that a block waits for inputs
-  double rounded = 0;               // inputs that become int8
   double products = 0;              // multiply-adds
   double all_streamed = 0;          // of all blocks
   int32_t blocks = 0;
@@ -31,7 +30,7 @@ struct Terms {
   double streamed = 0;     // bytes of the L2 cache that it reads
   double from_l2 = 0;      // that all read
   double from_memory = 0;  // bytes of memory that all read
-  double products = 0;     // multiply-adds of a multiprocessor, or instructions for four of int8
+  double products = 0;     // multiply-adds of a multiprocessor
 };
 
 struct Bytes {
@@ -100,27 +99,16 @@ class Model {
                             net.height * net.width * sizeof(float);
       const bool fits = 2 * cached * net.num_blocks < kL2Share * card_.l2_bytes;
       (fits ? terms.from_l2 : terms.from_memory) = net.window * cached;
-      if (plan_.is_int8()) {
-        // One block after another reads the keys and values of its heads, and adds the latter in
-        // chains, 16 values of each at a time.
-        const double heads =
-            std::ceil(static_cast<double>(net.step_rows) * net.num_heads / stage.blocks);
-        const double positions = net.height * net.width / 2.0;
-        terms.streamed = heads * 2 * positions * net.head_dim * sizeof(float);
-        terms.trips += heads * positions / (kValueChains * kValuesAtOnce);
-      }
     }
     if (stage.kind != StepKind::kProducts) return terms;
     const Load& l = loads_[s];
     const double passes = (net.step_rows + 7) / 8;
-    terms.shared =
-        (free_weights ? 0 : l.shared * passes) + l.products / kUnit * plan_.input_bytes();
+    terms.shared = (free_weights ? 0 : l.shared * passes) + l.products / kUnit * sizeof(float);
     terms.streamed = l.streamed * passes;
     terms.from_l2 = l.all_streamed * passes;
     terms.staged = l.staged;
     terms.more_stagings = std::max(0.0, l.stagings - 1);
-    terms.seconds = l.rounded * kRoundingInstructions / (kFmaPerCycle * card_.clock);
-    terms.products = plan_.is_int8() ? l.products / kProductsPerDot : l.products;
+    terms.products = l.products;
     return terms;
   }
 
@@ -174,10 +162,6 @@ class Model {
           static_cast<double>(p->layers) * p->all_segments * p->inputs * p->outputs;
       products += weights * p->rows;
       bytes += weights * plan_.weight_bytes;
-    }
-    if (phase.mode == RowMode::kInt8) {
-      return std::max(products / (card_.int8 * kRowShareInt8), bytes / card_.memory_bandwidth) +
-             3 * kLaunch;
     }
     const double rate = phase.mode == RowMode::kFloat32         ? card_.float32
                         : phase.mode == RowMode::kTensorFloat32 ? card_.tensor_float32
@@ -353,7 +337,7 @@ class Model {
 
   void add(const BlockProgram& block) {
     const int32_t rows = plan_.network.step_rows;
-    const int64_t buffer = plan_.program.buffer_floats * int64_t{4} / plan_.input_bytes();
+    const int64_t buffer = plan_.program.buffer_floats;
     for (int32_t s = block.first_step; s < block.end_step; ++s) {
       const Step& step = plan_.steps[s];
       Load& most = loads_[step.stage];
@@ -367,10 +351,7 @@ class Model {
         const double unit = inputs * kUnit * plan_.weight_bytes;
         own.shared += (work.resident_end - work.first_unit) * unit;
         own.streamed += (work.end_unit - work.resident_end) * unit;
-        // Those of convolutions are int8 already in the rings.
-        const bool in_ring = work.operation.input_slot != 0;
-        if (plan_.is_int8() && !in_ring) own.rounded += rows * inputs;
-        own.staged += rows * inputs * (in_ring ? plan_.input_bytes() : sizeof(float));
+        own.staged += rows * inputs * sizeof(float);
         const int64_t staged = static_cast<int64_t>(rows) * work.operation.padded_inputs;
         if (own.stagings == 0 || beside + staged > buffer) {
           own.stagings += std::max<double>(1, std::ceil(static_cast<double>(staged) / buffer));
@@ -383,7 +364,6 @@ class Model {
       most.streamed = std::max(most.streamed, own.streamed);
       most.staged = std::max(most.staged, own.staged);
       most.stagings = std::max(most.stagings, own.stagings);
-      most.rounded = std::max(most.rounded, own.rounded);
       most.products = std::max(most.products, own.products);
       most.all_streamed += own.streamed;
     }

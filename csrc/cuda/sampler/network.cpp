@@ -101,7 +101,6 @@ Plan::Plan(const Values& values) {
   net.all_logits = values.pointer<float>("logits");
   net.too_large = values.pointer<int32_t>("too_large");
   net.steps = values.pointer<int64_t>("steps");
-  net.clamped = values.pointer<unsigned long long>("clamped");
 #if defined(VQ_STAGE_TIMES)
   net.stage_times = values.pointer<uint64_t>("stage_times");
 #endif
@@ -112,21 +111,17 @@ Plan::Plan(const Values& values) {
   const int32_t columns = left + net.width + std::max(last_column, 0);
   const int64_t rows = net.rows, layers = net.num_layers, step_rows = net.step_rows;
   Workspace workspace(values.integer("workspace"));
-  const auto ring = [&](int32_t channels, const char* convolution) {
-    if (is_int8()) channels = rounded_up(channels, kByteGroup);
+  const auto ring = [&](int32_t channels) {
     const int64_t count = layers * rows * net.slots * columns * channels;
-    float* memory = is_int8() ? reinterpret_cast<float*>(workspace.take<int8_t>(count))
-                              : workspace.take<float>(count);
-    return Ring{.values = memory,
+    return Ring{.values = workspace.take<float>(count),
                 .columns = columns,
                 .left = left,
-                .channels = channels,
-                .scales = values.pointer<const float>(std::string(convolution) + ".input_scales")};
+                .channels = channels};
   };
-  net.ring1 = ring(net.channels, "conv1");
-  net.ring2 = ring(net.inner, "conv2");
+  net.ring1 = ring(net.channels);
+  net.ring2 = ring(net.inner);
   const int32_t inner_pairs = rounded_up(net.inner, kUnit);
-  const int64_t initials = layers * rows * net.width * (is_int8() ? kInitialWords : 1);
+  const int64_t initials = layers * rows * net.width;
   net.row1 = workspace.take<float>(initials * inner_pairs);
   net.row2 = workspace.take<float>(initials * 2 * net.channels);
   net.stem_row = workspace.take<float>(static_cast<int64_t>(net.batch) * net.width * net.channels);
@@ -156,10 +151,8 @@ Plan::Plan(const Values& values) {
     net.out_inputs = state.take<float>(step_rows * net.out_stride);
     net.query = state.take<float>(step_rows * all);
     if (card.cluster > 0) net.key_value = state.take<float>(step_rows * 2 * all);
-    if (!is_int8()) {
-      net.partials = state.take<float>(step_rows * net.num_heads * net.max_chunks *
-                                       (net.head_dim + kPartialHead));
-    }
+    net.partials = state.take<float>(step_rows * net.num_heads * net.max_chunks *
+                                     (net.head_dim + kPartialHead));
     net.keys = workspace.take<float>(cached);
     net.values = workspace.take<float>(cached);
   }
@@ -236,11 +229,8 @@ Plan::Plan(const Values& values) {
     row_phase.down = net.height / height;
   }
   row_phase.tile =
-      row_phase.mode == RowMode::kInt8
-          ? kByteRowTile
-          : best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.row_blocks);
-  row_phase.condition_tile =
-      best_row_tile({&row_phase.condition}, row_phase.condition_mode(), card.row_blocks);
+      best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.row_blocks);
+  row_phase.condition_tile = best_row_tile({&row_phase.condition}, row_phase.mode, card.row_blocks);
   build_stages(values);
   workspace_bytes = workspace.bytes();
   if (card.cluster > 0) {

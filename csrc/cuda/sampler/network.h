@@ -24,7 +24,6 @@ constexpr int kMoments = 3;
 struct Ring {
   float* values;
   int32_t columns, left, channels;
-  const float* scales;  // [layer, channel] with int8 values, or null
 };
 
 struct Rule {
@@ -57,7 +56,7 @@ struct Network {
 
   // Memory of the draw.
   Ring ring1, ring2;
-  // [layers, N, W, R], [.., 2C pairs]: taps above and biases; with int8 as row_product.h says.
+  // [layers, N, W, R], [.., 2C pairs]: taps above and biases.
   float *row1, *row2;
   float* stem_row;                   // [B, W, C]
   float* key_value;                  // [S, 2 heads * d], of the chain of a cluster
@@ -73,7 +72,7 @@ struct Network {
   float* logits;              // [S, code_stride]
   uint32_t* progress;         // [blocks of the grid]: the last stage that each has done
   int32_t* matches;           // [B, w]: 1 where the code drawn was the one guessed
-  unsigned long long* marks;  // [2, S]: by parity of a window's step; see note_clamped
+  unsigned long long* marks;  // [2, S]: by parity of a window's step; see note_invalid
 
   // The draw.
   const int64_t* known;  // [B, H, W], -1 to draw; or null
@@ -82,12 +81,11 @@ struct Network {
   int64_t first_sample;
   uint32_t stream;
   Rule rule;
-  int64_t* codes;               // [B, H, W]
-  float* log_prob;              // [B, H, W], or null
-  float* all_logits;            // [B, H, W, K], or null
-  int32_t* too_large;           // set to 1 by a logit beyond the rule's largest, or NaN
-  int64_t* steps;               // how many were taken, counted up; or null
-  unsigned long long* clamped;  // with int8: how many inputs were, counted up; or null
+  int64_t* codes;      // [B, H, W]
+  float* log_prob;     // [B, H, W], or null
+  float* all_logits;   // [B, H, W, K], or null
+  int32_t* too_large;  // set to 1 by a logit beyond the rule's largest, or NaN
+  int64_t* steps;      // how many were taken, counted up; or null
 #if defined(VQ_STAGE_TIMES)
   uint64_t* stage_times;  // stage_times.cuh, or null
 #endif

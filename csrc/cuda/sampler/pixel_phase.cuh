@@ -4,11 +4,10 @@
 // (places.cuh).
 #pragma once
 
-#include "attention_in_order.cuh"
+#include "attention.cuh"
 #include "draw.cuh"
 #include "epilogue.cuh"
 #include "flags.cuh"
-#include "int8.cuh"
 #include "product.cuh"
 #include "stage_times.cuh"
 
@@ -84,10 +83,9 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Work& wor
 
 // Sums of a unit for up to ROWS step rows, those of row r in lanes r * 32 / ROWS and on.
 template <int ROWS, typename Weight>
-__device__ __forceinline__ SumOf<Weight> sum_unit(const Weight* weights,
-                                                  const InputOf<Weight>* inputs, int rows,
-                                                  int padded_inputs, int lane) {
-  SumOf<Weight> sums[ROWS];
+__device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* inputs, int rows,
+                                           int padded_inputs, int lane) {
+  float2 sums[ROWS];
   add_products<ROWS>(weights, inputs, padded_inputs, rows, padded_inputs, lane, sums);
   return add_lanes<ROWS>(sums, lane);
 }
@@ -98,8 +96,8 @@ __device__ __forceinline__ SumOf<Weight> sum_unit(const Weight* weights,
 template <typename Weight, bool kWindow>
 __device__ __forceinline__ int multiply(const Network& net, const Work& work,
                                         const Places<kWindow>& places, int first, int count,
-                                        const InputOf<Weight>* all_inputs,
-                                        const unsigned char* resident, int item) {
+                                        const float* all_inputs, const unsigned char* resident,
+                                        int item) {
   const Operation& op = work.operation;
   const int lane = threadIdx.x % kLanes, warps = blockDim.x / kLanes;
   const int unit_weights = op.padded_inputs * kUnit;
@@ -119,9 +117,9 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
     const Place at = places.at(first + r + min(row, rows - 1));
     const bool finishes = lane % lanes_of_row == 0 && row < rows && on_map<kWindow>(at);
     Addends addends;
-    if (finishes) addends = load_addends<Weight>(net, op, at, unit, GlobalMemory());
-    const InputOf<Weight>* inputs = all_inputs + r * op.padded_inputs;
-    SumOf<Weight> sum;
+    if (finishes) addends = load_addends(net, op, at, unit, GlobalMemory());
+    const float* inputs = all_inputs + r * op.padded_inputs;
+    float2 sum;
     if (computed == 8) {
       sum = sum_unit<8>(weights, inputs, rows, op.padded_inputs, lane);
     } else if (computed == 4) {
@@ -131,7 +129,7 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
     } else {
       sum = sum_unit<1>(weights, inputs, rows, op.padded_inputs, lane);
     }
-    if (finishes) finish_unit<Weight>(net, op, at, unit, sum, addends, GlobalMemory());
+    if (finishes) finish_unit(net, op, at, unit, sum, addends, GlobalMemory());
   }
   return items;
 }
@@ -143,19 +141,17 @@ template <typename Weight, bool kWindow>
 __device__ __forceinline__ void do_products(const Network& net, const Step& step,
                                             const Places<kWindow>& places,
                                             const BlockMemory& memory, int buffer_floats) {
-  using Input = InputOf<Weight>;
-  const int capacity = buffer_floats * static_cast<int>(sizeof(float) / sizeof(Input));
   const int warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
   for (int begin = step.first, end = begin; begin < step.end; begin = end) {
     int together = 0, tile = net.step_rows;
     for (; end < step.end; ++end) {
       together += memory.works[end].operation.padded_inputs * net.step_rows;
-      if (together > capacity) break;
+      if (together > buffer_floats) break;
     }
-    if (end == begin) tile = capacity / memory.works[end++].operation.padded_inputs;
+    if (end == begin) tile = buffer_floats / memory.works[end++].operation.padded_inputs;
     for (int first = 0; first < net.step_rows; first += tile) {
       const int count = min(tile, net.step_rows - first);
-      Input* inputs = reinterpret_cast<Input*>(memory.buffer);
+      float* inputs = memory.buffer;
       for (int w = begin; w < end; ++w) {
         stage_inputs(net, memory.works[w], places, first, count, inputs);
         inputs += count * memory.works[w].operation.padded_inputs;
@@ -163,7 +159,7 @@ __device__ __forceinline__ void do_products(const Network& net, const Step& step
       copy_async_commit();
       copy_async_wait<0>();  // for the resident weights too, at a block's first products
       __syncthreads();
-      inputs = reinterpret_cast<Input*>(memory.buffer);
+      inputs = memory.buffer;
       int done = 0;  // items of the works before; the next warp continues from there
       for (int w = begin; w < end; ++w) {
         const int item = (warp + warps - done % warps) % warps;
@@ -178,7 +174,7 @@ __device__ __forceinline__ void do_products(const Network& net, const Step& step
 
 // Computes x of samples' columns first .. end, from the sums of the rows above and the codes to the
 // left, for the first block.
-template <typename Weight, bool kWindow>
+template <bool kWindow>
 __device__ __forceinline__ void begin_columns(const Network& net, const Step& step,
                                               const Places<kWindow>& places) {
   const int channels = net.channels;
@@ -197,7 +193,7 @@ __device__ __forceinline__ void begin_columns(const Network& net, const Step& st
       x += net.stem_left[(t * net.num_embeddings + code) * channels + c];
     }
     for (int r = at.r; r < net.step_rows; r += net.batch * net.window) {
-      begin_block<Weight>(net, places.at(r), 0, c, x, GlobalMemory());
+      begin_block(net, places.at(r), 0, c, x, GlobalMemory());
     }
   }
 }
@@ -218,18 +214,6 @@ __device__ __forceinline__ void attend(const Network& net, const Step& step,
     const Place at = places.at(item / chunks / net.num_heads);
     if (kWindow && (at.j < 0 || chunk >= chunks_before(at.i * net.width + at.j))) continue;
     attend_chunk(net, at, step.index, head, chunk, buffer + warp * kChunk, lane, GlobalMemory());
-  }
-}
-
-// `attend` with int8: heads of step rows are dealt out to the stage's blocks.
-template <bool kWindow>
-__device__ __forceinline__ void attend_by_heads(const Network& net, const Step& step,
-                                                const Places<kWindow>& places, float* buffer) {
-  const HeadScratch scratch = head_scratch(buffer, net);
-  for (int item = step.first; item < net.step_rows * net.num_heads; item += step.end) {
-    const Place at = places.at(item / net.num_heads);
-    if (!on_map<kWindow>(at)) continue;
-    attend_in_order(net, at, step.index, item % net.num_heads, scratch);
   }
 }
 
@@ -339,17 +323,13 @@ __device__ __forceinline__ void follow_program(const Program& program, const uns
           do_products<Weight>(net, step, places, mine, program.buffer_floats);
           break;
         case StepKind::kBegin:
-          begin_columns<Weight>(net, step, places);
+          begin_columns(net, step, places);
           break;
         case StepKind::kAttend:
-          if constexpr (kIsInt8<Weight>) {
-            attend_by_heads(net, step, places, mine.buffer);
-          } else {
-            attend(net, step, places, mine.buffer);
-          }
+          attend(net, step, places, mine.buffer);
           break;
         case StepKind::kMergeHeads:
-          if constexpr (!kIsInt8<Weight>) merge_heads(net, step, places);
+          merge_heads(net, step, places);
           break;
         case StepKind::kDraw: {
           const DrawScratch parts = draw_scratch(mine.buffer, net.num_embeddings, blockDim.x);

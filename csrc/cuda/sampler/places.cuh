@@ -44,22 +44,15 @@ __device__ __forceinline__ int64_t row_of(Place at, int column_stride) {
 }
 
 // What a row of a window shows is part of the draw only if all guesses before it were right, which
-// move_windows finds out. Until then it is a mark of the row: how many inputs were clamped, and
-// whether something was invalid.
-constexpr unsigned long long kInvalid = 1ull << 63;
-
+// move_windows finds out. Until then it is a mark of the row.
 __device__ __forceinline__ unsigned long long* mark_of(const Network& net, int t, int r) {
   return net.marks + t % 2 * net.step_rows + r;
-}
-
-__device__ __forceinline__ void note_clamped(const Network& net, Place at) {
-  if (net.clamped) atomicAdd(net.window > 1 ? mark_of(net, at.t, at.r) : net.clamped, 1ull);
 }
 
 // A logit beyond the rule's largest, or what cannot carry it there.
 __device__ __forceinline__ void note_invalid(const Network& net, Place at) {
   if (net.window > 1) {
-    atomicOr(mark_of(net, at.t, at.r), kInvalid);
+    atomicOr(mark_of(net, at.t, at.r), 1ull);
   } else {
     atomicMax(net.too_large, 1);
   }
@@ -76,8 +69,7 @@ __device__ __forceinline__ void settle_marks(const Network& net, int t, unsigned
     if (mark == 0) continue;
     atomicExch(mark_of(net, t, r), 0ull);
     if (rows[r].y >= columns[rows[r].x % net.batch]) continue;
-    if (mark & kInvalid) atomicMax(net.too_large, 1);
-    if (net.clamped) atomicAdd(net.clamped, mark & ~kInvalid);
+    atomicMax(net.too_large, 1);
   }
 }
 

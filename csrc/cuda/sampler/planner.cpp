@@ -59,8 +59,6 @@ void Plan::share_out() {
     Stage& stage = stages[s];
     if (stage.kind == StepKind::kBegin || stage.kind == StepKind::kDraw) {
       stage.blocks = drawing;
-    } else if (stage.kind == StepKind::kAttend && is_int8()) {
-      stage.blocks = std::min(net.step_rows * net.num_heads, grid);
     } else if (stage.kind != StepKind::kProducts) {
       stage.blocks = grid;
     } else {
@@ -164,16 +162,12 @@ void Plan::place_weights() {
   const int64_t code = program.max_steps * sizeof(Step) + program.max_works * sizeof(Work);
   const int64_t left = card.shared_bytes - kSharedMargin - code - places - 2 * kLine;
   const int64_t wanted = std::min<int64_t>(
-      {static_cast<int64_t>(std::max(inputs, together)) * net.step_rows * input_bytes() / 4,
-       kMaxBuffer / 4, left / 4});
-  // The chunk of each warp, or a head with the weights of all positions (attention_in_order.cuh).
-  const int32_t of_heads = !is_int8()          ? card.threads / kLanes * kChunk
-                           : net.num_heads > 0 ? net.height * net.width + 5 * net.head_dim + kLanes
-                                               : 0;
+      {static_cast<int64_t>(std::max(inputs, together)) * net.step_rows, kMaxBuffer / 4, left / 4});
+  const int32_t of_heads = card.threads / kLanes * kChunk;  // the chunk of each warp
   const int32_t scratch_floats = std::max(
       2 * net.num_embeddings + std::max(net.num_embeddings, kFilterWords) + 2 * kLanes, of_heads);
-  const int64_t needed = std::max(inputs * input_bytes() / 4, scratch_floats);
-  program.buffer_floats = rounded_up(std::max(needed, wanted / kLanes * kLanes), kLanes);
+  const int32_t needed = std::max(inputs, scratch_floats);
+  program.buffer_floats = rounded_up(std::max<int64_t>(needed, wanted / kLanes * kLanes), kLanes);
   program.program_offset = program.buffer_floats * 4;
   program.places_offset = rounded_up(program.program_offset + code, 8);
   program.weights_offset = rounded_up(program.places_offset + places, kLine);

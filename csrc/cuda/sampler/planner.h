@@ -52,8 +52,6 @@ struct RowPhase {
   int32_t rows_above, first_column, down;
   int32_t condition_row;  // floats of a row of features
 
-  // Engine `cpu_w8a8` does not round the condition either.
-  RowMode condition_mode() const { return mode == RowMode::kInt8 ? RowMode::kFloat32 : mode; }
   RowProduct at_row(const RowProduct& product, int slots, const Ring& ring, int i) const;
 };
 
@@ -75,7 +73,7 @@ int64_t unit_bytes(const Operation& operation, int32_t weight_bytes);
 
 struct Plan {
   Card card;
-  int32_t weight_bytes;  // of one weight of the pixel phase: 4, 2, or 1 with int8
+  int32_t weight_bytes;  // of one weight of the pixel phase: 4 or 2
   Network network;
   Scratch scratch;
   RowPhase row_phase;
@@ -94,16 +92,12 @@ struct Plan {
   // Addresses in `values` may be 0 where only sizes are wanted.
   explicit Plan(const Values& values);
 
-  // Whether weights and inputs are int8.
-  bool is_int8() const { return weight_bytes == 1; }
   // The first stages, if convolutions run in parallel with the chain; on clusters those of each
   // block of layers are one.
   int32_t convolution_stages() const {
     if (!network.side_by_side) return 0;
     return card.cluster > 0 ? network.num_blocks : 1;
   }
-  // Bytes of an input of a product in shared memory.
-  int32_t input_bytes() const { return is_int8() ? 1 : int32_t{sizeof(float)}; }
 
  private:
   void build_stages(const Values& values);

@@ -52,7 +52,6 @@ struct Placed {
 
 const char* Plan::why_no_cluster() const {
   const Network& net = network;
-  if (is_int8()) return "its weights are int8";
   if (!net.side_by_side) return "its convolutions read their own position, or there are windows";
   if (net.step_rows > kMostChainRows) return "there are too many network rows";
   if (net.channels % kLanes != 0) return "its channels are no multiple of 32";

@@ -18,17 +18,14 @@ namespace vqvae2_fast::cuda::sampler {
 
 constexpr int kUnit = 2;
 constexpr int kLanes = 32;
-constexpr int kGroup = 4;                     // neighbouring inputs of a lane
-constexpr int kInputChunk = kLanes * kGroup;  // inputs of a warp at a time; the rest goes by 32
-constexpr int kByteGroup = 16;                // channels of int8 in a ring are a multiple of it
-constexpr int kValueChains = 4, kValuesAtOnce = 16;  // of attention_in_order.cuh, and loads of each
-constexpr int kFilterWords = 3 * (256 + kLanes);     // of shared memory, for top-k and top-p
+constexpr int kGroup = 4;                         // neighbouring inputs of a lane
+constexpr int kInputChunk = kLanes * kGroup;      // inputs of a warp at a time; the rest goes by 32
+constexpr int kFilterWords = 3 * (256 + kLanes);  // of shared memory, for top-k and top-p
 
 // What happens to a unit's sums (v0, v1) of row n.
 enum class Epilogue : int32_t {
   kStore,     // output = v
   kActivate,  // output = ELU(v)
-  kRing,      // ELU(v) into the ring of int8 between the convolutions of layer index
   kKeyValue,  // into the caches of keys and values; index = block
   kMerge,     // x = v, which begins block index + 1
   // From here on the unit is a value and its gate: gate = v0 * sigmoid(v1).
@@ -44,14 +41,11 @@ enum class Epilogue : int32_t {
 struct Operation {
   const float* input;  // + n * input_row + column * input_column + slot * input_slot
   int64_t input_row;
-  // + n * initial_row + column * initial_column + 2 * unit; with int8 4 * unit: the unit's int32
-  // sums of the taps above, then what both are added to
-  const float* initial;
+  const float* initial;   // + n * initial_row + column * initial_column + 2 * unit
   const float* residual;  // + n * residual_row + channel
   float* output;  // + n * output_row + column * output_column + slot * output_slot + channel
   int64_t output_row;
   const void* weights;  // [units, padded inputs, 2] in the order of cuda_pack.py
-  const float* scales;  // with int8: of inputs [padded_inputs], then of outputs; else null
   int32_t initial_row, residual_row;
   int32_t input_column, initial_column, output_column;
   int32_t input_slot, output_slot;  // slot: the row's in the rings

@@ -45,9 +45,9 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
   const bool windows = net.window > 1;
   const std::string step_name = windows ? "step" : "position";
   std::string text;
-  text += line("%s: %d blocks of %d threads, batch %d (%d network rows), weights of %d byte%s",
-               card.name, plan.card.blocks, plan.card.threads, net.batch, net.rows,
-               plan.weight_bytes, plan.weight_bytes == 1 ? "" : "s");
+  text +=
+      line("%s: %d blocks of %d threads, batch %d (%d network rows), weights of %d bytes",
+           card.name, plan.card.blocks, plan.card.threads, net.batch, net.rows, plan.weight_bytes);
   if (chain.blocks > 0) {
     text += line("  the chain of stages on a cluster of %d blocks, its weights %s;", chain.blocks,
                  chain.resident ? "resident" : "streamed from the L2 cache");

@@ -8,28 +8,23 @@ namespace vqvae2_fast::cuda::sampler {
 
 constexpr int kMaxSegments = 8;
 constexpr int kStepInputs = 16;  // inputs that a tile adds at once
-// Words of each output where inputs and weights are int8.
-constexpr int kInitialWords = 2;
 
 // How the products are computed.
-enum class RowMode : int32_t { kFloat32, kTensorFloat32, kBFloat16, kInt8 };
+enum class RowMode : int32_t { kFloat32, kTensorFloat32, kBFloat16 };
 
 // output[layer, m, o] = bias, class, condition + sum over segments s and inputs k of
 //   input[layer * input_layer + segments[s] + n * input_sample + j * input_column + k]
 //   * weights[layer, first_segment + s, k, o]            with m = n * width + j.
-// Rows of int8 give int32 sums, which the pixel phase continues. A pair of outputs is then four
-// words: both sums over s and k, and what they are added to once they are floats.
 struct RowProduct {
   int32_t layers, rows, width;  // rows = network rows times width
   int32_t inputs, outputs;      // inputs of a segment
   int32_t steps;                // of kStepInputs inputs each, that hold a segment's
   int32_t num_segments, first_segment, all_segments;
-  int32_t by_four;     // `input` and its strides are multiples of four floats
-  const float* input;  // or int8
+  int32_t by_four;  // `input` and its strides are multiples of four floats
+  const float* input;
   int64_t input_layer, input_sample, input_column;
   int64_t segments[kMaxSegments];
-  // [layers, all_segments, steps, outputs, kStepInputs], zero beyond `inputs`: floats or bfloat16;
-  // or int8 [layers, all_segments, outputs, inputs], with inputs in multiples of 16
+  // [layers, all_segments, steps, outputs, kStepInputs], zero beyond `inputs`: floats or bfloat16
   const void* weights;
   const float* bias;     // [layers, outputs], or null
   const float* classes;  // [layers, num_labels, outputs], or null

@@ -23,9 +23,6 @@ struct RowTile {
 };
 
 constexpr RowTile kRowTiles[] = {{32, 32, 32}, {32, 64, 32}, {64, 128, 64}};
-// The only tile of row_phase_int8.cuh.
-constexpr int kByteTile = 64;  // network rows, outputs, and bytes of inputs
-constexpr RowTile kByteRowTile = {kByteTile, kByteTile, 32};
 
 // Multiply-adds of a multiprocessor in a cycle: float32 from Hopper on (an A100 makes 64, by which
 // model.h bounds it), and what mma.sync reaches on an A100 by its data sheet in tf32 and bfloat16.

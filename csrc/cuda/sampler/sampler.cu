@@ -6,32 +6,24 @@
 #include "packed_program.h"
 #include "pixel_phase.cuh"
 #include "row_phase.cuh"
-#include "row_phase_int8.cuh"
 #include "sampler.h"
 #include "stem.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 namespace {
 
-template <typename Kernel>
-const char* launch_tiles(const Kernel& kernel, int tile_rows, int tile_columns, int threads,
-                         const RowProduct& first, const RowProduct& second, void* stream) {
+template <typename Mode, typename Tile>
+const char* launch_products(const RowProduct& first, const RowProduct& second, void* stream) {
   const auto tiles = [](int a, int b, int tile) {
     return static_cast<unsigned>(((a > b ? a : b) + tile - 1) / tile);
   };
   LaunchShape shape;
-  shape.grid = dim3(tiles(first.rows, second.rows, tile_rows),
-                    tiles(first.outputs, second.outputs, tile_columns),
+  shape.grid = dim3(tiles(first.rows, second.rows, Tile::kRows),
+                    tiles(first.outputs, second.outputs, Tile::kColumns),
                     static_cast<unsigned>(first.layers + second.layers));
-  shape.block = dim3(static_cast<unsigned>(threads));
+  shape.block = dim3(static_cast<unsigned>(kRowThreads));
   shape.stream = stream;
-  return launch("sampler row phase", kernel, shape, first, second);
-}
-
-template <typename Mode, typename Tile>
-const char* launch_products(const RowProduct& first, const RowProduct& second, void* stream) {
-  return launch_tiles(row_phase_kernel<Mode, Tile>, Tile::kRows, Tile::kColumns, kRowThreads, first,
-                      second, stream);
+  return launch("sampler row phase", row_phase_kernel<Mode, Tile>, shape, first, second);
 }
 
 template <typename Mode>
@@ -54,11 +46,8 @@ const char* launch_products(RowMode mode, const RowTile& tile, const RowProduct&
       return launch_products<Float32>(tile, first, second, stream);
     case RowMode::kTensorFloat32:
       return launch_products<TensorFloat32>(tile, first, second, stream);
-    case RowMode::kBFloat16:
-      return launch_products<BFloat16Pair>(tile, first, second, stream);
     default:
-      return launch_tiles(row_phase_int8_kernel, kByteTile, kByteTile, kByteThreads, first, second,
-                          stream);
+      return launch_products<BFloat16Pair>(tile, first, second, stream);
   }
 }
 
@@ -68,8 +57,8 @@ const char* row_phase(const PackedProgram& packed, int i, void* stream) {
   if (phase.condition.layers > 0 && i % phase.down == 0) {
     RowProduct condition = phase.condition, none = {};
     condition.segments[0] = static_cast<int64_t>(i / phase.down) * phase.condition_row;
-    if (const char* error = launch_products(phase.condition_mode(), phase.condition_tile, condition,
-                                            none, stream)) {
+    if (const char* error =
+            launch_products(phase.mode, phase.condition_tile, condition, none, stream)) {
       return error;
     }
   }
@@ -141,10 +130,6 @@ const char* vq_sampler_row(const void* program, const void* on_card, int32_t i, 
   if (packed.weight_bytes == 4) {
     return windows ? pixel_phase<float, true>(packed, on_card, i, stream)
                    : pixel_phase<float, false>(packed, on_card, i, stream);
-  }
-  if (packed.weight_bytes == 1) {
-    return windows ? pixel_phase<Int8, true>(packed, on_card, i, stream)
-                   : pixel_phase<Int8, false>(packed, on_card, i, stream);
   }
   return windows ? pixel_phase<BFloat16, true>(packed, on_card, i, stream)
                  : pixel_phase<BFloat16, false>(packed, on_card, i, stream);

@@ -21,7 +21,6 @@ struct ProductOf {
   int64_t output_row = 0;
 };
 
-// Weights of 1 byte: each unit has two words more among what its sums begin with (program.h).
 Product product(const Values& values, const ProductOf& of, int32_t weight_bytes) {
   const std::string prefix = of.name;
   Product p = {};
@@ -43,16 +42,8 @@ Product product(const Values& values, const ProductOf& of, int32_t weight_bytes)
   const int64_t unit_bytes = static_cast<int64_t>(op.padded_inputs) * kUnit * weight_bytes;
   const char* const weights = values.pointer<const char>(prefix + ".weight");
   if (weights) op.weights = weights + of.n * p.units * unit_bytes;
-  const bool is_int8 = weight_bytes == 1;
   op.initial = values.pointer<const float>(prefix + ".bias");
-  if (op.initial) {
-    op.initial += static_cast<int64_t>(of.n) * p.units * kUnit * (is_int8 ? kInitialWords : 1);
-  }
-  if (is_int8) {
-    op.scales = values.pointer<const float>(prefix + ".scales");
-    const int32_t outputs = rounded_up(p.units * kUnit, kGroup);
-    if (op.scales) op.scales += static_cast<int64_t>(of.n) * (op.padded_inputs + outputs);
-  }
+  if (op.initial) op.initial += static_cast<int64_t>(of.n) * p.units * kUnit;
   return p;
 }
 
@@ -92,15 +83,12 @@ void Plan::build_stages(const Values& values) {
     op.input_row = static_cast<int64_t>(net.slots) * op.input_slot;
     const int64_t first =
         layer * net.rows * op.input_row + (ring.left + first_current) * ring.channels;
-    op.input = reinterpret_cast<const float*>(reinterpret_cast<const char*>(ring.values) +
-                                              first * input_bytes());
-    op.initial_column = p.units * kUnit * (is_int8() ? kInitialWords : 1);
+    op.input = ring.values + first;
+    op.initial_column = p.units * kUnit;
     op.initial_row = net.width * op.initial_column;
     op.initial =
         (gates ? net.row2 : net.row1) + static_cast<int64_t>(layer) * net.rows * op.initial_row;
-    if (!gates && is_int8()) {
-      op.epilogue = Epilogue::kRing;
-    } else if (!gates) {
+    if (!gates) {
       op.output_column = net.ring2.channels;
       op.output_slot = net.ring2.columns * net.ring2.channels;
       op.output_row = static_cast<int64_t>(net.slots) * op.output_slot;
@@ -219,9 +207,7 @@ void Plan::build_stages(const Values& values) {
                                .output = scratch.out_inner,
                                .output_row = inner_row});
     // With few rows, every block merges what it reads, which saves a stage.
-    if (is_int8()) {
-      // `attend_by_heads` leaves nothing to merge.
-    } else if (card.cluster > 0 || net.step_rows * all_heads <= 2 * card.threads) {
+    if (card.cluster > 0 || net.step_rows * all_heads <= 2 * card.threads) {
       first.operation.attended = channels;
     } else {
       add("merge heads", StepKind::kMergeHeads, block);

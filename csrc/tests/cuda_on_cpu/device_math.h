@@ -26,13 +26,6 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clz(int x) { return x != 0 ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-// c plus the products of the four signed bytes of a and b.
-inline int __dp4a(int a, int b, int c) {
-  for (int shift = 0; shift < 32; shift += 8) {
-    c += static_cast<int8_t>(a >> shift) * static_cast<int8_t>(b >> shift);
-  }
-  return c;
-}
 inline unsigned __umulhi(unsigned x, unsigned y) {
   return static_cast<unsigned>(static_cast<uint64_t>(x) * y >> 32);
 }

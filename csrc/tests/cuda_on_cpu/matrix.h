@@ -12,7 +12,6 @@ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
 // d [16, 8] += a [16, 8] b [8, 8]; of each operand the upper 19 bits count.
 void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where);
 // d [16, 8] += a [16, 32] b [32, 8], exact
-void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where);
 
 // Loads `count` 8x8 matrices of 16-bit elements; lane i of each eight gives the address of one row.
 inline void ldmatrix(uint32_t* registers, int count, const void* row, Where where) {

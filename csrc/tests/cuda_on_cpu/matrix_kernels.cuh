@@ -66,26 +66,6 @@ __global__ void matrix_kernel(const uint16_t* a, const uint16_t* b, const float*
   store(1, tf32);
 }
 
-// products int32 [16, 8]: a [16, 32] times b [8, 32] transposed, of signed bytes; then dots [16]:
-// each row of a times row 0 of b.
-__global__ void byte_matrix_kernel(const int8_t* a, const int8_t* b, int32_t* products,
-                                   int32_t* dots) {
-  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
-  const auto word = [](const int8_t* at) { return *reinterpret_cast<const uint32_t*>(at); };
-  uint32_t a_words[4], b_words[2];
-  for (int i = 0; i < 4; ++i) a_words[i] = word(a + (g + i % 2 * 8) * 32 + 4 * t + i / 2 * 16);
-  for (int i = 0; i < 2; ++i) b_words[i] = word(b + g * 32 + 4 * t + 16 * i);
-  int32_t d[4] = {};
-  mma_s8(d, a_words, b_words);
-  for (int i = 0; i < 4; ++i) products[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
-  if (lane >= 16) return;
-  int32_t sum = 0;
-  for (int k = 0; k < 32; k += 4) {
-    sum = __dp4a(static_cast<int>(word(a + lane * 32 + k)), static_cast<int>(word(b + k)), sum);
-  }
-  dots[lane] = sum;
-}
-
 // out [count, 2]: rounded to bfloat16 and to tf32, as floats.
 __global__ void formats_kernel(const float* in, float* out, int count) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += 32) {

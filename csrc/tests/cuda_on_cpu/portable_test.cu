@@ -152,28 +152,6 @@ void test_matrices() {
   check(tf32, "mma_tf32");
 }
 
-void test_byte_matrices() {
-  std::vector<int8_t> a(16 * 32), b(8 * 32);
-  for (size_t i = 0; i < a.size(); ++i) a[i] = static_cast<int8_t>(i * 37 % 255 - 127);
-  for (size_t i = 0; i < b.size(); ++i) b[i] = static_cast<int8_t>(i * 53 % 255 - 127);
-  DeviceArray<int8_t> da(a), db(b);
-  auto products = zeros<int32_t>(128), dots = zeros<int32_t>(16);
-  must(launch("byte_matrix_kernel", byte_matrix_kernel, shape_of(1, 32), da.data(), db.data(),
-              products.data(), dots.data()));
-  const std::vector<int32_t> got = products.values(), got_dots = dots.values();
-  bool right = true, right_dots = true;
-  for (int row = 0; row < 16; ++row) {
-    for (int column = 0; column < 8; ++column) {
-      int32_t expected = 0;
-      for (int k = 0; k < 32; ++k) expected += a[row * 32 + k] * b[column * 32 + k];
-      right &= got[row * 8 + column] == expected;
-      if (column == 0) right_dots &= got_dots[row] == expected;
-    }
-  }
-  check(right, "mma_s8");
-  check(right_dots, "__dp4a");
-}
-
 void test_formats() {
   const std::vector<float> values = {1.0f,     1.00390625f, 1.01171875f, 1.0039063f,
                                      -2.5f,    3.3e38f,     1e-40f,      0.0f,
@@ -288,7 +266,6 @@ int main() {
   test_atomics();
   test_pipeline();
   test_matrices();
-  test_byte_matrices();
   test_formats();
   test_flags_of_all_blocks();
   test_flags();

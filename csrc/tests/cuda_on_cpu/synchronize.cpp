@@ -254,13 +254,6 @@ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   multiply<1>(slots, d, [](uint32_t word, int) { return float_of(word & 0xFFFFE000u); });
 }
 
-void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
-  const Operands own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const Slot* slots = meet(~0u, "mma.m16n8k32", &own, sizeof(own), false, where);
-  multiply<4>(slots, d,
-              [](uint32_t word, int i) { return int32_t{static_cast<int8_t>(word >> 8 * i)}; });
-}
-
 void leave_barriers(Thread* thread) {
   Block& block = *thread->block;
   Warp& warp = block.warps[thread->warp];

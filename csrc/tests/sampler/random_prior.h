@@ -39,7 +39,6 @@ struct Drawn {
   std::vector<int64_t> codes;  // [B, H, W]
   std::vector<float> logits;   // [B, H, W, K]
   int64_t steps = 0;           // taken by windows
-  uint64_t clamped = 0;        // inputs, with int8
   bool staged_in_turn = false;
 #if defined(VQ_STAGE_TIMES)
   std::vector<uint64_t> times;  // [W, blocks, stages, moments], of the last row
@@ -56,7 +55,7 @@ inline bool staged_in_turn(const std::vector<unsigned char>& memory) {
   const auto* blocks = reinterpret_cast<const kernels::BlockProgram*>(at(program.blocks_offset));
   const auto* steps = reinterpret_cast<const kernels::Step*>(at(program.steps_offset));
   const auto* works = reinterpret_cast<const kernels::Work*>(at(program.works_offset));
-  const int64_t capacity = program.buffer_floats * (packed.weight_bytes == 1 ? 4 : 1);
+  const int64_t capacity = program.buffer_floats;
   for (int b = 0; b < program.grid; ++b) {
     for (int s = blocks[b].first_step; s < blocks[b].end_step; ++s) {
       if (steps[s].kind != kernels::StepKind::kProducts) continue;
@@ -160,7 +159,6 @@ class RandomPrior {
     DeviceArray<int64_t> known{draw.known.empty() ? std::vector<int64_t>(1) : draw.known};
     DeviceArray<int64_t> steps{std::vector<int64_t>(1)};
     DeviceArray<int32_t> too_large{std::vector<int32_t>(1)};
-    DeviceArray<uint64_t> clamped{std::vector<uint64_t>(1)};
     values.insert({{"batch", draw.batch},
                    {"guided", draw.guided},
                    {"window", draw.window},
@@ -176,7 +174,6 @@ class RandomPrior {
                    {"guidance", number(1.5)},
                    {"largest_logit", number(1e30)},
                    {"too_large", address(too_large.data())},
-                   {"clamped", address(clamped.data())},
                    {"codes", address(codes.data())},
                    {"log_prob", 0},
                    {"logits", address(logits.data())},
@@ -208,7 +205,6 @@ class RandomPrior {
     drawn.codes = codes.values();
     drawn.logits = logits.values();
     drawn.steps = steps.values()[0];
-    drawn.clamped = clamped.values()[0];
     drawn.staged_in_turn = staged_in_turn(program);
 #if defined(VQ_STAGE_TIMES)
     drawn.times = times.values();
@@ -252,55 +248,14 @@ class RandomPrior {
     integers_[name] = address(arrays_.back()->data());
   }
 
-  // Four random bytes.
-  uint32_t next_bytes() {
-    uint32_t word = 0;
-    for (int i = 0; i < 4; ++i) {
-      word = word << 8 | static_cast<uint8_t>(static_cast<int8_t>(127.0f * next()));
-    }
-    return word;
-  }
-
-  // Those of int8, with scales for inputs and outputs of order one; biases after the sums of taps
-  // above, which are none.
-  void byte_matrices(const std::string& name, int n, int inputs, int outputs) {
-    const int padded = (inputs + 31) / 32 * 32, even = (outputs + 1) / 2 * 2;
-    const int own = padded + (even + 3) / 4 * 4;
-    std::vector<uint32_t> words(static_cast<size_t>(n) * even * padded / 4);
-    for (uint32_t& word : words) word = next_bytes();
-    words_.push_back(std::make_unique<DeviceArray<uint32_t>>(words));
-    integers_[name + ".weight"] = address(words_.back()->data());
-    std::vector<float> scales(static_cast<size_t>(n) * own), initial(2 * n * even);
-    for (size_t i = 0; i < scales.size(); ++i) {
-      const bool of_input = static_cast<int>(i % own) < padded;
-      scales[i] = (of_input ? 0.02f : 2e-4f / sqrtf(inputs)) * (1.0f + 0.5f * next());
-    }
-    for (size_t i = 0; i < initial.size(); ++i) initial[i] = i % 4 < 2 ? 0.0f : 0.2f * next();
-    for (const auto& [what, values] : {std::pair{".scales", scales}, {".bias", initial}}) {
-      arrays_.push_back(std::make_unique<DeviceArray<float>>(values));
-      integers_[name + what] = address(arrays_.back()->data());
-    }
-  }
-
   // Those of all layers, over two rows of three taps above, and some in the current row.
   void convolutions(const std::string& name, int current, int channels, int outputs) {
-    if (kind_.weight_bytes == 1) channels = (channels + 15) / 16 * 16;
     above(name, kLayers, 2, 3 * channels, outputs);
     matrices(name, kLayers, current * channels, outputs);
-    if (kind_.weight_bytes > 1) return;
-    random(name + ".bias", kLayers * outputs, 0.2f);
-    std::vector<float> scales(kLayers * channels);
-    for (float& scale : scales) scale = 0.02f * (1.0f + 0.5f * next());
-    arrays_.push_back(std::make_unique<DeviceArray<float>>(scales));
-    integers_[name + ".input_scales"] = address(arrays_.back()->data());
   }
 
   // Weights of the pixel phase: any order of random numbers will do.
   void matrices(const std::string& name, int n, int inputs, int outputs) {
-    if (kind_.weight_bytes == 1) {
-      byte_matrices(name, n, inputs, outputs);
-      return;
-    }
     const int64_t units = (outputs + 1) / 2, padded = (inputs + 31) / 32 * 32;
     const float scale = 1.0f / sqrtf(static_cast<float>(inputs));
     std::vector<uint32_t> words(n * units * padded * 2 * kind_.weight_bytes / 4);
@@ -322,14 +277,13 @@ class RandomPrior {
   void above(const std::string& name, int n, int segments, int inputs, int outputs,
              const char* suffix = ".above") {
     const bool pairs = kind_.row_mode == 2;
-    const bool bytes = kind_.row_mode == 3 && name != "condition";
     const float scale = 0.7f / sqrtf(static_cast<float>(segments * inputs));
     constexpr size_t kStep = vqvae2_fast::cuda::sampler::kStepInputs;
-    const size_t padded = bytes ? inputs : (inputs + kStep - 1) / kStep * kStep;
-    const int a_word = pairs ? 2 : bytes ? 4 : 1;
+    const size_t padded = (inputs + kStep - 1) / kStep * kStep;
+    const int a_word = pairs ? 2 : 1;
     std::vector<uint32_t> words(n * segments * padded * outputs / a_word);
     for (uint32_t& word : words) {
-      word = bytes ? next_bytes() : bits_of(scale * next());
+      word = bits_of(scale * next());
       if (pairs) word = word >> 16 | (bits_of(scale * next()) & 0xFFFF0000u);
     }
     words_.push_back(std::make_unique<DeviceArray<uint32_t>>(words));

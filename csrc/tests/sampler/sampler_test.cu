@@ -3,14 +3,12 @@
 // Their values are tested from Python (tests/sampling/test_cuda_engine.py).
 //
 // Top-k and top-p are compared with a sort (filter_checks.h), the row phase's products with sums on
-// the host (row_checks.h), attention that adds in the CPU's order with one thread
-// (attention_checks.h).
+// the host (row_checks.h).
 //
 // `sampler_test quick` draws a few times from four priors: for the thread sanitizer and planted
 // mistakes.
 #include <string.h>
 
-#include "attention_checks.h"
 #include "filter_checks.h"
 #include "random_prior.h"
 #include "row_checks.h"
@@ -64,14 +62,6 @@ void test_windows(RandomPrior& prior, const Drawn& whole, Draw part, int window,
     if (n % 3 != 0) part.known[n] = -1;
   }
   compare(prior, whole, part, what);
-}
-
-// Draws with int8 in windows, some of whose guesses are wrong.
-void test_clamped(RandomPrior& prior, Draw part, int window) {
-  const uint64_t clamped = prior.draw(part).clamped;
-  part.window = window;
-  check(clamped > 0 && prior.draw(part).clamped == clamped,
-        "inputs behind wrong guesses do not count");
 }
 
 // All codes known, all guesses right.
@@ -159,10 +149,6 @@ void test_kind(const Kind& kind, bool quick) {
     const Drawn drawn = compare(prior, whole, by_one, "a buffer that inputs fill more than once");
     check(drawn.staged_in_turn, "inputs of all convolutions do not fit into the buffer at once");
   }
-  if (kind.weight_bytes == 1) {
-    test_clamped(prior, one, 3);
-    test_clamped(prior, all, 2);
-  }
   if (!kind.reads_itself) test_clusters(prior, whole, one, kind.attention, quick);
   if (quick) {
     test_windows(prior, whole, all, 3, "windows of 3");
@@ -190,7 +176,6 @@ int main(int count, char** arguments) {
   const bool quick = count > 1 && strcmp(arguments[1], "quick") == 0;
   test_filters(check, quick);
   test_row_products(check, quick);
-  test_attention_in_order(check);
   Kind kind;
   kind.classes = true;
   test_kind(kind, quick);
@@ -200,11 +185,6 @@ int main(int count, char** arguments) {
   kind = {};
   kind.attention = false;
   kind.output_layers = 0;
-  test_kind(kind, quick);
-  kind = {};
-  kind.reads_itself = kind.condition = true;
-  kind.weight_bytes = 1;
-  kind.row_mode = 3;
   test_kind(kind, quick);
   if (!quick) {
     kind = {};

@@ -88,7 +88,7 @@ def draw_w8a8(plan: SamplingPlan, prior: nn.Module, request: DrawRequest) -> Dra
     Warns if inputs often exceed its ranges: then the codes are unlike those of the calibration.
     """
     drawn = draw_cpu(plan, request, checked_ranges(prior, plan))
-    warn_of_clamped("cpu_w8a8", drawn)
+    warn_of_clamped(drawn)
     return drawn
 
 

@@ -20,8 +20,7 @@ from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.cuda_card import PRECISIONS, Card, Precision
 from vqvae2_fast.sampling.engines.cuda_library import driver_version, native_library
-from vqvae2_fast.sampling.engines.cuda_pack import FloatForm, pack, sizes_of
-from vqvae2_fast.sampling.engines.cuda_pack_int8 import Int8Form
+from vqvae2_fast.sampling.engines.cuda_pack import pack, sizes_of
 from vqvae2_fast.sampling.engines.cuda_workspace import zeroed_workspace
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, EngineError
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vqvae2_fast.sampling.engines.cuda_library import Library
-    from vqvae2_fast.sampling.engines.cuda_w8a8 import Calibrated
     from vqvae2_fast.sampling.plan import ConditionPlan, SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
 
@@ -140,14 +138,12 @@ def draw_cuda(
     request: DrawRequest,
     engine: str = "cuda",
     steps: Tensor | None = None,
-    calibrated: Calibrated | None = None,
 ) -> Drawn:
     """Draw a map on the plan's card.
 
     Args:
         engine: A key of `PRECISIONS`.
         steps: int64 `[1]` on the card, increased by the number of steps that windows took.
-        calibrated: What `cuda_w8a8` needs besides.
 
     Raises:
         EngineError: A prior on another device, of another dtype, or too large for the card.
@@ -175,16 +171,7 @@ def draw_cuda(
         if reason is not None:
             raise EngineError.refusing(engine, reason, plan.device, "cuda")
         try:
-            return draw_with(
-                library,
-                card,
-                stream.cuda_stream,
-                plan,
-                request,
-                precision,
-                steps,
-                calibrated=calibrated,
-            )
+            return draw_with(library, card, stream.cuda_stream, plan, request, precision, steps)
         except LaunchError as error:
             # CUDA reports errors of kernels, after which every call fails, at any later call.
             try:
@@ -208,7 +195,6 @@ def draw_with(
     precision: Precision,
     steps: Tensor | None = None,
     stage_times: Tensor | None = None,
-    calibrated: Calibrated | None = None,
 ) -> Drawn:
     """`draw_cuda` with a given build of the kernels, on a given card.
 
@@ -216,7 +202,6 @@ def draw_with(
         stage_times: Zeroed int64 `[W, blocks, stages, moments]` on the card, to which each row
             writes when each block's step was ready, computed and told, in nanoseconds
             (`stage_times.cuh`).
-        calibrated: What a precision of int8 needs besides.
 
     Raises:
         RuntimeError: stage_times with a library that was built without VQ_STAGE_TIMES.
@@ -236,7 +221,6 @@ def draw_with(
         logits = torch.zeros(*shape, plan.num_embeddings, device=device)
     features = None if plan.condition is None else _features(plan.condition, request.maps)
     too_large = torch.zeros(1, dtype=torch.int32, device=device)
-    clamped = None if calibrated is None else torch.zeros(1, dtype=torch.int64, device=device)
     inputs = {
         "labels": request.labels,
         "known": request.known,
@@ -248,10 +232,9 @@ def draw_with(
         "steps": steps,
         "stage_times": stage_times,
         "too_large": too_large,
-        "clamped": clamped,
     }
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
-    tensors = _packed_plan(plan, precision, calibrated)
+    tensors = _packed_plan(plan, precision)
     values = plan_values(plan, card, precision, batch, guided=settings.guided) | {
         "seed": request.noise.seed,
         "first_sample": request.noise.first_sample,
@@ -283,10 +266,7 @@ def draw_with(
     check_logits(too_large, settings)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
-    if calibrated is None or clamped is None:
-        return Drawn(codes, log_prob, logits)
-    counted = calibrated.ranges.clamped_of(codes, settings, int(clamped))
-    return Drawn(codes, log_prob, logits, clamped=counted)
+    return Drawn(codes, log_prob, logits)
 
 
 def _first_line(error: RuntimeError) -> str:
@@ -352,24 +332,18 @@ def plan_values(
 _packed: Kept[SamplingPlan, dict[str, Tensor]] = Kept(capacity=len(PRECISIONS))
 
 
-def _packed_plan(
-    plan: SamplingPlan, precision: Precision, calibrated: Calibrated | None = None
-) -> dict[str, Tensor]:
+def _packed_plan(plan: SamplingPlan, precision: Precision) -> dict[str, Tensor]:
     """The plan's packed weights, for work on the current stream, kept while the plan lives."""
     on_card = plan.device.type == "cuda"
 
     def packed() -> dict[str, Tensor]:
-        if calibrated is None:
-            tensors = pack(plan, FloatForm(precision.pixel, precision.row), precision.row)
-        else:
-            tensors = pack(calibrated.fold(), Int8Form(calibrated.ranges), torch.float32)
-            tensors = {name: tensor.to(plan.device) for name, tensor in tensors.items()}
+        tensors = pack(plan, precision.pixel, precision.row)
         if on_card:
             # The next draw may be on another stream, which does not wait for this one.
             torch.cuda.current_stream().synchronize()
         return tensors
 
-    tensors = _packed.get(plan, (precision, calibrated and calibrated.ranges), packed)
+    tensors = _packed.get(plan, precision, packed)
     if on_card:
         # If the plan is dropped, their memory is not used again before this stream is done.
         for tensor in tensors.values():

@@ -20,9 +20,9 @@ class Precision:
     """How products are computed.
 
     Args:
-        pixel: dtype of the weights of the pixel phase; its sums are float32, int32 with int8.
+        pixel: dtype of the weights of the pixel phase; its sums are float32.
         row: dtype of the weights of the row phase.
-        row_mode: `RowMode` of planner.h: 0 float32, 1 tf32, 2 bfloat16, 3 int8 on tensor cores.
+        row_mode: `RowMode` of planner.h: 0 float32, 1 tf32, 2 bfloat16 on tensor cores.
     """
 
     pixel: torch.dtype
@@ -34,7 +34,6 @@ PRECISIONS = {
     "cuda": Precision(torch.float32, torch.float32, 0),
     "cuda_tf32": Precision(torch.float32, torch.float32, 1),
     "cuda_bfloat16": Precision(torch.bfloat16, torch.bfloat16, 2),
-    "cuda_w8a8": Precision(torch.int8, torch.int8, 3),
 }
 
 

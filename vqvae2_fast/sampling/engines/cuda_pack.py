@@ -7,7 +7,7 @@ weights lie side by side in the order in which a warp reads them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.sampling.plan import ConvPlan, GatedPlan, SamplingPlan
 
-__all__ = ["FloatForm", "Form", "pack", "pair_gates", "pixel_weights", "row_weights", "sizes_of"]
+__all__ = ["pack", "pair_gates", "pixel_weights", "row_weights", "sizes_of"]
 
 STEP_INPUTS = 16  # kStepInputs of row_product.h
 
@@ -109,45 +109,11 @@ def sizes_of(plan: SamplingPlan) -> dict[str, int]:
     return sizes
 
 
-class Form(Protocol):
-    """What becomes of the matrices of a plan: tensors by name."""
-
-    def matrices(self, name: str, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        """weight `[n, inputs, outputs]` and bias `[n, outputs]`, in whole units."""
-        ...
-
-    def convolution(
-        self, name: str, conv: ConvPlan, order: Callable[[Tensor], Tensor]
-    ) -> dict[str, Tensor]:
-        """The convolutions of all layers; `order` puts outputs, the last dimension, into units."""
-        ...
-
-
-class FloatForm:
-    """Floats.
-
-    Args:
-        pixel, row: dtype of the weights of the two phases, float32 or bfloat16.
-    """
-
-    def __init__(self, pixel: torch.dtype, row: torch.dtype) -> None:
-        self._pixel, self._row = pixel, row
-
-    def matrices(self, name: str, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        return {f"{name}.weight": pixel_weights(weight, self._pixel), f"{name}.bias": bias}
-
-    def convolution(
-        self, name: str, conv: ConvPlan, order: Callable[[Tensor], Tensor]
-    ) -> dict[str, Tensor]:
-        above = row_weights(order(conv.above), conv.rows_above, self._row)
-        return {f"{name}.above": above} | self.matrices(name, order(conv.current), order(conv.bias))
-
-
-def pack(plan: SamplingPlan, form: Form, row: torch.dtype) -> dict[str, Tensor]:
+def pack(plan: SamplingPlan, pixel: torch.dtype, row: torch.dtype) -> dict[str, Tensor]:
     """The tensors on the plan's device whose addresses the same files read by name.
 
     Args:
-        row: dtype of the weights that multiply the condition, float32 or bfloat16.
+        pixel, row: dtype of the weights of the two phases, float32 or bfloat16.
     """
     layers, stem = plan.layers, plan.stem
     tensors = {
@@ -161,7 +127,13 @@ def pack(plan: SamplingPlan, form: Form, row: torch.dtype) -> dict[str, Tensor]:
     }
 
     def matrices(name: str, weight: Tensor, bias: Tensor) -> None:
-        tensors.update(form.matrices(name, _even(weight), _even(bias)))
+        tensors[f"{name}.weight"] = pixel_weights(weight, pixel)
+        tensors[f"{name}.bias"] = _even(bias)
+
+    def convolution(name: str, conv: ConvPlan, order: Callable[[Tensor], Tensor]) -> None:
+        """Of all layers; `order` puts outputs, the last dimension, into units."""
+        tensors[f"{name}.above"] = row_weights(order(conv.above), conv.rows_above, row)
+        matrices(name, order(conv.current), order(conv.bias))
 
     def pointwise(name: str, gated: GatedPlan) -> None:
         weight = gated.conv1.current
@@ -170,8 +142,8 @@ def pack(plan: SamplingPlan, form: Form, row: torch.dtype) -> dict[str, Tensor]:
         matrices(f"{name}.first", weight, gated.conv1.bias)
         matrices(f"{name}.second", pair_gates(gated.conv2.current), pair_gates(gated.conv2.bias))
 
-    tensors.update(form.convolution("conv1", layers.conv1, _even))
-    tensors.update(form.convolution("conv2", layers.conv2, pair_gates))
+    convolution("conv1", layers.conv1, _even)
+    convolution("conv2", layers.conv2, pair_gates)
     if layers.classes is not None:
         tensors["classes"] = pair_gates(layers.classes)
     if layers.condition is not None:

@@ -1,7 +1,7 @@
 """Times engine `cpu` on the port's default priors against naive sampling and the machine's
 ceilings.
 
-    python benchmarks/sampler.py [--batch 1] [--threads 2] [--weights bfloat16] [--naive-rows 0]
+    python benchmarks/sampler.py [--batch 1] [--threads 2] [--weights w8a8] [--naive-rows 0]
     python benchmarks/sampler.py --preset ffhq1024 --maps bottom --rounds 1 --naive-rows 0
 
 One 256×256 image is 32×32 top codes (84.9 M parameters) and 64×64 bottom codes (89.8 M), float32,
@@ -72,7 +72,8 @@ PRIORS = {
 }
 
 
-WEIGHTS = ("float32", "bfloat16", "int8", "w8a8")
+# Bytes of a weight.
+WEIGHTS = {"float32": 4, "w8a8": 1}
 
 
 def labels_of(config: PixelSNAILConfig, batch: int) -> Tensor | None:
@@ -91,17 +92,12 @@ def prepared(config: PixelSNAILConfig, batch: int) -> tuple[PixelSNAIL, Sampling
     return prior, plan_of(prior, interface_of(prior)), request_of(config, batch)
 
 
-def stored_as(weights: str) -> torch.dtype:
-    """The dtype in which an engine of these `WEIGHTS` keeps them."""
-    return torch.int8 if weights == "w8a8" else getattr(torch, weights)
-
-
-def packed_as(
+def ranges_of(
     weights: str, prior: PixelSNAIL, plan: SamplingPlan, request: DrawRequest
-) -> torch.dtype | InputRanges:
+) -> InputRanges | None:
     """What `draw_cpu_timed` takes for these `WEIGHTS`; with w8a8, of a calibration on one map."""
-    if weights != "w8a8":
-        return stored_as(weights)
+    if weights == "float32":
+        return None
     codes = torch.randint(plan.num_embeddings, (1, *plan.size))
     maps = [codes[:1] for codes in request.maps]
     calibrate(prior, [(codes, maps, labels_of(prior.config, 1))])
@@ -165,8 +161,8 @@ def pointwise_weights(plan: SamplingPlan) -> dict[str, int]:
     return found
 
 
-def pixel_bytes(plan: SamplingPlan, weights: torch.dtype) -> dict[int, float]:
-    """Bytes of weights that a step reads at every column, at every second one and so on."""
+def pixel_bytes(plan: SamplingPlan, size: int) -> dict[int, float]:
+    """Bytes of weights, `size` of each, that a step reads at every column, every second one, …"""
     found = {1: float(sum(pointwise_weights(plan).values()))}
     for conv in (plan.layers.conv1, plan.layers.conv2):
         for offset in conv.current_offsets:
@@ -174,7 +170,7 @@ def pixel_bytes(plan: SamplingPlan, weights: torch.dtype) -> dict[int, float]:
             every = 1 << max(0, (-offset).bit_length() - 1)
             per_tap = conv.current.numel() / len(conv.current_offsets)
             found[every] = found.get(every, 0.0) + per_tap
-    return {every: count * weights.itemsize for every, count in found.items()}
+    return {every: count * size for every, count in found.items()}
 
 
 def mean_bytes(bytes_of: dict[int, float]) -> float:
@@ -191,11 +187,11 @@ def row_flops(plan: SamplingPlan, batch: int) -> float:
 
 
 def timed_draw(
-    plan: SamplingPlan, request: DrawRequest, weights: torch.dtype | InputRanges
+    plan: SamplingPlan, request: DrawRequest, ranges: InputRanges | None
 ) -> tuple[float, dict[str, float]]:
     """Seconds of a draw, and of its phases; also its steps."""
     start, wall_start = clock(), time.perf_counter()
-    parts = draw_cpu_timed(plan, request, weights)[1]
+    parts = draw_cpu_timed(plan, request, ranges)[1]
     seconds, wall = clock() - start, time.perf_counter() - wall_start
     phases = {name: parts[name] * seconds / wall for name in ("condition", "rows", "pixels")}
     return seconds, {**phases, "steps": parts["steps"]}
@@ -253,20 +249,20 @@ def main() -> None:
     maps = arguments.maps or list(priors)
     if other := [name for name in maps if name not in priors]:
         parser.error(f"--maps: expected some of {', '.join(priors)}, got {', '.join(other)}")
-    batch, stored = arguments.batch, stored_as(arguments.weights)
+    batch, size = arguments.batch, WEIGHTS[arguments.weights]
     print(f"{measure.machine()}, batch {batch}, {arguments.weights} weights")
     images, naive = 0.0, 0.0
     for name, config in priors.items():
         if name not in maps:
             continue
         prior, plan, request = prepared(config, batch)
-        weights = packed_as(arguments.weights, prior, plan, request)
-        draw_cpu_timed(plan, request, weights)  # packs the weights
-        bytes_of = pixel_bytes(plan, stored)
+        ranges = ranges_of(arguments.weights, prior, plan, request)
+        draw_cpu_timed(plan, request, ranges)  # packs the weights
+        bytes_of = pixel_bytes(plan, size)
         num_bytes = mean_bytes(bytes_of)
         draws, flop, read = [], [sgemm_seconds_per_flop()], []
         for _ in range(arguments.rounds):
-            draws.append(timed_draw(plan, request, weights))
+            draws.append(timed_draw(plan, request, ranges))
             flop.append(sgemm_seconds_per_flop())
             read.append(read_seconds(bytes_of))
         draws.sort(key=lambda draw: draw[0])

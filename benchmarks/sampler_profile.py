@@ -22,12 +22,11 @@ from sampler import (
     PRIORS,
     WEIGHTS,
     mean_bytes,
-    packed_as,
     pixel_bytes,
     pointwise_weights,
     prepared,
+    ranges_of,
     read_seconds,
-    stored_as,
 )
 from shared import measure
 
@@ -55,20 +54,20 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="share of quietest positions")
     arguments = measure.parse(parser)
     print(measure.machine())
-    stored = stored_as(arguments.weights)
+    size = WEIGHTS[arguments.weights]
     stages = _native.module.SAMPLER_STAGES
     for name in arguments.maps:
         config = PRIORS[name]
         prior, plan, request = prepared(config, 1)
-        weights = packed_as(arguments.weights, prior, plan, request)
-        draw_cpu_timed(plan, request, weights)  # packs the weights
+        ranges = ranges_of(arguments.weights, prior, plan, request)
+        draw_cpu_timed(plan, request, ranges)  # packs the weights
         height, width = config.size
         rounds, read = [], []
-        bytes_of = pixel_bytes(plan, stored)
+        bytes_of = pixel_bytes(plan, size)
         all_bytes = mean_bytes(bytes_of)
         for _ in range(arguments.rounds):
             times = torch.zeros(height * width, len(stages), arguments.threads, 2)
-            draw_cpu_timed(plan, request, weights, times)
+            draw_cpu_timed(plan, request, ranges, times)
             rounds.append(times)
             read.append(read_seconds(bytes_of) * 1e6)
         times = torch.cat(rounds)
@@ -88,7 +87,7 @@ def main() -> None:
             f"| stage | work, us | longest wait, us | MB | GB/s | of its floor |\n"
             f"|---|---|---|---|---|---|"
         )
-        stages_bytes = stage_bytes(plan, stored.itemsize, all_bytes)
+        stages_bytes = stage_bytes(plan, size, all_bytes)
         for stage, each in zip(stages, mean, strict=True):
             if each.sum() == 0:
                 continue

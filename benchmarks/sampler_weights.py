@@ -1,4 +1,4 @@
-"""The cost of rounded weights: held-out bits per code and KL of engines cpu_bfloat16 and cpu_int8.
+"""The cost of int8 weights and inputs: held-out bits per code and KL of engine cpu_w8a8.
 
     python benchmarks/sampler_weights.py [--pipeline emoji32]
     python benchmarks/sampler_weights.py --priors prior_top prior_bottom --codes codes
@@ -22,7 +22,7 @@ from vqvae2_fast.data.groups import labels_of_prior
 from vqvae2_fast.metrics import prior_labels
 from vqvae2_fast.sampling import calibrate, teacher_forced_logits
 
-ENGINES = ("cpu", "cpu_bfloat16", "cpu_int8", "cpu_w8a8")
+ENGINES = ("cpu", "cpu_w8a8")
 
 
 def emoji_codes(vqvae, batch: int, count: int, split: str = "held_out"):

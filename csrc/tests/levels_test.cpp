@@ -31,31 +31,23 @@ void compare(const char* level, const char* what, const Compute& compute) {
   check_same(compute(), expected, what);
 }
 
-Floats product(sampler::Format format, int64_t rows, int64_t panels, int64_t inputs) {
+Floats product(int64_t rows, int64_t panels, int64_t inputs) {
   std::mt19937 random(6);
   const int64_t columns = panels * sampler::kPanel;
   const Floats a = search_data::gaussian(random, rows * inputs);
-  Floats weights = search_data::gaussian(random, panels * sampler::panel_words(format, inputs));
+  const Floats weights = search_data::gaussian(random, inputs * columns);
   const Floats bias = search_data::gaussian(random, columns);
-  if (format == sampler::Format::kInt8) {  // any bytes
-    const size_t size = weights.size() * sizeof(float);
-    auto* bytes = reinterpret_cast<int8_t*>(weights.data());
-    for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<int8_t>(random() % 255 - 127);
-  }
-  const Floats scales = search_data::gaussian(random, columns);
   Floats c(rows * columns);
   kernels().sampler.product({.a = a.data(),
                              .a_stride = inputs,
                              .rows = rows,
                              .weights = weights.data(),
-                             .format = format,
-                             .panel_stride = sampler::panel_words(format, inputs),
+                             .panel_stride = inputs * sampler::kPanel,
                              .panels = panels,
                              .inputs = inputs,
                              .initial = bias.data(),
                              .c = c.data(),
-                             .c_stride = columns,
-                             .scales = scales.data()});
+                             .c_stride = columns});
   return c;
 }
 
@@ -229,10 +221,7 @@ Floats noise() {
 int main() {
   for (const char* const* level = simd_levels(); *level; ++level) {
     for (const int64_t rows : {1, 3, 13}) {
-      using sampler::Format;
-      compare(*level, "float32 product", [&] { return product(Format::kFloat32, rows, 3, 37); });
-      compare(*level, "int8 product", [&] { return product(Format::kInt8, rows, 3, 37); });
-      compare(*level, "bfloat16 product", [&] { return product(Format::kBfloat16, rows, 3, 37); });
+      compare(*level, "float32 product", [&] { return product(rows, 3, 37); });
       for (const int64_t inputs : {37, 1025}) {
         compare(*level, "product of integers",
                 [&] { return integers(1, rows, 5, inputs, sampler::kQuad * inputs); });

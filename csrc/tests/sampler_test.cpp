@@ -19,7 +19,7 @@ using vqvae2_fast::cpu::set_simd_level;
 using vqvae2_fast::cpu::simd_levels;
 using vqvae2_fast::cpu::sampler::Buffer;
 
-constexpr const char* kFormats[] = {"float32", "bfloat16", "int8", "quads"};
+constexpr const char* kFormats[] = {"float32", "quads"};
 
 int failures = 0;
 std::string subject;  // of the checks: a prior and its format
@@ -188,10 +188,6 @@ int main(int argc, char** argv) {
     test(kind, Format::kQuads);
   }
   check(found, "there is a kind of that name");
-  if (argc == 1) {
-    test(kinds[2], Format::kBfloat16);
-    test(kinds[2], Format::kInt8);
-  }
   test_small_pages();
   printf("%d failures\n", failures);
   return failures != 0;

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.sampling.engines.cpu_description import HALF_PANEL, PANEL, Format
+from vqvae2_fast.sampling.engines.cpu_description import PANEL, Format
 from vqvae2_fast.sampling.quantized import quantized
 
 if TYPE_CHECKING:
@@ -70,16 +70,10 @@ def _stored(panels: Tensor, form: Format) -> Tensor:
     """Panels `[..., inputs, 32]` as words of 4 bytes, `[..., words]`: see `Format` of kernels.h.
 
     Args:
-        panels: int8 for the forms of int8.
+        panels: int8 for `Format.QUADS`.
     """
     if form is Format.FLOAT32:
         return panels.flatten(-2)
-    if form is Format.INT8:
-        return panels.contiguous().view(torch.float32).flatten(-2)
-    if form is Format.BFLOAT16:
-        # Column i in the low half of word i, column i + 16 in its high half.
-        halves = panels.bfloat16().unflatten(-1, (2, HALF_PANEL)).transpose(-1, -2).flatten(-2)
-        return halves.view(torch.float32).flatten(-2)
     sums = panels.sum(-2, dtype=torch.int32) * -128  # [..., 32]
     fours = F.pad(panels, (0, 0, 0, -panels.shape[-2] % 4)).unflatten(-2, (-1, 4)).mT
     words = fours.flatten(-3).view(torch.float32)

@@ -135,7 +135,7 @@ def test_it_is_drawn_from_and_scored_by_the_reference(pipeline: Pipeline) -> Non
     assert prior.loss(drawn, None, labels).item() == pytest.approx(nats, rel=1e-6)
 
 
-@pytest.mark.parametrize("engine", ["cpu", "cuda", "eager", "cpu_bfloat16"])
+@pytest.mark.parametrize("engine", ["cpu", "cuda", "eager", "cpu_w8a8"])
 def test_other_engines_say_that_they_cannot(pipeline: Pipeline, engine: str) -> None:
     with pytest.raises(RuntimeError, match="no sampling plan.*engine='reference'"):
         sample_codes(pipeline.priors[0], 1, labels=torch.tensor([0]), engine=engine)

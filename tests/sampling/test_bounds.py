@@ -15,7 +15,7 @@ from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 COMPILED = [] if _native.module is None else ["cpu"]
 EXACT = ["eager", *COMPILED]
-ROUNDING = [f"cpu_{form}" for form in ("bfloat16", "int8", "w8a8")] if COMPILED else []
+ROUNDING = ["cpu_w8a8"] if COMPILED else []
 WEIGHTS = "expected finite weights of absolute values up to 1048576. The prior's weights are not"
 LOGITS = "expected logits of absolute values up to"
 
@@ -78,17 +78,11 @@ def spoil(prior, rng: random.Random) -> str:
     return f"{how}: {to}"
 
 
-def check_alike(number: int, exact: list[str]) -> tuple[bool, int]:
-    """Whether the reference refused a random prior, and how often rounding engines refused too.
-
-    A rounding engine draws from another prior, which may cross the bound where the reference does
-    not, but only by its rounding.
-    """
+def check_alike(number: int, exact: list[str]) -> bool:
+    """Whether the reference refused a random prior."""
     rng = random.Random(number)
     prior = tiny_prior(number, **SMALL, **rng.choice(KINDS))
     context = context_of(prior)
-    if ROUNDING:
-        calibrate(prior, [(torch.zeros(2, 2, 3).long(), context["condition"], context["labels"])])
     said = f"prior {number}, {spoil(prior, rng)}"
     settings = {**rng.choice(SETTINGS), **context}
     if prior.config.num_classes and rng.random() < 0.3:
@@ -101,25 +95,16 @@ def check_alike(number: int, exact: list[str]) -> tuple[bool, int]:
             assert found == reference, f"{said}: {engine} {found}, reference {reference}"
         else:
             assert_same_draw(prior, found, reference, engine=engine, what=said, **settings)
-    agreed = 0
-    for engine in ROUNDING[:2]:
-        found = drawn(prior, engine, **settings)
-        if isinstance(found, str) and refused:
-            assert found == reference, f"{said}: {engine} {found}, reference {reference}"
-        agreed += isinstance(found, str) == refused
-    return refused, agreed
+    return refused
 
 
 def test_engines_draw_what_the_reference_draws_or_refuse_in_its_words():
-    results = [check_alike(number, EXACT) for number in range(100)]
-    refusals = sum(refused for refused, _ in results)
-    assert 25 < refusals < 75  # both ends are tried
-    agreed = sum(count for _, count in results)
-    assert agreed >= 0.98 * len(results) * len(ROUNDING[:2])
+    refusals = [check_alike(number, EXACT) for number in range(100)]
+    assert 25 < sum(refusals) < 75  # both ends are tried
 
 
 def test_the_kernels_for_cuda_do_so_too(engines):
-    refusals = [check_alike(number, ["on_cpu"])[0] for number in range(1000, 1030)]
+    refusals = [check_alike(number, ["on_cpu"]) for number in range(1000, 1030)]
     assert 5 < sum(refusals) < 25
 
 
@@ -164,7 +149,7 @@ def test_settings_and_noise_at_the_edges_too():
     assert 10 < refusals < 40
 
 
-@pytest.mark.parametrize("engine", ["reference", *EXACT, *ROUNDING[:2]])
+@pytest.mark.parametrize("engine", ["reference", *EXACT])
 @pytest.mark.parametrize("value", [1.1 * SAMPLING_BOUND, 3e38, float("-inf"), float("nan")])
 @pytest.mark.parametrize("name", ["weight", "embedding", "condition", "background"])
 def test_a_weight_beyond_the_bound_is_refused_wherever_it_is(name, value, engine):

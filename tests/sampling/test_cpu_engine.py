@@ -2,13 +2,11 @@
 
 import gc
 import weakref
-from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.cpu_memory import cache_bytes
-from helpers.packed import panels_of, with_panels
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
@@ -20,12 +18,8 @@ from vqvae2_fast.sampling import (
     teacher_forced_logits,
 )
 from vqvae2_fast.sampling.engines import cpu
-from vqvae2_fast.sampling.engines.cpu_description import Packing
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
-from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 from vqvae2_fast.sampling.quantized import quantized
-from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
 from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
@@ -192,98 +186,11 @@ def test_maps_of_any_size(size, attention):
     torch.testing.assert_close(logits_of(prior, inputs), expected, rtol=0, atol=1e-5)
 
 
-def logits_with_weights(prior, inputs, weights):
-    """Logits of the inputs' codes by engine cpu with weights of a dtype."""
-    batch = inputs["codes"].shape[0]
-    request = DrawRequest(
-        batch,
-        inputs["condition"],
-        inputs["labels"],
-        inputs["codes"],
-        DrawNoise(batch, prior.config.size[1], prior.config.num_embeddings, torch.device("cpu")),
-        DrawSettings(),
-        want_logits=True,
-    )
-    with torch.no_grad():
-        return cpu.draw_cpu(pixelsnail_plan(prior), request, weights).logits
-
-
-def round_matrices(monkeypatch, rounded):
-    """Let engine cpu in float32 draw with rounded(`[panels, inputs, 32]`) as its matrices."""
-    write = Packing.write
-
-    def write_rounded(self, made, threads):
-        panels = panels_of(self)
-        flat = panels.flatten(0, 1).flatten(1, 2)
-        write(with_panels(self, rounded(flat).view_as(panels)), made, threads)
-
-    monkeypatch.setattr(Packing, "write", write_rounded)
-
-
-# A level multiplies for a number of rows; mask and attention say which weights there are.
-ROUNDED = dict.fromkeys(
-    [
-        *product(simd_levels(), [1, 2, 5], ["down"], [True]),
-        *product(simd_levels()[-1:], [2], MASKS, [True, False]),
-    ]
-)
-
-
-@pytest.mark.parametrize(("level", "batch_size", "mask", "attention"), ROUNDED)
-def test_bfloat16_weights_are_rounded_and_nothing_else(
-    level, batch_size, mask, attention, monkeypatch
-):
-    prior = tiny_prior(mask=mask, attention=attention, **ODD)
-    inputs = prior_inputs(prior, batch_size)
-    with simd_level(level):
-        logits = logits_with_weights(prior, inputs, torch.bfloat16)
-        assert not torch.equal(logits, logits_with_weights(prior, inputs, torch.float32))
-        round_matrices(monkeypatch, lambda panels: panels.bfloat16().float())
-        assert torch.equal(logits, logits_with_weights(prior, inputs, torch.float32))
-
-
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("attention", [True, False])
-def test_int8_weights_are_rounded_to_their_scale_and_nothing_else(mask, attention, monkeypatch):
-    prior = tiny_prior(mask=mask, attention=attention, **ODD)
-    inputs = prior_inputs(prior, 3)
-    logits = logits_with_weights(prior, inputs, torch.int8)
-    exact = logits_with_weights(prior, inputs, torch.float32)
-
-    def rounded(panels):
-        integers, scale = quantized(panels)
-        return integers * scale[:, None]
-
-    round_matrices(monkeypatch, rounded)
-    same = logits_with_weights(prior, inputs, torch.float32)
-    # A scale multiplies a block's sum rather than each weight, which differs by float32 rounding.
-    torch.testing.assert_close(logits, same, rtol=0, atol=2e-5 * float(same.abs().max()))
-    assert (logits - exact).abs().max() > 100 * (logits - same).abs().max()
-
-
 def test_int8_scales_span_the_largest_weight_of_each_output():
     weights = torch.tensor([[[1.0, -0.5, 0.0], [-2.54, 0.5, 0.0]]])  # [1, inputs, outputs]
     integers, scale = quantized(weights)
     torch.testing.assert_close(scale, torch.tensor([[0.02, 0.5 / 127, 1.0]]))
     assert integers.tolist() == [[[50, -127, 0], [-127, 127, 0]]]
-
-
-@pytest.mark.parametrize("attention", [True, False])
-@pytest.mark.parametrize("mask", ["exclude", "include"])
-def test_int8_logits_are_bit_equal_in_any_batch_with_any_threads_and_level(
-    mask, attention, threads
-):
-    prior = tiny_prior(mask=mask, attention=attention, **ODD)
-    inputs = prior_inputs(prior, 6)
-    threads(1)
-    expected = logits_with_weights(prior, inputs, torch.int8)
-    for level in simd_levels():
-        with simd_level(level):
-            for rows in (slice(0, 1), slice(1, 3), slice(0, 6)):
-                part = logits_with_weights(prior, rows_of(inputs, rows), torch.int8)
-                assert torch.equal(part, expected[rows])
-    threads(2)
-    assert torch.equal(logits_with_weights(prior, inputs, torch.int8), expected)
 
 
 def test_packed_weights_live_as_long_as_their_plan():
@@ -338,13 +245,3 @@ def test_a_prior_that_does_not_fit_is_refused_with_the_reason():
     assert str(refused.value).endswith(" Draw with engine='auto', which takes an engine that can.")
     name, reason = choose_engine("auto", prior)
     assert (name, "float64" in reason) == ("eager", True)
-
-
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-def test_rounded_weights_are_an_engine_that_auto_never_takes(weights):
-    prior = tiny_prior()
-    inputs = prior_inputs(prior, 2)
-    logits = teacher_forced_logits(prior, inputs["codes"], engine=f"cpu_{weights}")
-    assert torch.equal(logits, logits_with_weights(prior, inputs, getattr(torch, weights)))
-    assert not torch.equal(logits, logits_of(prior, inputs))
-    assert torch.equal(teacher_forced_logits(prior, inputs["codes"]), logits_of(prior, inputs))

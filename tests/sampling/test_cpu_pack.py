@@ -18,16 +18,16 @@ pytestmark = pytest.mark.skipif(
 
 # Enough weights for several threads, and for more inputs than are read together.
 LARGE = {"channels": 160, "residual_channels": 96, "kernel_size": 5}
-FORMATS = [torch.float32, torch.bfloat16, torch.int8, "w8a8"]
+FORMATS = ["float32", "w8a8"]
 
 
 def described_as(prior, weights):
     plan = plan_of(prior, interface_of(prior))
-    if weights == "w8a8":
-        inputs = prior_inputs(prior, 2)
-        calibrate(prior, [(inputs["codes"], inputs["condition"], inputs["labels"])])
-        weights = checked_ranges(prior, plan)
-    return described_plan(plan, weights)
+    if weights == "float32":
+        return described_plan(plan)
+    inputs = prior_inputs(prior, 2)
+    calibrate(prior, [(inputs["codes"], inputs["condition"], inputs["labels"])])
+    return described_plan(plan, checked_ranges(prior, plan))
 
 
 def assert_packed_as_defined(described, threads):
@@ -49,7 +49,7 @@ def assert_packed_as_defined(described, threads):
         assert torch.equal(words.view(described.tensors[name].shape), described.tensors[name])
 
 
-@pytest.mark.parametrize("weights", FORMATS, ids=str)
+@pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("mask", ["exclude", "include", "down", "downright"])
 @pytest.mark.parametrize("attention", [True, False])
 def test_padded_shapes_are_packed_as_defined(weights, mask, attention):
@@ -57,13 +57,13 @@ def test_padded_shapes_are_packed_as_defined(weights, mask, attention):
     assert_packed_as_defined(described_as(prior, weights), 1)
 
 
-@pytest.mark.parametrize("weights", FORMATS, ids=str)
+@pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_packs_as_defined(weights, threads):
     assert_packed_as_defined(described_as(tiny_prior(**LARGE), weights), threads)
 
 
-@pytest.mark.parametrize("weights", FORMATS, ids=str)
+@pytest.mark.parametrize("weights", FORMATS)
 def test_extreme_weights_are_packed_as_defined(weights):
     described = described_as(tiny_prior(**ODD_SIZES), weights)
     for n, packing in enumerate(described.packings):
@@ -83,6 +83,6 @@ def test_extreme_weights_are_packed_as_defined(weights):
 
 def test_weights_in_another_order_of_memory_are_packed_as_defined():
     prior = tiny_prior(**ODD_SIZES).to(memory_format=torch.channels_last)
-    described = described_as(prior, torch.float32)
+    described = described_as(prior, "float32")
     assert not described.packings[0].weights[0].is_contiguous()
     assert_packed_as_defined(described, 1)

@@ -14,7 +14,7 @@ from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.testing.priors import tiny_prior
 
-COMPILED = [] if _native.module is None else ["cpu", "cpu_bfloat16", "cpu_int8"]
+COMPILED = [] if _native.module is None else ["cpu"]
 ENGINES = ["reference", "eager", *COMPILED]
 LABELS = torch.tensor([0, 1])
 NOT_FINITE = "The prior's weights are not finite, or too large for float32: load another"

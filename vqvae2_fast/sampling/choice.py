@@ -48,12 +48,6 @@ ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = 
 }
 # These draw from a prior close to the one given; `auto` never takes them.
 ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
-    "cpu_bfloat16": lambda prior, interface, request: draw_cpu(
-        plan_of(prior, interface), request, torch.bfloat16
-    ),
-    "cpu_int8": lambda prior, interface, request: draw_cpu(
-        plan_of(prior, interface), request, torch.int8
-    ),
     "cpu_w8a8": lambda prior, interface, request: draw_w8a8(
         plan_of(prior, interface), prior, request
     ),

@@ -91,14 +91,13 @@ def sample_codes(
         temperature: Divides the logits; 0 takes the best code.
         top_k, top_p, guidance_scale: See `DrawSettings`.
         known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
-        engine: `cpu` (compiled, float32), `cpu_bfloat16` (matrices rounded to bfloat16, which is
-            faster and draws from a slightly different prior), `cpu_int8` (the same with int8, a
-            scale per output and float32 sums), `cpu_w8a8` (int8 weights and inputs, int32 sums; for
-            a prior that `calibrate` has seen), `cuda` (persistent kernels, float32), `cuda_tf32`
-            and `cuda_bfloat16` (the same with products on tensor cores), `eager` (any device and
-            dtype), `reference` (the full forward pass for each code: the definition), or `auto`,
-            the fastest exact engine that can draw from the prior. If on an NVIDIA GPU that is not
-            `cuda`, a warning says why, once per process and reason.
+        engine: `cpu` (compiled, float32), `cpu_w8a8` (int8 weights and inputs, which is faster and
+            draws from a slightly different prior; for one that `calibrate` has seen), `cuda`
+            (persistent kernels, float32), `cuda_tf32` and `cuda_bfloat16` (the same with products
+            on tensor cores), `eager` (any device and dtype), `reference` (the full forward pass for
+            each code: the definition), or `auto`, the fastest exact engine that can draw from the
+            prior. If on an NVIDIA GPU that is not `cuda`, a warning says why, once per process and
+            reason.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it

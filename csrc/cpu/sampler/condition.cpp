@@ -47,8 +47,7 @@ void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_
          .initial_stride = first ? 0 : outputs,
          .c = c,
          .c_group_stride = in.width * outputs,
-         .c_stride = outputs,
-         .scales = layers.scale(n, panel)});
+         .c_stride = outputs});
   }
 }
 

@@ -13,7 +13,6 @@ namespace vqvae2_fast::cpu::sampler {
 constexpr int64_t kPanel = 32;
 // A panel of gates holds kHalfPanel values, then the gates to which the sigmoid is applied.
 constexpr int64_t kHalfPanel = kPanel / 2;
-constexpr int64_t kQuarterPanel = kPanel / 4;
 
 // To whole panels, unless told otherwise.
 constexpr int64_t rounded_up(int64_t value, int64_t multiple = kPanel) {
@@ -22,10 +21,7 @@ constexpr int64_t rounded_up(int64_t value, int64_t multiple = kPanel) {
 
 // How the weights of a panel are stored, in words of 4 bytes.
 enum class Format : int64_t {
-  kFloat32,   // [inputs, kPanel]
-  kBfloat16,  // [inputs, kHalfPanel]: word i has column i in its low half, i + kHalfPanel in its
-              // high half
-  kInt8,      // [inputs, kQuarterPanel], column after column; products and sums are float32
+  kFloat32,  // [inputs, kPanel]
   // int8 weights for int8 inputs, summed in int32: kPanel words of -128 * (the column's sum of
   // weights), then [inputs / 4, kPanel], a word having four inputs of its column.
   kQuads,
@@ -40,10 +36,8 @@ constexpr int64_t stored_inputs(Format format, int64_t inputs) {
 
 // Words of a panel.
 constexpr int64_t panel_words(Format format, int64_t inputs) {
-  if (format == Format::kQuads) return kPanel + stored_inputs(format, inputs) * kQuarterPanel;
-  return inputs * (format == Format::kFloat32    ? kPanel
-                   : format == Format::kBfloat16 ? kHalfPanel
-                                                 : kQuarterPanel);
+  if (format == Format::kFloat32) return inputs * kPanel;
+  return kPanel + stored_inputs(format, inputs) / kQuad * kPanel;
 }
 
 // c[g, r, :] = initial[g, r, :] + a[g, r, :] times weights, for groups x rows rows. With kQuads, a
@@ -66,9 +60,6 @@ struct Product {
   // c + g * c_group_stride + r * c_stride: panels * kPanel values.
   float* c = nullptr;
   int64_t c_group_stride = 0, c_stride = 0;
-  // With kInt8, [panels * kPanel]: each block's sum is multiplied by its column's scale
-  // before it is added.
-  const float* scales = nullptr;
   // The weights are not read again soon, so they should not push others out of the caches.
   bool once = false;
 

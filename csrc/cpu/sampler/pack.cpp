@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cmath>
 
-#include "../rows.h"
 #include "../threads/team.h"
 
 namespace vqvae2_fast::cpu::sampler {
@@ -55,18 +54,6 @@ void gather(const Packing& packing, const Columns& columns, const std::vector<fl
   }
 }
 
-// Writes `count` rows as words of two columns.
-void store_bfloat16(const float* rows, int64_t count, float* to) {
-  for (int64_t k = 0; k < count; ++k, rows += kPanel, to += kHalfPanel) {
-    uint32_t words[kHalfPanel];
-    for (int64_t c = 0; c < kHalfPanel; ++c) {
-      words[c] = bfloat16_from_float(rows[c]) |
-                 static_cast<uint32_t>(bfloat16_from_float(rows[c + kHalfPanel])) << 16;
-    }
-    memcpy(to, words, sizeof(words));
-  }
-}
-
 // q = clamp(round(row / scales), -127, 127), ties to even.
 void quantize_row(const float* row, const float* scales, int32_t* q) {
   // In [2^23, 2^24) float32 has the integers only, so this sum is rounded to one.
@@ -76,15 +63,6 @@ void quantize_row(const float* row, const float* scales, int32_t* q) {
     const float low = quotient < 127.0f ? quotient : 127.0f;
     const float clamped = low > -127.0f ? low : -127.0f;
     q[c] = static_cast<int32_t>((clamped + kRounding) - kRounding);
-  }
-}
-
-void store_int8(const float* rows, int64_t count, const float* scales, float* to) {
-  auto* bytes = reinterpret_cast<int8_t*>(to);
-  for (int64_t k = 0; k < count; ++k, rows += kPanel, bytes += kPanel) {
-    int32_t q[kPanel];
-    quantize_row(rows, scales, q);
-    for (int64_t c = 0; c < kPanel; ++c) bytes[c] = static_cast<int8_t>(q[c]);
   }
 }
 
@@ -133,7 +111,7 @@ class Packer {
         num_inputs_(static_cast<int64_t>(packing.inputs.size())),
         num_taps_(static_cast<int64_t>(packing.taps.size())),
         to_(packing.taps.size()) {
-    if (packing.format != Format::kFloat32) rows_.resize(num_taps_ * num_inputs_ * kPanel);
+    if (packing.format == Format::kQuads) rows_.resize(num_taps_ * num_inputs_ * kPanel);
   }
 
   void pack(int64_t n, int64_t panel) {
@@ -150,22 +128,13 @@ class Packer {
     if (columns.count < kPanel) std::fill(rows_.begin(), rows_.end(), 0.0f);
     for (int64_t t = 0; t < num_taps_; ++t) to_[t] = rows_.data() + t * num_inputs_ * kPanel;
     gather(packing_, columns, to_);
-    if (packing_.input_scales) {
-      scale_inputs(rows_.data(), num_taps_, num_inputs_, packing_.input_scales + n * num_inputs_);
-    }
-    const float* scales = nullptr;
-    if (packing_.scales) {
-      float* own = packing_.scales + n * static_cast<int64_t>(packing_.outputs.size());
-      scales = own + panel * kPanel;
-      find_scales(rows_.data(), num_taps_ * num_inputs_, own + panel * kPanel);
-    }
+    scale_inputs(rows_.data(), num_taps_, num_inputs_, packing_.input_scales + n * num_inputs_);
+    const auto outputs = static_cast<int64_t>(packing_.outputs.size());
+    float* const scales = packing_.scales + n * outputs + panel * kPanel;
+    find_scales(rows_.data(), num_taps_ * num_inputs_, scales);
     for (const Packing::Block& block : packing_.blocks) {
-      const float* rows = to_[block.first_tap];
-      const int64_t count = block.num_taps * num_inputs_;
-      float* to = place(block, n, panel);
-      if (packing_.format == Format::kBfloat16) store_bfloat16(rows, count, to);
-      if (packing_.format == Format::kInt8) store_int8(rows, count, scales, to);
-      if (packing_.format == Format::kQuads) store_quads(rows, count, scales, to);
+      store_quads(to_[block.first_tap], block.num_taps * num_inputs_, scales,
+                  place(block, n, panel));
     }
   }
 

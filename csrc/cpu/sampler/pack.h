@@ -29,9 +29,10 @@ struct Packing {
   int64_t output_stride = 0;
   std::vector<int64_t> outputs;  // of all panels
   std::vector<int64_t> inputs, taps;
-  // With kQuads, [n, inputs]: each weight is multiplied by its input's before it is rounded.
+  // With kQuads, [n, inputs], by which each weight is multiplied before it is rounded, and
+  // [n, outputs], what one step of each output is.
   const float* input_scales = nullptr;
-  float* scales = nullptr;  // [n, outputs]: with int8 weights, what one step of each output is
+  float* scales = nullptr;
   std::vector<Block> blocks;
 };
 

@@ -38,7 +38,6 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   const int64_t panel_stride = panel_words(convolutions.format, channels);
   const float* weights =
       convolutions.current + (matrix * convolutions.panels + panels.begin) * panel_stride;
-  const float* scales = convolutions.scale(layer, panels.begin);
   const int64_t place = s.place(layer, segment_row_of(0), 0, offset_of(0));
   float* c = out + place * outputs + panels.begin * kPanel;
   Product product = {.a = ring.at(layer, 0, i, j + offset),
@@ -57,7 +56,6 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
                      .c = c,
                      .c_group_stride = outputs,
                      .c_stride = s.schedule.segment * outputs,
-                     .scales = scales,
                      .once = s.reads_once && served > 1};
   if (positions > 1) {
     product.a = gather(ring, layer, offset, served);
@@ -107,8 +105,7 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
                      .initial_stride = initial_stride,
                      .c = c,
                      .c_group_stride = outputs,
-                     .c_stride = s.rows * outputs,
-                     .scales = convolutions.scale(layer, panels.begin)});
+                     .c_stride = s.rows * outputs});
     initial = c;
     initial_group_stride = outputs, initial_stride = s.rows * outputs;
   }

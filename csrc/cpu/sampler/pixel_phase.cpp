@@ -120,8 +120,7 @@ void Pixel::multiply(const Matrices& m, int64_t n, Range panels, const float* a,
                    .inputs = m.inputs,
                    .initial = m.bias(n) + panels.begin * kPanel,
                    .c = c + panels.begin * kPanel,
-                   .c_stride = m.outputs(),
-                   .scales = m.scale(n, panels.begin)});
+                   .c_stride = m.outputs()});
 }
 
 void Pixel::add_stem(Range channels) {

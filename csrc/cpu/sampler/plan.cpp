@@ -49,10 +49,10 @@ class Reader {
     return words_ + place;
   }
 
-  // "format", or "condition.format": the conditioning stack may be float32 whatever the rest is.
-  Format format(const std::string& name) const {
-    const auto format = static_cast<Format>(integer(name));
-    if (format < Format::kFloat32 || format > Format::kQuads) fail("unknown format");
+  // Of all but the conditioning stack, which is float32.
+  Format format() const {
+    const auto format = static_cast<Format>(integer("format"));
+    if (format != Format::kFloat32 && format != Format::kQuads) fail("unknown format");
     return format;
   }
 
@@ -93,7 +93,7 @@ class Reader {
 
  private:
   const float* scales(const std::string& name, Format format, int64_t size) {
-    return format >= Format::kInt8 ? tensor(name + ".scale", size) : nullptr;
+    return format == Format::kQuads ? tensor(name + ".scale", size) : nullptr;
   }
 
   const float* input_scales(const std::string& name, Format format, int64_t size) {
@@ -141,7 +141,7 @@ float* Plan::memory(const std::string& name) const { return memory_.data() + pla
 
 void Plan::read(const Description& description) {
   Reader read(description, memory_.data(), places_);
-  const Format format = read.format("format");
+  const Format format = read.format();
   height = read.integer("height");
   width = read.integer("width");
   num_embeddings = read.integer("num_embeddings");
@@ -204,7 +204,6 @@ void Plan::read(const Description& description) {
 
   const std::vector<int64_t>& sizes = read.list("condition.sizes");
   if (sizes.empty()) return;
-  const Format condition_format = read.format("condition.format");
   condition.kernel = read.integer("condition.kernel");
   condition.channels = read.integer("condition.channels");
   condition.num_layers = read.integer("condition.num_layers");
@@ -221,12 +220,12 @@ void Plan::read(const Description& description) {
          .bias = read.tensor(name + ".bias", condition.channels)});
   }
   if (condition.num_layers > 0) {
-    condition.first = read.matrices("condition.first", condition_format, condition.num_layers,
+    condition.first = read.matrices("condition.first", Format::kFloat32, condition.num_layers,
                                     area * condition.channels, condition_inner);
-    condition.second = read.matrices("condition.second", condition_format, condition.num_layers,
+    condition.second = read.matrices("condition.second", Format::kFloat32, condition.num_layers,
                                      area * condition_inner, 2 * condition.channels);
   }
-  layer_condition = read.matrices("layer_condition", condition_format, num_layers,
+  layer_condition = read.matrices("layer_condition", Format::kFloat32, num_layers,
                                   condition.channels, conv2.outputs(), /*with_bias=*/false);
 }
 

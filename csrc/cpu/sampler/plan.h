@@ -35,8 +35,8 @@ constexpr int64_t scaled_inputs(int64_t inputs) { return rounded_up(inputs, kHal
 struct Matrices {
   const float* weights = nullptr;       // [n, panels, panel_stride]
   const float* biases = nullptr;        // [n, panels * kPanel]
-  const float* scales = nullptr;        // [n, panels * kPanel] of int8 weights, else null
-  const float* input_scales = nullptr;  // [n, scaled_inputs(inputs)] of int8 inputs, else null
+  const float* scales = nullptr;        // [n, panels * kPanel] with kQuads, else null
+  const float* input_scales = nullptr;  // [n, scaled_inputs(inputs)], likewise
   int64_t inputs = 0, panels = 0;
   Format format = Format::kFloat32;
 
@@ -48,7 +48,7 @@ struct Matrices {
   const float* bias(int64_t n) const { return biases + n * outputs(); }
   const float* input_scale(int64_t n) const { return input_scales + n * scaled_inputs(inputs); }
   const float* scale(int64_t n, int64_t panel) const {
-    return scales ? scales + n * outputs() + panel * kPanel : nullptr;
+    return scales + n * outputs() + panel * kPanel;
   }
 };
 
@@ -58,14 +58,14 @@ struct Convolutions {
   const float* current = nullptr;       // [n, num_current, panels], panels of `channels` inputs
   const float* biases = nullptr;        // [n, panels * kPanel]
   const float* scales = nullptr;        // as in Matrices; of all taps
-  const float* input_scales = nullptr;  // [n, channels] of int8 inputs, else null
+  const float* input_scales = nullptr;  // [n, channels]
   int64_t channels = 0, panels = 0;
   Format format = Format::kFloat32;
 
   int64_t outputs() const { return panels * kPanel; }
   bool integer() const { return format == Format::kQuads; }
   const float* scale(int64_t n, int64_t panel) const {
-    return scales ? scales + n * outputs() + panel * kPanel : nullptr;
+    return scales + n * outputs() + panel * kPanel;
   }
 };
 

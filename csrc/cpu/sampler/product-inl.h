@@ -40,44 +40,24 @@ struct Numbers {
   using Weights = Vec;
   using Sum = Vec;
   static constexpr int64_t kStep = 1, kBlock = kBlockSteps * kStep;
-  static constexpr int64_t kWords = panel_words(FORMAT, 1);  // of a step
+  static constexpr int64_t kWords = kPanel;  // of a step
   static constexpr int64_t kHeader = 0;
   static constexpr int64_t kTileRows = Vec::kTileRows;
 
-  static constexpr int64_t column(int v) {
-    if (FORMAT != Format::kBfloat16) return v * Vec::kLanes;
-    return v / 2 * Vec::kLanes + v % 2 * kHalfPanel;
-  }
+  static constexpr int64_t column(int v) { return v * Vec::kLanes; }
 
   // VECS vectors of weights of one input, from word `words` of a panel.
   template <int VECS>
   static inline void load(const float* words, Vec* w) {
-    if constexpr (FORMAT == Format::kFloat32) {
 #pragma GCC unroll 8
-      for (int v = 0; v < VECS; ++v) w[v] = Vec::load(words + v * Vec::kLanes);
-    } else if constexpr (FORMAT == Format::kInt8) {
-      const auto* bytes = reinterpret_cast<const int8_t*>(words);
-#pragma GCC unroll 8
-      for (int v = 0; v < VECS; ++v) w[v] = Vec::load_bytes(bytes + v * Vec::kLanes);
-    } else {
-#pragma GCC unroll 8
-      for (int v = 0; v < VECS; v += 2) {
-        Vec::load_halves(words + v / 2 * Vec::kLanes, w[v], w[v + 1]);
-      }
-    }
+    for (int v = 0; v < VECS; ++v) w[v] = Vec::load(words + v * Vec::kLanes);
   }
 
   static Sum zero() { return Vec::broadcast(0.0f); }
   static Vec broadcast(const float* input) { return Vec::broadcast(*input); }
   static Sum add(Sum sum, Vec x, Vec w) { return sum.add_product_fused(x, w); }
-  static void finish(Sum sum, const float* initial, const float* /*header*/, const float* scales,
-                     float* c) {
-    const Vec before = Vec::load(initial);
-    if constexpr (FORMAT == Format::kInt8) {
-      before.add_product_fused(sum, Vec::load(scales)).store(c);
-    } else {
-      (before + sum).store(c);
-    }
+  static void finish(Sum sum, const float* initial, const float* /*header*/, float* c) {
+    (Vec::load(initial) + sum).store(c);
   }
 };
 
@@ -104,8 +84,7 @@ struct Numbers<Format::kQuads> {
   static QuadSum::Inputs broadcast(const uint8_t* inputs) { return QuadSum::broadcast(inputs); }
   static Sum add(Sum sum, QuadSum::Inputs x, Weights w) { return sum.add_products(x, w); }
   // header: what makes up for the 128 of all inputs, or null if that has been added.
-  static void finish(Sum sum, const float* initial, const float* header, const float* /*scales*/,
-                     float* c) {
+  static void finish(Sum sum, const float* initial, const float* header, float* c) {
     sum = sum + QuadSum::load(reinterpret_cast<const int32_t*>(initial));
     if (QuadSum::kBiased && header) {
       sum = sum + QuadSum::load(reinterpret_cast<const int32_t*>(header));
@@ -114,26 +93,11 @@ struct Numbers<Format::kQuads> {
   }
 };
 
-// What a block of one panel is converted to before its rows: by itself, float32.
+// Whether a block of one panel, and its rows, are converted before they are multiplied.
 template <Format FORMAT>
-struct Unpacked : Numbers<Format::kFloat32> {
-  // The fewest tiles for which that pays.
-  static constexpr int64_t kFewestTiles = 3;
-  static constexpr bool kConvertsInputs = false;
-
-  static void unpack(const float* words, int64_t inputs, float* weights) {
-    using N = Numbers<FORMAT>;
-    for (int64_t k = 0; k < inputs; ++k, words += N::kWords, weights += kPanel) {
-      Vec w[kPanelVecs];
-      N::template load<kPanelVecs>(words, w);
-#pragma GCC unroll 8
-      for (int v = 0; v < kPanelVecs; ++v) w[v].store(weights + N::column(v));
-    }
-  }
-};
-
+constexpr bool kUnpacks = false;
 template <Format FORMAT>
-constexpr bool kUnpacks = FORMAT == Format::kBfloat16 || FORMAT == Format::kInt8;
+struct Unpacked;
 
 #if defined(VQ_SPLITS_QUADS)
 template <>
@@ -149,8 +113,6 @@ struct Unpacked<Format::kQuads> {
   static constexpr int64_t kStep = 1, kBlock = kBlockSteps * 2;
   static constexpr int64_t kWords = kPanel;
   static constexpr int64_t kTileRows = QuadSum::kTileRows;
-  static constexpr int64_t kFewestTiles = 1;
-  static constexpr bool kConvertsInputs = true;
   static constexpr int64_t kLanes = Vec::kLanes;
 
   static constexpr int64_t column(int v) { return v * kLanes; }
@@ -205,7 +167,7 @@ template <int HINT, class N, class SUMS, int ROWS, int PANELS, int VECS>
 inline void product_tile(const typename N::Input* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t steps, const float* initial,
                          int64_t initial_stride, float* c, int64_t c_stride, const float* header,
-                         const float* scales, const float* ahead, int64_t ahead_step) {
+                         const float* ahead, int64_t ahead_step) {
   constexpr int kColumns = PANELS * VECS;
   typename N::Sum sums[ROWS][kColumns];
 #pragma GCC unroll 12
@@ -254,7 +216,7 @@ inline void product_tile(const typename N::Input* a, int64_t a_stride, const flo
     for (int v = 0; v < kColumns; ++v) {
       const int64_t in_panel = N::column(v % VECS), at = v / VECS * kPanel + in_panel;
       SUMS::finish(sums[r][v], initial + r * initial_stride + at,
-                   header ? header + v / VECS * panel_stride + in_panel : nullptr, scales + at,
+                   header ? header + v / VECS * panel_stride + in_panel : nullptr,
                    c + r * c_stride + at);
     }
   }
@@ -272,15 +234,13 @@ inline void product_tile_of(int64_t rows, Rest... rest) {
   product_tile<HINT, N, SUMS, ROWS, PANELS, VECS>(rest...);
 }
 
-// All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is converted before
-// its rows.
+// All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is converted first.
 template <int HINT, Format FORMAT, bool UNPACKS, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
   using Stored = Numbers<FORMAT>;
   using N = std::conditional_t<UNPACKS, Unpacked<FORMAT>, Stored>;
-  constexpr bool kConvertsInputs = UNPACKS && Unpacked<FORMAT>::kConvertsInputs;
   alignas(64) float unpacked[UNPACKS ? kBlockSteps * kPanel : 1];
-  alignas(64) typename N::Input converted[kConvertsInputs ? ROWS * kBlockSteps : 1];
+  alignas(64) typename N::Input converted[UNPACKS ? ROWS * kBlockSteps : 1];
   // The tiles of this block prefetch the next one in equal parts. A single tile prefetches every
   // second line, because the hardware fetches its neighbour too.
   constexpr int64_t kBlockWords = N::kBlock / Stored::kStep * Stored::kWords;
@@ -309,7 +269,7 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
             p.template of_group<typename Stored::Input>(g) + row * p.a_stride + first;
         const typename N::Input* tile_a;
         int64_t a_stride = p.a_stride;
-        if constexpr (kConvertsInputs) {
+        if constexpr (UNPACKS) {
           for (int64_t r = 0; r < rows; ++r) {
             N::convert(from + r * p.a_stride, stored, converted + r * kBlockSteps);
           }
@@ -323,8 +283,7 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
               rows, tile_a, a_stride, weights + v * N::kWords / kPanelVecs, p.panel_stride, steps,
               initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
               p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride,
-              header ? header + in_panel : nullptr, p.scales ? p.scales + at : nullptr, ahead,
-              ahead_step);
+              header ? header + in_panel : nullptr, ahead, ahead_step);
           ahead += kBlockSteps * ahead_step;
         }
       }
@@ -370,35 +329,17 @@ inline void product_of(const Product& p) {
   }
 #endif
   // Tiles of nearly equal size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
-  const auto tiles_of = [&](int64_t most) { return (p.rows + most - 1) / most; };
-  if constexpr (kUnpacks<FORMAT>) {
-    using U = Unpacked<FORMAT>;
-    const int64_t tiles = tiles_of(U::kTileRows), tile_rows = (p.rows + tiles - 1) / tiles;
-    if (p.groups * tiles >= U::kFewestTiles) {
-      for (int64_t panel = 0; panel < p.panels; ++panel) {
-        product_panels<kKeep, FORMAT, true, U::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
-      }
-      return;
-    }
-  }
   constexpr int64_t kTileRows = Numbers<FORMAT>::kTileRows;
-  const int64_t tiles = tiles_of(kTileRows), tile_rows = (p.rows + tiles - 1) / tiles;
+  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
+  const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
   for (int64_t panel = 0; panel < p.panels; ++panel) {
-    product_panels<kKeep, FORMAT, false, kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+    product_panels<kKeep, FORMAT, kUnpacks<FORMAT>, kTileRows, 1, kTileVecs>(p, panel, tile_rows);
   }
 }
 
 inline void product(const Product& p) {
-  switch (p.format) {
-    case Format::kFloat32:
-      return product_of<Format::kFloat32>(p);
-    case Format::kBfloat16:
-      return product_of<Format::kBfloat16>(p);
-    case Format::kInt8:
-      return product_of<Format::kInt8>(p);
-    case Format::kQuads:
-      return product_of<Format::kQuads>(p);
-  }
+  if (p.format == Format::kFloat32) return product_of<Format::kFloat32>(p);
+  product_of<Format::kQuads>(p);
 }
 
 }  // namespace

@@ -71,8 +71,7 @@ void condition_panel(State& state, int64_t layer, int64_t panel, int64_t row) {
        .initial = state.zeros.data(),
        .c = state.condition_row(layer, 0, row) + panel * kPanel,
        .c_group_stride = width * outputs,
-       .c_stride = outputs,
-       .scales = matrices.scale(layer, panel)});
+       .c_stride = outputs});
 }
 
 // One panel of a convolution's outputs in a segment.
@@ -165,8 +164,7 @@ class ConvolutionPanel {
                               .initial_stride = outputs,
                               .c = c,
                               .c_group_stride = group_stride,
-                              .c_stride = outputs,
-                              .scales = convolutions_.scale(layer_, panel_)});
+                              .c_stride = outputs});
     }
   }
 

@@ -20,17 +20,6 @@ struct Vec {
     return {_mm256_maskload_ps(p, first_lanes(count))};
   }
   static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
-  // kLanes words, two bfloat16 each: the low halves and the high halves.
-  static void load_halves(const float* words, Vec& low, Vec& high) {
-    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(words));
-    low = {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))};
-    high = {_mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)))};
-  }
-  // kLanes signed bytes.
-  static Vec load_bytes(const int8_t* bytes) {
-    const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(packed))};
-  }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   // As store, past the caches: p is aligned to a vector, and others see what is stored after
   // `finish_streaming`.

@@ -19,17 +19,6 @@ struct Vec {
     return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
   }
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
-  // kLanes words, two bfloat16 each: the low halves and the high halves.
-  static void load_halves(const float* words, Vec& low, Vec& high) {
-    const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(words));
-    low = {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
-    high = {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)))};
-  }
-  // kLanes signed bytes.
-  static Vec load_bytes(const int8_t* bytes) {
-    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
-    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed))};
-  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   // As store, past the caches: p is aligned to a vector, and others see what is stored after
   // `finish_streaming`.

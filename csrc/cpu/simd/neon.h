@@ -24,18 +24,6 @@ struct Vec {
     return load(lanes);
   }
   static Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
-  // kLanes words, two bfloat16 each: the low halves and the high halves.
-  static void load_halves(const float* words, Vec& low, Vec& high) {
-    const uint32x4_t bits = vreinterpretq_u32_f32(vld1q_f32(words));
-    low = {vreinterpretq_f32_u32(vshlq_n_u32(bits, 16))};
-    high = {vreinterpretq_f32_u32(vandq_u32(bits, vdupq_n_u32(0xFFFF0000u)))};
-  }
-  // kLanes signed bytes.
-  static Vec load_bytes(const int8_t* bytes) {
-    int8_t eight[8] = {};
-    __builtin_memcpy(eight, bytes, kLanes);
-    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(eight)))))};
-  }
   void store(float* p) const { vst1q_f32(p, v); }
   // Other levels store past the caches here.
   void stream(float* p) const { store(p); }

@@ -28,22 +28,6 @@ struct Vec {
     for (int l = 0; l < kLanes; ++l) r.v[l] = x;
     return r;
   }
-  // kLanes words, two bfloat16 each: the low halves and the high halves.
-  static void load_halves(const float* words, Vec& low, Vec& high) {
-    for (int l = 0; l < kLanes; ++l) {
-      uint32_t bits;
-      __builtin_memcpy(&bits, words + l, sizeof(bits));
-      const uint32_t low_bits = bits << 16, high_bits = bits & 0xFFFF0000u;
-      __builtin_memcpy(&low.v[l], &low_bits, sizeof(bits));
-      __builtin_memcpy(&high.v[l], &high_bits, sizeof(bits));
-    }
-  }
-  // kLanes signed bytes.
-  static Vec load_bytes(const int8_t* bytes) {
-    Vec r;
-    for (int l = 0; l < kLanes; ++l) r.v[l] = static_cast<float>(bytes[l]);
-    return r;
-  }
   void store(float* p) const {
     for (int l = 0; l < kLanes; ++l) p[l] = v[l];
   }

@@ -132,9 +132,7 @@ class RandomPlan {
 
   void describe_sizes(int64_t current) {
     const auto format = static_cast<int64_t>(format_);
-    const bool quads = format_ == Format::kQuads;
     description_.integers = {{"format", {format}},
-                             {"condition.format", {quads ? 0 : format}},
                              {"height", {kHeight}},
                              {"width", {kWidth}},
                              {"num_embeddings", {kCodes}},
@@ -181,7 +179,7 @@ class RandomPlan {
 
   Format format_of(const std::string& name) const {
     const bool of_condition = name.find("condition") != std::string::npos;
-    return of_condition && format_ == Format::kQuads ? Format::kFloat32 : format_;
+    return of_condition ? Format::kFloat32 : format_;
   }
 
   const std::vector<float>& random(int64_t size, float scale) {
@@ -208,10 +206,8 @@ class RandomPlan {
     for (int64_t c = 0; c < outputs; ++c) packing.outputs.push_back(c);
     for (int64_t i = 0; i < inputs; ++i) packing.inputs.push_back(i * num_taps);
     for (int64_t t = 0; t < num_taps; ++t) packing.taps.push_back(t);
-    if (packing.format >= Format::kInt8) {
-      description_.tensors[name + ".scale"] = {nullptr, count * outputs};
-    }
     if (packing.format == Format::kQuads) {
+      description_.tensors[name + ".scale"] = {nullptr, count * outputs};
       // One value, since convolutions and matrices differ in how many are stored.
       const int64_t size = count * scaled_inputs(inputs);
       std::vector<float>& scales = kept_.emplace_back(size, 0.03f);
@@ -221,7 +217,7 @@ class RandomPlan {
                                                      of_taps ? count * inputs : size};
     }
     packings_.emplace_back([this, name, packing, blocks]() mutable {
-      if (packing.format >= Format::kInt8) packing.scales = plan_->memory(name + ".scale");
+      if (packing.format == Format::kQuads) packing.scales = plan_->memory(name + ".scale");
       for (const Block& b : blocks) {
         packing.blocks.push_back({plan_->memory(b.name) + b.start, b.first_tap, b.num_taps,
                                   b.matrix_stride, b.panel_stride});

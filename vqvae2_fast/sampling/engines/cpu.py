@@ -18,7 +18,7 @@ from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, warn_of_clamped
+from vqvae2_fast.sampling.quantized import checked_ranges, warn_of_clamped
 from vqvae2_fast.sampling.request import Drawn, EngineError
 
 if TYPE_CHECKING:
@@ -26,18 +26,16 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from vqvae2_fast.sampling.engines.cpu_describer import Weights
     from vqvae2_fast.sampling.plan import SamplingPlan
+    from vqvae2_fast.sampling.quantized import InputRanges
     from vqvae2_fast.sampling.request import DrawRequest
 
 __all__ = [
-    "ENGINES",
     "SCORED_ROWS",
     "draw_cpu",
     "draw_cpu_timed",
     "draw_w8a8",
     "packed_plan",
-    "weights_of",
     "why_not_cpu",
 ]
 
@@ -46,11 +44,7 @@ __all__ = [
 # took 1.2 times as long for the bottom of emoji32 (AMD EPYC, Zen 5).
 SCORED_ROWS = 128
 
-# What the engines of this file but `cpu_w8a8` round weights to.
-_WEIGHTS = {"cpu": torch.float32, "cpu_bfloat16": torch.bfloat16, "cpu_int8": torch.int8}
-ENGINES = (*_WEIGHTS, "cpu_w8a8")
-
-# Packed plans by what became of the weights.
+# Packed plans, as they are and by the ranges that they are rounded for.
 _packed: Kept[SamplingPlan, Any] = Kept(capacity=4)
 
 
@@ -65,21 +59,18 @@ def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def draw_cpu(plan: SamplingPlan, request: DrawRequest, weights: Weights = torch.float32) -> Drawn:
+def draw_cpu(plan: SamplingPlan, request: DrawRequest, ranges: InputRanges | None = None) -> Drawn:
     """Draw a map with `torch.get_num_threads()` threads.
 
     Args:
-        weights: float32, or the dtype to which the matrices are rounded: bfloat16, or int8 for
-            multiples of 1/127 of the largest weight of each output. Everything else, sums included,
-            stays float32. A position then reads half or a quarter of the bytes, but the prior is a
-            slightly different one. The ranges of a calibration stand for int8 weights and inputs.
+        ranges: Of a calibration, for int8 weights and inputs; None for float32.
 
     Raises:
         RuntimeError: No compiled module, a prior on another device or of another dtype, or a system
             that starts fewer threads than torch is set to.
         KeyboardInterrupt: Between two rows, like anything that `progress` and `on_row` raise.
     """
-    return draw_cpu_timed(plan, request, weights)[0]
+    return draw_cpu_timed(plan, request, ranges)[0]
 
 
 def draw_w8a8(plan: SamplingPlan, prior: nn.Module, request: DrawRequest) -> Drawn:
@@ -95,7 +86,7 @@ def draw_w8a8(plan: SamplingPlan, prior: nn.Module, request: DrawRequest) -> Dra
 def draw_cpu_timed(
     plan: SamplingPlan,
     request: DrawRequest,
-    weights: Weights = torch.float32,
+    ranges: InputRanges | None = None,
     profile: Tensor | None = None,
 ) -> tuple[Drawn, dict[str, float]]:
     """`draw_cpu`, with the seconds of `condition`, `rows` and `pixels` and the number of `steps`.
@@ -123,7 +114,7 @@ def draw_cpu_timed(
     intervals = None
     if request.want_intervals:
         intervals = torch.zeros(batch, height, width, 2, dtype=torch.int32)
-    draw = packed_plan(plan, weights).draw
+    draw = packed_plan(plan, ranges).draw
     with _threads_set_inside() as note_threads:
 
         def row_done(rows: int, _: int) -> None:
@@ -162,8 +153,8 @@ def draw_cpu_timed(
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     clamped = (0, 0)
-    if isinstance(weights, InputRanges):
-        clamped = weights.clamped_of(codes, settings, clamped_inputs)
+    if ranges is not None:
+        clamped = ranges.clamped_of(codes, settings, clamped_inputs)
     return Drawn(codes, log_prob, logits, intervals, finished, clamped=clamped), took
 
 
@@ -194,22 +185,13 @@ def _window(request: DrawRequest, width: int) -> int:
     return min(width, max(request.settings.window, SCORED_ROWS // request.batch_size))
 
 
-def packed_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Any:
+def packed_plan(plan: SamplingPlan, ranges: InputRanges | None = None) -> Any:
     """The plan's packed weights, which the library holds for as long as the plan lives."""
 
     def packed() -> Any:
-        return described_plan(plan, weights).packed(_native.module, torch.get_num_threads())
+        return described_plan(plan, ranges).packed(_native.module, torch.get_num_threads())
 
-    return _packed.get(plan, weights, packed)
-
-
-def weights_of(engine: str, prior: nn.Module, plan: SamplingPlan) -> Weights:
-    """What one of `ENGINES` rounds a prior's weights to.
-
-    Raises:
-        EngineError: It needs a calibration that the prior lacks, as `checked_ranges`.
-    """
-    return checked_ranges(prior, plan) if engine == "cpu_w8a8" else _WEIGHTS[engine]
+    return _packed.get(plan, ranges, packed)
 
 
 def _address(tensor: Tensor | None) -> int:

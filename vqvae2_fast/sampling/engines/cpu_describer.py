@@ -16,23 +16,16 @@ from vqvae2_fast.sampling.engines.cpu_description import (
     Format,
     Packing,
 )
-from vqvae2_fast.sampling.quantized import InputRanges, check_terms
+from vqvae2_fast.sampling.quantized import check_terms
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.plan import CentredPlan, ConvPlan, GatedPlan
-
-    # A dtype to which matrices are rounded, or what the rounding of inputs to int8 needs to know.
-    Weights = torch.dtype | InputRanges
+    from vqvae2_fast.sampling.quantized import InputRanges
 
 __all__ = ["Describer", "pad", "pad_gates", "round_up"]
 
 # Padding among the outputs and inputs of a `Packing`.
 _ZEROS = -1
-_FORMATS = {
-    torch.float32: Format.FLOAT32,
-    torch.bfloat16: Format.BFLOAT16,
-    torch.int8: Format.INT8,
-}
 
 
 def round_up(size: int) -> int:
@@ -63,16 +56,18 @@ def pad_gates(x: Tensor, parts: list[int], *, value: float = 0.0) -> Tensor:
 
 
 class Describer:
-    """Collects a `Description`."""
+    """Collects a `Description`.
 
-    def __init__(self, weights: Weights) -> None:
-        self.ranges = weights if isinstance(weights, InputRanges) else None
-        self.form = _FORMATS[weights] if isinstance(weights, torch.dtype) else Format.QUADS
-        self.form_of_condition = Format.FLOAT32 if self.form is Format.QUADS else self.form
+    Args:
+        ranges: Of a calibration, for int8 weights and inputs; None for float32.
+    """
+
+    def __init__(self, ranges: InputRanges | None) -> None:
+        self.ranges = ranges
+        self.form = Format.FLOAT32 if ranges is None else Format.QUADS
         self.description = Description()
         self.integers = self.description.integers
         self.integers["format"] = self.form.value
-        self.integers["condition.format"] = self.form_of_condition.value
 
     def add(self, name: str, tensor: Tensor) -> None:
         self.description.tensors[name] = tensor.detach()
@@ -86,7 +81,7 @@ class Describer:
             self.description.sizes[packing.scales] = count
 
     def form_of(self, name: str) -> Format:
-        return self.form_of_condition if "condition" in name else self.form
+        return Format.FLOAT32 if "condition" in name else self.form
 
     def input_scales(self, name: str, parts: list[int], *, whole: bool = True) -> Tensor | None:
         """`[n, inputs]` of int8 inputs, padded with ones as the weights are with zeros."""

@@ -21,13 +21,11 @@ PANEL, HALF_PANEL = 32, 16
 class Format(Enum):
     """How the weights of a panel are stored: `Format` of csrc/cpu/sampler/kernels.h."""
 
-    FLOAT32, BFLOAT16, INT8, QUADS = range(4)
+    FLOAT32, QUADS = range(2)
 
     def words(self, inputs: int) -> int:
         """4-byte words of a panel of so many inputs: `panel_words` of kernels.h."""
-        if self is Format.QUADS:
-            return PANEL + -(-inputs // 4) * PANEL
-        return inputs * PANEL // {Format.FLOAT32: 1, Format.BFLOAT16: 2, Format.INT8: 4}[self]
+        return inputs * PANEL if self is Format.FLOAT32 else PANEL + -(-inputs // 4) * PANEL
 
 
 class Block(NamedTuple):
@@ -77,7 +75,7 @@ class Packing:
     @property
     def scales(self) -> str:
         """Name of the tensor of the outputs' scales, empty for none."""
-        return f"{self.name}.scale" if self.form in (Format.INT8, Format.QUADS) else ""
+        return f"{self.name}.scale" if self.form is Format.QUADS else ""
 
     def write(self, made: Any, threads: int) -> None:
         """Write into the memory of a `SamplerPlan` of the compiled module, which holds zeros."""

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from vqvae2_fast.sampling.engines.cpu_describer import Describer, pad, pad_gates, round_up
 
 if TYPE_CHECKING:
-    from vqvae2_fast.sampling.engines.cpu_describer import Weights
     from vqvae2_fast.sampling.engines.cpu_description import Description
     from vqvae2_fast.sampling.plan import ConditionPlan, SamplingPlan
+    from vqvae2_fast.sampling.quantized import InputRanges
 
 __all__ = ["described_plan"]
 
 
-def described_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Description:
-    """A plan as `csrc/cpu/sampler/plan.cpp` reads it."""
-    d = Describer(weights)
+def described_plan(plan: SamplingPlan, ranges: InputRanges | None = None) -> Description:
+    """A plan as `csrc/cpu/sampler/plan.cpp` reads it; `ranges` as in `draw_cpu`."""
+    d = Describer(ranges)
     channels, layers = plan.channels, plan.layers
     inner = layers.inner_channels
     height, width = plan.size

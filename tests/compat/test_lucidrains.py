@@ -72,7 +72,6 @@ GRID = {
         LEARNABLE | {"kmeans_init": True, "threshold_ema_dead_code": 2},
         LONG,
     ),
-    "learnable_synchronous": (LEARNABLE | {"sync_update_v": 0.5}, SEQUENCE),
     "learnable_heads": (
         LEARNABLE | {"heads": 3, "codebook_dim": 4, "separate_codebook_per_head": True},
         SEQUENCE,
@@ -108,10 +107,6 @@ GRID = {
     "stochastic": ({"stochastic_sample_codes": True, "sample_codebook_temp": 0.1}, SEQUENCE),
     "stochastic_heads": (
         {"stochastic_sample_codes": True, "heads": 3, "codebook_dim": 4, "use_cosine_sim": True},
-        SEQUENCE,
-    ),
-    "gumbel_straight_through": (
-        {"stochastic_sample_codes": True, "straight_through": True, "rotation_trick": False},
         SEQUENCE,
     ),
     "diversity": ({"codebook_diversity_loss_weight": 0.3}, SEQUENCE),

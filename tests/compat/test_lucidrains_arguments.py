@@ -18,6 +18,8 @@ LEARNABLE = {"learnable_codebook": True, "ema_update": False}
     ("name", "value"),
     [
         ("affine_param", True),
+        ("straight_through", True),
+        ("sync_update_v", 0.5),
         ("vq_bridge", torch.nn.Identity()),
     ],
 )
@@ -60,9 +62,7 @@ def test_arguments_have_the_defaults_of_the_package():
     [
         ({"learnable_codebook": True}, "ema_update=False with learnable_codebook=True"),
         (LEARNABLE | {"use_cosine_sim": True}, "use_cosine_sim=False with learnable_codebook"),
-        ({"straight_through": True}, "rotation_trick=False"),
         ({"directional_reparam": True}, "threshold_ema_dead_code > 0"),
-        ({"sync_update_v": 0.5}, "above 0 only with learnable_codebook=True, got 0.5"),
     ],
 )
 def test_arguments_that_exclude_one_another_are_refused(arguments, message):

@@ -1,6 +1,5 @@
 """lucidrains/vector-quantize-pytorch: change the import and keep the code and the state dicts."""
 
-import sys
 from typing import Any
 
 from vqvae2_fast.compat.lucidrains.fsq import FSQ
@@ -40,21 +39,13 @@ _LEFT_OUT = {
 }
 
 
-class _LeftOut(NotImplementedError, AttributeError):
-    """`hasattr` and `getattr` with a default treat a class that is left out as missing."""
-
-
-class _LeftOutOfImport(NotImplementedError, ImportError):
-    """What `from ... import` raises."""
+class _LeftOut(NotImplementedError, ImportError):
+    """Of `from ... import` too, which would drop the reason of an AttributeError."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _LEFT_OUT:
-        # `from ... import` asks by a `hasattr` of importlib, which would swallow the reason of an
-        # AttributeError. No exception can be that and an ImportError (their layouts conflict), so
-        # only the caller's frame tells an import from other accesses.
-        imports = sys._getframe(1).f_code.co_name == "_handle_fromlist"
-        raise (_LeftOutOfImport if imports else _LeftOut)(
+        raise _LeftOut(
             f"vqvae2_fast.compat.lucidrains: {name} is not supported: it {_LEFT_OUT[name]}. The "
             "package vector-quantize-pytorch has it."
         )

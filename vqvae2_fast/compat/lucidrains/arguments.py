@@ -32,6 +32,10 @@ OTHER_ARGUMENTS = {
         "It moves the codes before each search, which then cannot be exact and packed. Normalise "
         "the input (layernorm_after_project_in) or use SimVQ.",
     ),
+    "straight_through": Unsupported(
+        (False,), "Its gradient is a softmax over all codes. Use rotation_trick=False or SimVQ."
+    ),
+    "sync_update_v": Unsupported((0,), "It scales a gradient: scale the loss. " + _PACKAGE),
     "vq_bridge": Unsupported(
         (None,), "Use SimVQ with codebook_transform, which learns a module over the codes."
     ),
@@ -95,16 +99,14 @@ def check_together(
     follows: bool,
     cosine: bool,
     rotates: bool,
-    straight_through: bool,
-    sync_update_v: float,
     directional: bool,
     threshold: float,
 ) -> None:
     """Raise ValueError for arguments of `VectorQuantize` that exclude one another."""
-    if directional and (rotates or straight_through or not threshold):
+    if directional and (rotates or not threshold):
         raise ValueError(
-            "VectorQuantize: expected threshold_ema_dead_code > 0, and neither rotation_trick nor "
-            "straight_through, with directional_reparam=True, as in the package."
+            "VectorQuantize: expected threshold_ema_dead_code > 0, and no rotation_trick, with "
+            "directional_reparam=True, as in the package."
         )
     if learnable and follows:
         raise ValueError(
@@ -115,14 +117,4 @@ def check_together(
         raise ValueError(
             "VectorQuantize: expected use_cosine_sim=False with learnable_codebook=True, as in the "
             "package."
-        )
-    if straight_through and (rotates or learnable):
-        raise ValueError(
-            "VectorQuantize: expected rotation_trick=False and no learnable_codebook with "
-            "straight_through=True, as in the package."
-        )
-    if not 0 <= sync_update_v <= 1 or (sync_update_v and not learnable):
-        raise ValueError(
-            "VectorQuantize: expected sync_update_v in [0, 1], above 0 only with "
-            f"learnable_codebook=True, got {sync_update_v}."
         )

@@ -187,16 +187,6 @@ class Codebook(nn.Module):
             scores = scores / temperature + gumbel
         return scores.argmax(-1) if topk is None else scores.topk(topk, dim=-1).indices
 
-    def softened(self, codes: Tensor, distances: Tensor, temperature: float | None) -> Tensor:
-        """codes `[h, N, D]` with the gradient of their mean by softmax(distances / temperature)."""
-        temperature = self.sample_codebook_temp if temperature is None else temperature
-        if temperature <= 0:
-            return codes
-        share = (distances / temperature).softmax(-1)  # [h, N, K]
-        embed = self.embed if self.learnable_codebook else self.embed.data  # as in `distances`
-        zero = (share - share.detach()) @ embed.to(share.dtype)
-        return codes + zero.to(codes.dtype)
-
     @torch.no_grad()
     def update_ema(self) -> None:
         """Move the codes to the ratio of their averages."""

@@ -59,7 +59,6 @@ def _is_plain(layer: VectorQuantize, temperature: float | None) -> bool:
         or book.learnable_codebook
         or book.samples(temperature)
         or layer.directional_reparam
-        or (layer.straight_through and not layer.route_gradients_to_input)
         or layer.orthogonal_reg_weight > 0
         or layer.codebook_diversity_loss_weight > 0
         or layer.commitment_use_cross_entropy_loss

@@ -14,9 +14,6 @@ and your state dicts. The tests compare the module with the package itself. What
   not start a codebook.
 - Where a batch has fewer vectors than there are dead codes, both replace a random choice of the
   codes, not the same one.
-- With `straight_through`, the loss of an in-place optimiser has a gradient to the codebook alone.
-  In the package it also reaches what x was computed from, and frees that graph, so that a backward
-  pass of the result fails.
 - With an EMA update, gradients of a diversity loss take the codes as they are after it, as in the
   package.
 - `update_indices` leaves out vectors of index −1, which the package counts as code 0.
@@ -82,9 +79,6 @@ class VectorQuantize(CodebookAccess):
         directional_reparam, directional_reparam_variance: `quantized` is x and a step as long as
             the error, in its direction with noise, so that the codebook has a gradient without a
             loss (https://openreview.net/forum?id=KRVnpTbx7R).
-        straight_through: With rotation_trick=False: where x needs no gradient, but `project_in`
-            does, or route_gradients_to_input is False, it gets that of the codes' mean by
-            softmax(distance / sample_codebook_temp). So does the loss of the in-place optimiser.
         rotation_trick: Gradient of https://arxiv.org/abs/2410.06424 instead of straight through;
             by default if dim > 1.
         sync_codebook: Sum the statistics of all processes; by default if there are several.
@@ -93,7 +87,6 @@ class VectorQuantize(CodebookAccess):
         learnable_codebook: The codebook is a parameter; needs ema_update=False.
         in_place_codebook_optimizer: Makes an optimiser of the codebook, which steps in each forward
             unless manual_in_place_optimizer_update.
-        sync_update_v: The gradient of `quantized` is 1 + v times as large.
         return_zeros_for_masked_padding: Masked positions return zeros; otherwise the input.
         route_gradients_to_input: Whether `quantized` has a gradient to x.
         others: Further arguments of the package, with values that have no effect.
@@ -134,11 +127,10 @@ class VectorQuantize(CodebookAccess):
         codebook_diversity_temperature: float = 100.0,
         stochastic_sample_codes: bool = False,
         sample_codebook_temp: float = 1.0,
-        straight_through: bool = False,
+        *,
         rotation_trick: bool | None = None,
         directional_reparam: bool = False,
         directional_reparam_variance: float = 5e-3,
-        *,
         sync_codebook: bool | None = None,
         ema_update: bool | None = None,
         manual_ema_update: bool = False,
@@ -146,7 +138,6 @@ class VectorQuantize(CodebookAccess):
         in_place_codebook_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
         | None = None,
         manual_in_place_optimizer_update: bool = False,
-        sync_update_v: float = 0.0,
         return_zeros_for_masked_padding: bool = True,
         route_gradients_to_input: bool = True,
         **others: Any,
@@ -162,8 +153,6 @@ class VectorQuantize(CodebookAccess):
             follows=follows,
             cosine=use_cosine_sim,
             rotates=rotates,
-            straight_through=straight_through,
-            sync_update_v=sync_update_v,
             directional=directional,
             threshold=threshold_ema_dead_code,
         )
@@ -188,9 +177,7 @@ class VectorQuantize(CodebookAccess):
         self.codebook_diversity_loss_weight = codebook_diversity_loss_weight
         self.codebook_diversity_temperature = codebook_diversity_temperature
         self.rotation_trick = rotates
-        self.straight_through = straight_through
         self.learnable_codebook = learnable
-        self.sync_update_v = sync_update_v
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         self.route_gradients_to_input = route_gradients_to_input
 
@@ -289,10 +276,7 @@ class VectorQuantize(CodebookAccess):
         learning = self.training and not frozen
         losses = Losses(self, sequence, rows, mask, row_mask, self.zero)
 
-        softens = self.straight_through and self.training
-        routes = x.requires_grad and self.route_gradients_to_input
-
-        def find(rows: Tensor, update: bool, softens: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        def find(rows: Tensor, update: bool) -> tuple[Tensor, Tensor, Tensor | None]:
             return self._find(
                 rows,
                 row_mask,
@@ -301,7 +285,6 @@ class VectorQuantize(CodebookAccess):
                 topk,
                 sample_codebook_temp,
                 needs_distances=indices is not None,
-                softens=softens,
             )
 
         in_place = self.in_place_codebook_optimizer is not None and learning
@@ -310,7 +293,6 @@ class VectorQuantize(CodebookAccess):
                 # The loss in place is the codebook's alone.
                 rows.detach() if in_place else rows,
                 learning and topk is None,
-                softens and (in_place or not routes),
             )
             quantized = quantized.to(x.dtype)
         inplace = self.zero
@@ -320,7 +302,7 @@ class VectorQuantize(CodebookAccess):
             if not self.manual_in_place_optimizer_update:
                 self.update_in_place_optimizer()
             with without_autocast(x.device):
-                quantized, row_indices, distances = find(rows, False, softens and not routes)
+                quantized, row_indices, distances = find(rows, False)
                 quantized = quantized.to(x.dtype)
         if indices is not None:
             assert distances is not None
@@ -359,12 +341,10 @@ class VectorQuantize(CodebookAccess):
             return None
         by_entropy = self.commitment_use_cross_entropy_loss and self.training
         in_place = self.in_place_codebook_optimizer is not None and self.training
-        softens = self.straight_through and self.training
-        if topk < 1 or self.heads > 1 or by_entropy or in_place or softens:
+        if topk < 1 or self.heads > 1 or by_entropy or in_place:
             raise ValueError(
                 "VectorQuantize: expected topk >= 1, and only with one head and, in training, "
-                "without commitment_use_cross_entropy_loss, straight_through and in-place "
-                f"optimiser, got {topk}."
+                f"without commitment_use_cross_entropy_loss and in-place optimiser, got {topk}."
             )
         return min(topk, self.codebook_size)
 
@@ -378,14 +358,12 @@ class VectorQuantize(CodebookAccess):
         temperature: float | None,
         *,
         needs_distances: bool,
-        softens: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes `[c, M, D]`, indices `[c, M]` (with topk `[1, M, k]`), distances if needed."""
         book = self._codebook
         wide = rows.float()
         book.start(wide.detach(), row_mask)
         samples = book.samples(temperature) or topk is not None
-        needs_distances |= softens
         needs_distances |= self.training and (
             self.commitment_use_cross_entropy_loss or self.codebook_diversity_loss_weight > 0
         )
@@ -395,8 +373,6 @@ class VectorQuantize(CodebookAccess):
         else:
             row_indices = book.search(wide.detach())
         quantized = book.lookup(row_indices)
-        if softens and distances is not None:
-            quantized = book.softened(quantized, distances, temperature)
         if update:
             book.update(wide.detach(), row_indices, row_mask, ema_update)
         return quantized, row_indices, distances
@@ -414,6 +390,4 @@ class VectorQuantize(CodebookAccess):
                 quantized = directed(rows, quantized, self.directional_reparam_variance)
             else:
                 quantized = codes + (rows - rows.detach())  # adds zero
-        if self.sync_update_v:
-            quantized = quantized + self.sync_update_v * (quantized - quantized.detach())
         return quantized

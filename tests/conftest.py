@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+import platform
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +29,7 @@ from vqvae2_fast.testing.compare import RecordedOperators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from types import ModuleType
 
 
@@ -80,6 +84,26 @@ def with_threads() -> Iterator[Callable[[int, Callable[[], object]], object]]:
 
     yield call
     torch.set_num_threads(threads)
+
+
+# FE_DOWNWARD, FE_UPWARD and FE_TOWARDZERO of the GNU C library's <fenv.h>, on x86-64.
+@pytest.fixture(params=[0x400, 0x800, 0xC00], ids=["down", "up", "to_zero"])
+def other_rounding(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which the calling thread does not round to nearest."""
+    if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
+        pytest.skip("modes have other numbers here")
+    libm = ctypes.CDLL("libm.so.6")
+
+    @contextmanager
+    def rounding() -> Iterator[None]:
+        libm.fesetround(request.param)
+        try:
+            yield
+            assert libm.fegetround() == request.param
+        finally:
+            libm.fesetround(0)
+
+    return rounding
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
 // file's path.
 #include <pybind11/pybind11.h>
 
+#include <optional>
+
+#include "../cpu/float_mode.h"
 #include "../cpu/kernels.h"
 
 namespace py = pybind11;
@@ -46,6 +49,11 @@ py::dict build_info() {
   return info;
 }
 
+// `DefaultFloats` as a context of Python.
+struct FloatMode {
+  std::optional<vqvae2_fast::cpu::DefaultFloats> mode;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -57,5 +65,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("forget_waits", &forget_waits);  // for tests: draws take PyTorch's threads again
   m.def("why_not_cuda", &why_not_cuda);
+  py::class_<FloatMode>(m, "DefaultFloats")
+      .def(py::init())
+      .def("__enter__", [](FloatMode& self) { self.mode.emplace(); })
+      .def("__exit__", [](FloatMode& self, const py::args&) { self.mode.reset(); });
   define_sampler(m);
 }

@@ -20,6 +20,7 @@ from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -93,6 +94,18 @@ def test_any_number_of_threads_decodes(
     for threads in (1, 2, 5):
         found = with_threads(threads, lambda: codec.decode_codes(pipeline, files[0]))
         assert_equal(found, codes)
+
+
+def test_any_rounding_mode_decodes(
+    pipeline: Pipeline, other_rounding: Callable[[], AbstractContextManager[None]]
+) -> None:
+    codes, labels = some_codes(pipeline, 2)
+    data = codec.encode_codes(pipeline, codes, labels=labels)
+    # Their weights have not been folded yet.
+    encoder, decoder = tiny_pipeline(num_classes=3), tiny_pipeline(num_classes=3)
+    with other_rounding():
+        assert codec.encode_codes(encoder, codes, labels=labels) == data
+        assert_equal(codec.decode_codes(decoder, data), codes)
 
 
 def test_bytes_of_an_image_do_not_depend_on_its_batch(pipeline: Pipeline) -> None:

@@ -93,6 +93,14 @@ def test_bits_depend_on_neither_batch_threads_nor_window(mask, threads):
     assert torch.equal(sample_codes(prior, 64, window=3, **drawn), codes)
 
 
+def test_any_rounding_mode_gives_the_same_bits(other_rounding):
+    inputs = prior_inputs(calibrated_prior(), 2)
+    expected = logits_of(calibrated_prior(), inputs)
+    prior = calibrated_prior()  # not packed yet
+    with other_rounding():
+        assert torch.equal(logits_of(prior, inputs), expected)
+
+
 def test_scores_are_those_of_the_draw():
     prior = calibrated_prior()
     inputs = prior_inputs(prior, 2)

@@ -6,6 +6,7 @@ that the process has loaded. The package works without it, on the references, an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING
 import torch  # must precede the compiled module, which links against the libraries that torch loads
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from types import ModuleType
 
 __all__ = [
     "MISSING_REASON",
     "STRICT",
     "build_info",
+    "default_floats",
     "has_tiles",
     "module",
     "reads_floats",
@@ -107,6 +110,14 @@ def simd_level() -> str | None:
 def reads_floats(tensor: torch.Tensor) -> bool:
     """Whether the compiled module can read the memory of a tensor as float32."""
     return module is not None and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def default_floats() -> AbstractContextManager[None]:
+    """The calling thread keeps denormals and rounds to nearest inside, whatever a program has set.
+
+    Results whose bits must be the same on every machine are computed in it.
+    """
+    return contextlib.nullcontext() if module is None else module.DefaultFloats()
 
 
 def has_tiles() -> bool:

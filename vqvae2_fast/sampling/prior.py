@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from vqvae2_fast.models.label_layout import LabelLayout
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.modules.compiled import without_compiler
+from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.bounds import check_plan, check_weights
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
@@ -182,7 +183,7 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
 
     def fold() -> SamplingPlan:
         check_weights(tensors)
-        with torch.inference_mode():
+        with torch.inference_mode(), _native.default_floats():
             plan = make()
             check_plan(plan)
         return plan

@@ -189,7 +189,8 @@ def packed_plan(plan: SamplingPlan, ranges: InputRanges | None = None) -> Any:
     """The plan's packed weights, which the library holds for as long as the plan lives."""
 
     def packed() -> Any:
-        return described_plan(plan, ranges).packed(_native.module, torch.get_num_threads())
+        with _native.default_floats():
+            return described_plan(plan, ranges).packed(_native.module, torch.get_num_threads())
 
     return _packed.get(plan, ranges, packed)
 

@@ -16,8 +16,8 @@ from vqvae2_fast.sampling import (
     score_codes,
     teacher_forced_logits,
 )
-from vqvae2_fast.sampling.plan_network import plan_logits, quantized_multiply
-from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, quantized_inputs
+from vqvae2_fast.sampling.plan_network import plan_logits
+from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, quantized, quantized_inputs
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
@@ -49,6 +49,20 @@ def logits_of(prior, inputs, rows=slice(None)):
 
 
 WIDE_INSIDE = {"channels": 16, "residual_channels": 256, "num_output_layers": 0}
+
+
+def quantized_multiply(ranges):
+    """The product of `quantized.py`, for `plan_logits`."""
+
+    def multiply(name, n, x, weight, bias):
+        scales = ranges.scales(name, x.shape[-1])[n]
+        inputs = quantized_inputs(x, scales).flatten(-2)
+        scaled = weight * scales.repeat(x.shape[-2])[:, None]
+        integers, by_output = quantized(scaled[None])
+        sums = inputs.double() @ integers[0].double()  # exact: below 2^53
+        return sums.float() * by_output[0] + bias
+
+    return multiply
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.sampling.quantized import quantized, quantized_inputs
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vqvae2_fast.sampling.plan import AttentionPlan, GatedPlan, SamplingPlan
-    from vqvae2_fast.sampling.quantized import InputRanges
 
-__all__ = ["Multiply", "plan_logits", "quantized_multiply"]
+__all__ = ["Multiply", "plan_logits"]
 
 PANEL, LANES, BLOCK, CHAINS = 32, 16, 128, 4
 
@@ -36,20 +33,6 @@ class Multiply(Protocol):
             name, n: The matrix, as the engine names it, and which of its kind it is.
         """
         ...
-
-
-def quantized_multiply(ranges: InputRanges) -> Multiply:
-    """The product of `quantized.py`."""
-
-    def multiply(name: str, n: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        scales = ranges.scales(name, x.shape[-1])[n]
-        inputs = quantized_inputs(x, scales).flatten(-2)
-        scaled = weight * scales.repeat(x.shape[-2])[:, None]
-        integers, by_output = quantized(scaled[None])
-        sums = inputs.double() @ integers[0].double()  # exact: below 2^53
-        return sums.float() * by_output[0] + bias
-
-    return multiply
 
 
 def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

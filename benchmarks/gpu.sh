@@ -266,6 +266,5 @@ if [ -d tests ] && [ -d csrc ]; then
 else
   echo "no tests next to $scripts: left out"
 fi
-part windows 60 python "$scripts/sampler_window.py" --device cuda --threads 1 --port
 function_part environment 30 environment
 finish

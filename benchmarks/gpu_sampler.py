@@ -1,7 +1,7 @@
 """Engine `cuda` on a GPU: the port's default priors, one image and many, against captured `eager`.
 
     python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save] [--json FILE]
-    python benchmarks/gpu_sampler.py --plan h100 [--window 1] [--top-k 100] [--top-p 0.9]
+    python benchmarks/gpu_sampler.py --plan h100 [--top-k 100] [--top-p 0.9]
     python benchmarks/gpu_sampler.py --stage-times LIBRARY [--card h100] [--out stage_times.json]
 
 `--plan` prints what is expected, and needs no GPU. `--stage-times` records when the blocks of the
@@ -95,19 +95,18 @@ def report(
     card: str,
     engine: str,
     batch: int,
-    window: int = 1,
     top_k: int | None = None,
     top_p: float = 1.0,
 ) -> str:
     nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)  # the card's name sets the size
     values = plan_values(plan, nowhere, PRECISIONS[engine], batch, guided=False)
-    values |= {"window": window, "top_p": top_p}
+    values["top_p"] = top_p
     values["top_k"] = min(top_k or plan.num_embeddings, plan.num_embeddings)
     return native_library().report(values, card)
 
 
 def expected(card: str, batches: list[int]) -> list[Expected]:
-    """Reads the seconds of both maps from the reports of the cost model, one code per step."""
+    """Reads the seconds of both maps from the reports of the cost model."""
     plans, found = meta_plans(), []
     for batch in batches:
         for engine in PRECISIONS:
@@ -122,14 +121,12 @@ def expected(card: str, batches: list[int]) -> list[Expected]:
     return found
 
 
-def print_plans(
-    card: str, batches: list[int], window: int, top_k: int | None, top_p: float
-) -> None:
+def print_plans(card: str, batches: list[int], top_k: int | None, top_p: float) -> None:
     for level, plan in meta_plans().items():
         for engine in PRECISIONS:
             for batch in batches:
                 print(f"{level}, engine {engine}")
-                print(report(plan, card, engine, batch, window, top_k, top_p))
+                print(report(plan, card, engine, batch, top_k, top_p))
 
 
 def print_totals(totals: list[Expected]) -> None:
@@ -274,7 +271,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--plan", choices=["a100", "h100", "b200"])
-    parser.add_argument("--window", type=int, default=1, help="codes of a step, with --plan")
     parser.add_argument("--top-k", type=int, help="codes that a draw keeps, with --plan")
     parser.add_argument("--top-p", type=float, default=1.0, help="probability kept, with --plan")
     parser.add_argument("--stage-times", metavar="LIBRARY", help="record times of stages")
@@ -288,15 +284,12 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the table, or the plan's totals, here")
     options = parser.parse_args()
-    if options.plan and options.json and options.window != 1:
-        parser.error("--json: with --plan it holds the totals of one code per step: --window 1")
     if options.plan:
-        if options.window == 1:
-            totals = expected(options.plan, options.batches)
-            print_totals(totals)
-            if options.json:
-                save_json([total.record() for total in totals], options.json)
-        print_plans(options.plan, options.batches, options.window, options.top_k, options.top_p)
+        totals = expected(options.plan, options.batches)
+        print_totals(totals)
+        if options.json:
+            save_json([total.record() for total in totals], options.json)
+        print_plans(options.plan, options.batches, options.top_k, options.top_p)
         return
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu_sampler.py: no CUDA device; --plan needs none.")

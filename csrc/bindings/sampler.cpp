@@ -120,8 +120,8 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
                int64_t first_sample, Address rows, uint32_t stream, float temperature,
                int64_t top_k, float top_p, float guidance, bool guided, float largest_logit,
                Address codes, Address log_prob, Address logits, Address profile, Address intervals,
-               const std::vector<std::pair<Address, int64_t>>& streams, int64_t window, int threads,
-               const py::object& progress) {
+               const std::vector<std::pair<Address, int64_t>>& streams, int64_t columns,
+               int threads, const py::object& progress) {
   sampler::Request request;
   request.batch = batch;
   request.guided = guided;
@@ -148,11 +148,12 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
     decoders.emplace_back(pointer<const uint32_t>(words), count);
   }
   if (!decoders.empty()) request.decoders = decoders.data();
-  request.window = window;
+  request.columns = columns;
   request.threads = threads;
   if (request.maps.size() != plan.condition.maps.size() ||
-      (plan.num_classes > 0) != (labels != 0) || !codes || window < 1 || threads < 1 ||
-      (request.decoders && (static_cast<int64_t>(decoders.size()) != batch || window > 1))) {
+      (plan.num_classes > 0) != (labels != 0) || !codes || columns < 1 || threads < 1 ||
+      (columns > 1 && !known) ||
+      (request.decoders && (static_cast<int64_t>(decoders.size()) != batch || columns > 1))) {
     throw py::value_error("sampler: the request does not fit the plan.");
   }
 
@@ -226,7 +227,7 @@ void define_sampler(py::module_& m) {
            py::arg("rows"), py::arg("stream"), py::arg("temperature"), py::arg("top_k"),
            py::arg("top_p"), py::arg("guidance"), py::arg("guided"), py::arg("largest_logit"),
            py::arg("codes"), py::arg("log_prob"), py::arg("logits"), py::arg("profile"),
-           py::arg("intervals"), py::arg("streams"), py::arg("window"), py::arg("threads"),
+           py::arg("intervals"), py::arg("streams"), py::arg("columns"), py::arg("threads"),
            py::arg("progress"));
   m.def("encode_intervals", &encode_intervals, py::arg("intervals"), py::arg("n"));
 }

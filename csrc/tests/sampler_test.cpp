@@ -1,5 +1,5 @@
 // The CPU sampler without torch, at every SIMD level this CPU has: a draw is the same, bit for bit,
-// at every level, with any number of threads, in windows, in any batch, and when its codes are
+// at every level, with any number of threads, in any batch, and when its codes are
 // known or read from a stream. The engine's numbers are tested from Python. .ci/sanitizers builds
 // and runs it.
 #include <stdio.h>
@@ -62,13 +62,13 @@ void test_draws(const RandomPlan& plan, const Drawn& drawn) {
   // More threads than samples share each position; others draw samples of their own.
   check_same(plan.draw({.batch = 1, .first_sample = 1, .threads = 3}), drawn, "three threads", 1);
   check_same(plan.draw({.threads = 2}), drawn, "two threads side by side");
-  check_same(plan.draw({.batch = 1, .window = 3, .threads = 2}), drawn, "a window, two threads");
-  check_same(plan.draw({.window = 9}), drawn, "a window wider than the map");
 
   std::vector<int64_t> known = drawn.codes;
+  check_same(plan.draw({.columns = 3, .known = known}), drawn, "three columns at once");
+  check_same(plan.draw({.batch = 1, .columns = 9, .threads = 2, .known = known}), drawn,
+             "rows at once, two threads");
   for (size_t i = 0; i < known.size(); i += 3) known[i] = -1;
   check_same(plan.draw({.known = known}), drawn, "known codes");
-  check_same(plan.draw({.batch = 1, .window = 2, .known = known}), drawn, "the same in a window");
 
   const Drawn read = plan.draw({.threads = 2, .streams = encoded(drawn)});
   check(read.finished, "streams read to their ends");
@@ -78,13 +78,9 @@ void test_draws(const RandomPlan& plan, const Drawn& drawn) {
 void test_filters(const RandomPlan& plan, bool guided) {
   const Rule rule = {.temperature = 0.7f, .top_k = 9, .top_p = 0.8f, .guidance = 1.5f};
   const Drawn drawn = plan.draw({.batch = 2, .guided = guided, .rule = rule});
-  check_same(plan.draw({.batch = 1,
-                        .first_sample = 1,
-                        .guided = guided,
-                        .window = 2,
-                        .threads = 2,
-                        .rule = rule}),
-             drawn, "filters in a window, two threads", 1);
+  check_same(
+      plan.draw({.batch = 1, .first_sample = 1, .guided = guided, .threads = 2, .rule = rule}),
+      drawn, "filters, two threads", 1);
 }
 
 // With top-k 1, whether each code is the best of those whose logits are numbers.

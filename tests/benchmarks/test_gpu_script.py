@@ -301,7 +301,7 @@ def test_without_a_library_no_stage_times_are_taken(machine):
     assert code == 1
     assert output.splitlines()[-1] == "failed: stage-times-library"
     assert "stage-times |" not in page
-    assert result_of(page, "windows") == "passed"
+    assert result_of(page, "environment") == "passed"
 
 
 def test_stage_times_that_fail_leave_the_page(machine):
@@ -311,7 +311,7 @@ def test_stage_times_that_fail_leave_the_page(machine):
     page = machine.archive()["summary.md"]
     assert result_of(page, "stage-times") == "failed, exit code 7"
     assert "Constants of the sampler's model" not in page
-    assert result_of(page, "windows") == "passed"
+    assert result_of(page, "environment") == "passed"
 
 
 def test_the_installed_package_is_used_and_named(undisturbed):

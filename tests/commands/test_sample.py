@@ -193,7 +193,6 @@ def test_a_preset_recommends_what_its_card_says():
         (["--n", "0"], "--n: expected 1 or more, got 0"),
         (["--batch-size", "-1"], "--batch-size: expected 0 or more, got -1"),
         (["--engine", "warp"], "--engine: expected one of"),
-        (["--window", "0"], "expected --window to be an integer from 1"),
         (["--seed", "99999999999999999999"], "expected --seed to be an integer from"),
         (["--temperature", "1", "1", "1"], "--temperature: expected one value, or 2, one per"),
         (["--temperature", "-1"], "expected --temperature to be 0, which takes the best"),
@@ -334,11 +333,9 @@ def refused_at_once(monkeypatch):
     monkeypatch.setattr(module, "draw_into", refuse)
 
 
-@pytest.mark.parametrize("asked", ["--engine cuda", "--window 3 --engine reference"])
-def test_an_engine_that_cannot_draw_what_was_asked_for_is_a_wrong_request(
-    sample_error, tmp_path, asked
-):
-    assert "engine " in sample_error(tmp_path / "out", "--n 1 --device cpu", asked, code=2)
+def test_an_engine_that_cannot_draw_what_was_asked_for_is_a_wrong_request(sample_error, tmp_path):
+    error = sample_error(tmp_path / "out", "--n 1 --device cpu --engine cuda", code=2)
+    assert "engine " in error
 
 
 @pytest.mark.parametrize("resume", ["", "--resume"])

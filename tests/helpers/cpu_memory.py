@@ -28,7 +28,7 @@ def cache_bytes(
         attention   L·N·h·(d·⌈HW⌉ to 32 + ⌈d⌉ to 16·HW)
         condition   B·w'·(h'·c + q·n·2C)
 
-    This is for a draw that does not divide its samples into groups, without a window and without
+    This is for a draw that does not divide its samples into groups, and not for known codes or
     streams to decode. What a draw holds besides is the activations of a step, and the packed
     weights: once per prior and dtype.
 

@@ -101,8 +101,8 @@ def gpu(sampler_on_cpu, card, monkeypatch):
     return state
 
 
-def chosen(prior, batch_size=1, window=1, guided=False, engine="auto"):
-    return choose(engine, prior, batch_size=batch_size, window=window, guided=guided)
+def chosen(prior, batch_size=1):
+    return choose("auto", prior, batch_size=batch_size, guided=False)
 
 
 @pytest.mark.parametrize(
@@ -157,43 +157,7 @@ def test_what_the_kernels_need_is_said(change, reason, gpu, monkeypatch):
     assert f"): {reason}. Engine eager draws instead." in choice.warning
 
 
-def test_a_fallback_from_windows_draws_single_codes(gpu, monkeypatch):
-    monkeypatch.setenv("CUDA_ON_CPU_FAIL", TOO_OLD)
-    prior = tiny_prior()
-    with pytest.warns(RuntimeWarning, match="Engine eager draws instead"):
-        codes = sample_codes(prior, 2, window=4)
-    assert torch.equal(codes, sample_codes(prior, 2, engine="eager"))
-
-
-@pytest.mark.parametrize("window", [1, 3])
-def test_windows_are_given_up_under_auto_wherever_the_engine_has_none(window):
-    prior = tiny_prior().double()  # which engine `cpu` does not take
-    codes = sample_codes(prior, 2, window=window)
-    assert torch.equal(codes, sample_codes(prior, 2, engine="eager"))
-
-
-def test_a_window_that_does_not_fit_the_card_is_given_up(gpu, card):
-    card[0] = cuda.Card(blocks=4, shared_bytes=99 << 10, threads=64)
-    prior = tiny_prior(size=(1, 32), num_blocks=1)
-    assert chosen(prior, 1, 32).window == 32
-    choice = chosen(prior, 512, 32)
-    assert (choice.engine, choice.window) == ("cuda", 1)
-    assert "without windows: the kernel needs" in choice.why
-    assert choice.warning.startswith(
-        "engine cuda draws one code per step on NVIDIA Fake (compute capability 9.0, driver "
-        "supports CUDA 12.4), though window=32: the kernel needs"
-    )
-    assert choice.warning.endswith("the places of 16384 rows of windows, the card has 101376.")
-
-
-def test_guidance_counts_in_what_fits_the_card(gpu, card):
-    card[0] = cuda.Card(blocks=4, shared_bytes=99 << 10, threads=64)
-    prior = tiny_prior(size=(1, 32), num_blocks=1, num_classes=3)
-    assert chosen(prior, 256, 32).window == 32
-    assert chosen(prior, 256, 32, guided=True).window == 1
-
-
-def test_a_draw_passes_on_its_batch_its_window_and_its_guidance(gpu, monkeypatch):
+def test_a_draw_passes_on_its_batch_and_its_guidance(gpu, monkeypatch):
     asked = []
 
     def choice(engine, prior, **arguments):
@@ -202,24 +166,14 @@ def test_a_draw_passes_on_its_batch_its_window_and_its_guidance(gpu, monkeypatch
 
     monkeypatch.setattr(sampler_module, "choose", choice)
     prior = tiny_prior(num_classes=3)
-    sample_codes(prior, 3, labels=torch.tensor([0, 1, 2]), window=4, guidance_scale=1.5)
-    assert asked == [{"batch_size": 3, "window": 4, "guided": True}]
-
-
-def test_without_the_window_that_does_not_fit_the_codes_are_the_same(gpu, card):
-    prior = tiny_prior(size=(1, 6), num_blocks=1, layers_per_block=1, attention=False)
-    expected = sample_codes(prior, 12, window=6, engine="cuda")
-    card[0] = cuda.Card(blocks=4, shared_bytes=6000, threads=64)
-    with pytest.raises(RuntimeError, match="engine cuda: the kernel needs .* 72 rows of windows"):
-        sample_codes(prior, 12, window=6, engine="cuda")
-    with pytest.warns(RuntimeWarning, match="engine cuda draws one code per step"):
-        assert torch.equal(sample_codes(prior, 12, window=6), expected)
+    sample_codes(prior, 3, labels=torch.tensor([0, 1, 2]), guidance_scale=1.5)
+    assert asked == [{"batch_size": 3, "guided": True}]
 
 
 def test_a_prior_too_large_for_the_card_is_drawn_by_eager(gpu, card):
     card[0] = cuda.Card(blocks=4, shared_bytes=2 << 10, threads=64)
-    choice = chosen(tiny_prior(), window=3)
-    assert (choice.engine, choice.window) == ("eager", 1)
+    choice = chosen(tiny_prior())
+    assert choice.engine == "eager"
     assert choice.warning.startswith(f"{NOT_USED}the kernel needs ")
     assert choice.warning.endswith("the card has 2048. Engine eager draws instead.")
 
@@ -249,22 +203,14 @@ def test_nothing_is_told_of_a_prior_on_the_cpu_nor_on_rocm(gpu, monkeypatch):
         sample_codes(prior.double(), 1)
 
 
-def test_the_settings_of_a_series_name_the_engine_and_tell_why(gpu, card, monkeypatch):
+def test_the_settings_of_a_series_name_the_engine_and_tell_why(gpu, monkeypatch):
     pipeline = Pipeline(SimpleNamespace(decode=list), [tiny_prior(size=(1, 32), num_blocks=1)])
-    card[0] = cuda.Card(blocks=4, shared_bytes=99 << 10, threads=64)
-    (level,) = resolved_settings(pipeline, window=32)
-    assert (level.engine, level.window) == ("cuda", 32)
-    with pytest.warns(RuntimeWarning, match="engine cuda draws one code per step"):
-        (level,) = resolved_settings(pipeline, batch_size=512, window=32)
-    assert (level.engine, level.window) == ("cuda", 1)
+    (level,) = resolved_settings(pipeline)
+    assert level.engine == "cuda"
     monkeypatch.setenv("CUDA_ON_CPU_FAIL", TOO_OLD)
     with pytest.warns(RuntimeWarning, match="Engine eager draws instead"):
-        (level,) = resolved_settings(pipeline, window=32)
-    assert (level.engine, level.window) == ("eager", 1)
-
-
-def test_an_engine_asked_for_by_name_keeps_its_window():
-    assert chosen(tiny_prior(), window=4, engine="eager").window == 4
+        (level,) = resolved_settings(pipeline)
+    assert level.engine == "eager"
 
 
 def test_where_a_kernel_does_not_start_eager_draws(gpu, monkeypatch):
@@ -272,7 +218,7 @@ def test_where_a_kernel_does_not_start_eager_draws(gpu, monkeypatch):
     monkeypatch.setenv("CUDA_ON_CPU_FAIL", NO_LAUNCH)
     rows = []
     with pytest.warns(RuntimeWarning) as told:
-        codes = sample_codes(prior, 2, window=4, progress=lambda *done: rows.append(done))
+        codes = sample_codes(prior, 2, progress=lambda *done: rows.append(done))
     assert torch.equal(codes, sample_codes(prior, 2, engine="eager"))
     assert rows == [(row, 4) for row in range(1, 5)]
     text = str(told[0].message)

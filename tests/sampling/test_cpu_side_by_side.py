@@ -33,8 +33,8 @@ def drawn_rows(prior, rows, settings=None, **more):
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"temperature": 0.7, "top_k": 5, "guidance_scale": 2.0}, {"window": 3}],
-    ids=["plain", "guided", "window"],
+    [{}, {"temperature": 0.7, "top_k": 5, "guidance_scale": 2.0}],
+    ids=["plain", "guided"],
 )
 def test_a_sample_has_the_bits_of_one_drawn_alone(threads, count, settings):
     prior = tiny_prior(**KIND)

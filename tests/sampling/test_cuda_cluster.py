@@ -40,8 +40,8 @@ def test_one_sample_on_an_h100_takes_a_cluster_of_16(sampler_on_cpu):
 
 @pytest.mark.parametrize(
     "draw",
-    [{"card": "a100"}, {"mask": "include"}, {"window": 4}, {"batch": 64}],
-    ids=["card without", "mask", "window", "batch"],
+    [{"card": "a100"}, {"mask": "include"}, {"batch": 64}],
+    ids=["card without", "mask", "batch"],
 )
 def test_other_draws_take_no_cluster(draw, sampler_on_cpu):
     assert "cluster" not in report(sampler_on_cpu, **draw)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import sample_codes, teacher_forced_logits
+from vqvae2_fast.sampling import sample_codes, score_codes, teacher_forced_logits
 from vqvae2_fast.testing.compare import assert_close_to_float64, simd_level, simd_levels
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
@@ -61,17 +61,14 @@ def factor_of(prior):
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-@given(
-    prior_arguments(), st.integers(0, 2**31), st.sampled_from([1, 3, 8]), st.sampled_from([2, 3, 8])
-)
-def test_random_priors_draw_as_the_reference_does(arguments, seed, batch_size, window):
+@given(prior_arguments(), st.integers(0, 2**31), st.sampled_from([1, 3, 8]))
+def test_random_priors_draw_as_the_reference_does(arguments, seed, batch_size):
     prior = tiny_prior(seed, **arguments)
     inputs = prior_inputs(prior, batch_size, seed)
     context = {"condition": inputs["condition"], "labels": inputs["labels"]}
     draw = partial(sample_codes, prior, batch_size, seed=seed, return_log_prob=True, **context)
     codes, log_prob = draw(engine="cpu")
-    for own, one in zip(draw(engine="cpu", window=window), (codes, log_prob), strict=True):
-        assert torch.equal(own, one)
+    assert torch.equal(score_codes(prior, codes, engine="cpu", **context), log_prob)
     assert_near_tie(prior, codes, seed=seed, engine="cpu", **context)
 
     logits = teacher_forced_logits(prior, codes, engine="cpu", **context)

@@ -1,4 +1,4 @@
-"""Engine `cpu_w8a8`: the bits of its reference, whatever the level, batch, threads and window."""
+"""Engine `cpu_w8a8`: the bits of its reference, whatever the level, batch and threads."""
 
 from dataclasses import replace
 
@@ -93,7 +93,7 @@ def test_every_level_gives_the_bits_of_the_reference(overrides):
 
 
 @pytest.mark.parametrize("mask", ["exclude", "downright"])
-def test_bits_depend_on_neither_batch_threads_nor_window(mask, threads):
+def test_bits_depend_on_neither_batch_nor_threads(mask, threads):
     prior = calibrated_prior(mask=mask)
     inputs = prior_inputs(prior, 64)
     drawn = {"condition": inputs["condition"], "labels": inputs["labels"], "engine": "cpu_w8a8"}
@@ -104,7 +104,7 @@ def test_bits_depend_on_neither_batch_threads_nor_window(mask, threads):
         threads(count)
         assert torch.equal(logits_of(prior, inputs, slice(5, 6)), expected[5:6])
         assert torch.equal(logits_of(prior, inputs, slice(1, 9)), expected[1:9])
-    assert torch.equal(sample_codes(prior, 64, window=3, **drawn), codes)
+    assert torch.equal(sample_codes(prior, 64, **drawn), codes)
 
 
 def test_any_rounding_mode_gives_the_same_bits(other_rounding):

@@ -106,9 +106,6 @@ class Sample(Command):
     """Keep samples of at least this probability."""
     engine: str = "auto"
     """What draws the codes, see `sample_codes`; `auto` takes the fastest exact engine."""
-    window: tuple[int, ...] = ()
-    """How many codes the engine computes at once, see `sample_codes`. It is faster for some priors
-    and never changes an image. One value, or one per level."""
     batch_size: int = 0
     """How many images to draw at a time; 0 chooses by their size."""
     out: Path | None = None

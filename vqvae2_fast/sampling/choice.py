@@ -67,13 +67,11 @@ class Choice:
     Args:
         engine: A key of `ENGINES` or `ROUNDING_ENGINES`.
         why: In words.
-        window: How many codes a step of it computes.
         warning: A sentence for somebody who counts on a faster engine; or nothing.
     """
 
     engine: str
     why: str
-    window: int = 1
     warning: str = ""
 
 
@@ -82,43 +80,35 @@ def choose_engine(
     prior: nn.Module | None = None,
     *,
     batch_size: int = 1,
-    window: int = 1,
     guided: bool = False,
 ) -> tuple[str, str]:
     """The engine that `sample_codes` uses for an `engine` argument, and why.
 
     Args:
         prior: The prior to draw from; None stands for one in float32 on the CPU.
-        batch_size, window, guided: What will be drawn, on which it depends what fits a GPU; guided
+        batch_size, guided: What will be drawn, on which it depends what fits a GPU; guided
             is any `guidance_scale` but 1.
 
     Raises:
         ValueError: No engine of that name.
     """
-    choice = choose(engine, prior, batch_size=batch_size, window=window, guided=guided)
+    choice = choose(engine, prior, batch_size=batch_size, guided=guided)
     return choice.engine, choice.why
 
 
-def choose(
-    engine: str, prior: nn.Module | None, *, batch_size: int, window: int, guided: bool
-) -> Choice:
-    """`choose_engine`, with the window and what to warn of.
-
-    An engine of that name keeps the window, and refuses one that it cannot draw. Under `auto` a
-    window is given up where it is not possible, because it changes how fast codes are drawn but
-    none of them.
-    """
+def choose(engine: str, prior: nn.Module | None, *, batch_size: int, guided: bool) -> Choice:
+    """`choose_engine`, with what to warn of."""
     if engine == "auto":
         if prior is None:
-            return _automatic_on_cpu(torch.device("cpu"), torch.float32, window)
-        return _automatic(prior, batch_size, window, guided)
+            return _automatic_on_cpu(torch.device("cpu"), torch.float32)
+        return _automatic(prior, batch_size, guided)
     known = [*ENGINES, *ROUNDING_ENGINES]
     if engine not in known:
         raise ValueError(f"engine: expected one of auto, {', '.join(known)}, got {engine!r}.")
-    return Choice(engine, "asked for by name", window)
+    return Choice(engine, "asked for by name")
 
 
-def _automatic(prior: nn.Module, batch_size: int, window: int, guided: bool) -> Choice:
+def _automatic(prior: nn.Module, batch_size: int, guided: bool) -> Choice:
     interface = interface_of(prior)
     if interface.plan is None:
         warning = ""
@@ -127,28 +117,20 @@ def _automatic(prior: nn.Module, batch_size: int, window: int, guided: bool) -> 
         return Choice("reference", interface.why_no_plan, warning=warning)
     device, dtype = device_of(prior), next(prior.parameters()).dtype
     if device.type != "cuda":
-        return _automatic_on_cpu(device, dtype, window)
+        return _automatic_on_cpu(device, dtype)
     reason = why_not_cuda(device, dtype)
     if reason is None:
-        plan = plan_of(prior, interface)
-        reason = why_not_prior(plan, batch_size, window, guided=guided)
+        reason = why_not_prior(plan_of(prior, interface), batch_size, guided=guided)
         if reason is None:
-            return Choice("cuda", "the persistent kernels take this prior on this card", window)
-        if window > 1 and why_not_prior(plan, batch_size, 1, guided=guided) is None:
-            return Choice(
-                "cuda",
-                f"the persistent kernels take this prior on this card, without windows: {reason}",
-                warning=f"engine cuda draws one code per step on {card_name(device)}, though "
-                f"window={window}: {reason}.",
-            )
+            return Choice("cuda", "the persistent kernels take this prior on this card")
     return Choice("eager", f"not cuda: {reason}", warning=not_used(device, reason))
 
 
-def _automatic_on_cpu(device: torch.device, dtype: torch.dtype, window: int) -> Choice:
+def _automatic_on_cpu(device: torch.device, dtype: torch.dtype) -> Choice:
     """What `auto` stands for on the CPU, and on devices that no compiled engine knows."""
     reason = why_not_cpu(device, dtype)
     if reason is None:
-        return Choice("cpu", "the compiled engine takes every float32 prior on the CPU", window)
+        return Choice("cpu", "the compiled engine takes every float32 prior on the CPU")
     return Choice("eager", f"not cpu: {reason}")
 
 

@@ -338,7 +338,6 @@ def sample_images(
     known: Sequence[Tensor | None] | None = None,
     engine: str = "auto",
     progress: Callable[[int, int, int], None] | None = None,
-    window: int | Sequence[int] = 1,
 ) -> Tensor:
     """Draw images: the code maps level by level, coarse to fine, then decoded.
 
@@ -351,7 +350,7 @@ def sample_images(
         labels: Given to every prior with classes: int64 `[B]`, or a list of numbers and names, such
             as ["cat", "dog", 3]; None in it stands for no class. For priors with hidden parts of
             classes (`num_subclasses`) a part of its class is drawn for each image.
-        temperature, top_k, top_p, guidance_scale, window: One value, or one per level, coarse to
+        temperature, top_k, top_p, guidance_scale: One value, or one per level, coarse to
             fine; see `sample_codes`.
         known: Per level int64 `[B, h, w]` with -1 where a code is to be drawn, or None.
         seed, first_sample: Row b is sample `first_sample + b` of the seed.
@@ -374,7 +373,6 @@ def sample_images(
         top_p=top_p,
         guidance_scale=guidance_scale,
         engine=engine,
-        window=window,
     )
     drawn = draw_levels(
         pipeline,

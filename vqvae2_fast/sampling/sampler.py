@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,7 +70,6 @@ def sample_codes(
     engine: str = "auto",
     return_log_prob: bool = False,
     progress: Progress | None = None,
-    window: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Draw code maps: logits, guidance, temperature, top-k, top-p, Gumbel noise, argmax.
 
@@ -103,13 +101,6 @@ def sample_codes(
         progress: Called with (rows done, rows of the map) after each row; an exception that it
             raises ends the draw. Within a draw of engine `cpu`, PyTorch's operators may run on one
             thread.
-        window: How many codes a step of engine `cpu` or `cuda`, exact or rounded, computes. The
-            engine guesses the next codes of the row, computes all of them as if the guesses were
-            right, and keeps those for which they were. The bits are the same as without; there are
-            fewer steps, but each costs more. It pays at batch 1 where codes are easy to guess, and
-            seldom for a prior without attention: there, `cpu` draws several rows at once without a
-            window. engines/README.md has measurements for `cpu`, and csrc/cuda/sampler/README.md
-            says what to expect of `cuda`. Under `auto`, it is given up where it is not possible.
 
     Returns:
         Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.
@@ -122,8 +113,7 @@ def sample_codes(
         RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior,
             which is a ValueError too; a GPU that fails during the draw; or a CUDA graph is being
             captured, which cannot hold a draw.
-        NotImplementedError: A window of several codes with an engine, asked for by name, that draws
-            one at a time.
+        NotImplementedError: Engine `cpu_w8a8` with a matrix of 2¹⁷ inputs or more.
 
     Note:
         The first call folds the prior's weights into a plan, which is kept with the prior until the
@@ -136,7 +126,6 @@ def sample_codes(
         guidance_scale=guidance_scale,
         seed=seed,
         engine=engine,
-        window=window,
         where="sample_codes",
     )
     drawn = draw(
@@ -306,16 +295,9 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
         settings.engine,
         prior,
         batch_size=request.batch_size,
-        window=settings.window,
         guided=settings.guided,
     )
-    if choice.window > 1 and choice.engine in ("eager", "reference"):
-        raise NotImplementedError(
-            f"window: engine {choice.engine} draws one code at a time; expected "
-            f"window=1 or engine cpu or cuda, got window={choice.window}."
-        )
     tell_once(choice.warning)
-    request = replace(request, settings=replace(settings, window=choice.window))
     with evaluating(prior):
         try:
             drawn = engines[choice.engine](prior, interface, request)

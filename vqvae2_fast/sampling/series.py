@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "SampleSeries", "resolved_settings"]
 
-# Seed and engine are the same for all levels, and a window never changes a sample.
-_NOT_LISTED = ("seed", "engine", "window")
+# The same for all levels.
+_NOT_LISTED = ("seed", "engine")
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,6 @@ def resolved_settings(
             level.engine,
             prior,
             batch_size=batch_size,
-            window=level.window,
             guided=level.guided and interface_of(prior).num_classes > 0,
         )
         for level, prior in zip(levels, pipeline.priors, strict=True)
@@ -200,6 +199,5 @@ def resolved_settings(
     if len({choice.engine for choice in choices}) > 1:
         return levels
     return tuple(
-        replace(level, engine=choice.engine, window=choice.window)
-        for level, choice in zip(levels, choices, strict=True)
+        replace(level, engine=choice.engine) for level, choice in zip(levels, choices, strict=True)
     )

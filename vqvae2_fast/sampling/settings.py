@@ -40,7 +40,6 @@ class DrawSettings:
             guidance.
         seed: Key of the noise.
         engine: See `sample_codes`.
-        window: Codes that a step computes at once, see `sample_codes`. It never changes a code.
         where: The function that was called, for messages; it is not kept.
 
     Raises:
@@ -53,7 +52,6 @@ class DrawSettings:
     guidance_scale: float = 1.0
     seed: int = 0
     engine: str = "auto"
-    window: int = 1
     where: InitVar[str] = field(default="DrawSettings", kw_only=True)
 
     def __post_init__(self, where: str) -> None:
@@ -65,7 +63,6 @@ class DrawSettings:
             "top_p": None if share_kept(self.top_p) == 1 else float(self.top_p or 1),
             "guidance_scale": float(self.guidance_scale),
             "seed": checked_integer(where, "seed", self.seed, -(2**63), 2**64 - 1),
-            "window": checked_integer(where, "window", self.window, 1, 2**31 - 1),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -82,7 +79,7 @@ class DrawSettings:
 
     def rule(self) -> DrawSettings:
         """The settings on which the steps of a draw depend, to compare draws."""
-        return replace(self, seed=0, engine="auto", window=1)
+        return replace(self, seed=0, engine="auto")
 
     def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         return guided(conditional, unconditional, self.guidance_scale)

@@ -69,23 +69,21 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   kernels.product(product);
 }
 
-// All current taps of one convolution. In a window the sums have separate memory, and those of the
-// row stay as the taps above left them, because a column may be computed again.
-void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer& row,
-                     Buffer& window, int64_t layer, Range panels) {
-  if (!in_window) {
+// All current taps of one convolution.
+void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer& out, int64_t layer,
+                     Range panels) {
+  if (!along_row) {
     for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
-      add_tap(convolutions, ring, row.data(), layer, tap, panels);
+      add_tap(convolutions, ring, out.data(), layer, tap, panels);
     }
     return;
   }
   if (panels.size() <= 0) return;
   const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
-  const int64_t at = panels.begin * kPanel;
   const int64_t panel_stride = panel_words(convolutions.format, channels);
-  float* c = window.data() + at;
-  const float* initial = row.data() + s.place(layer, 0, 0, offset_of(0)) * outputs + at;
-  int64_t initial_group_stride = s.schedule.segment * outputs, initial_stride = outputs;
+  float* const c =
+      out.data() + s.place(layer, 0, 0, offset_of(0)) * outputs + panels.begin * kPanel;
+  const int64_t group_stride = s.schedule.segment * outputs;
   for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
     const int64_t matrix = layer * plan.taps.num_current + tap;
     const float* weights =
@@ -100,14 +98,12 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
                      .panel_stride = panel_stride,
                      .panels = panels.size(),
                      .inputs = channels,
-                     .initial = initial,
-                     .initial_group_stride = initial_group_stride,
-                     .initial_stride = initial_stride,
+                     .initial = c,
+                     .initial_group_stride = group_stride,
+                     .initial_stride = outputs,
                      .c = c,
-                     .c_group_stride = outputs,
-                     .c_stride = s.rows * outputs});
-    initial = c;
-    initial_group_stride = outputs, initial_stride = s.rows * outputs;
+                     .c_group_stride = group_stride,
+                     .c_stride = outputs});
   }
 }
 
@@ -119,10 +115,6 @@ const float* Pixel::output_at(bool gates, int64_t layer, int64_t r, Range panels
   const Buffer& row = gates ? s.out2 : s.out1;
   const int64_t place = s.place(layer, segment_row_of(k), n, offset_of(k));
   const float* sums = row.data() + place * outputs + begin;
-  if (in_window && plan.taps.num_current > 0) {
-    const Buffer& window = gates ? s.window2 : s.window1;
-    sums = window.data() + r * outputs + begin;
-  }
   if (!convolutions.integer()) return sums;
   const Integers& own = s.integers[thread];
   kernels.dequantize(reinterpret_cast<const int32_t*>(sums),
@@ -175,12 +167,12 @@ void Pixel::convolve_layers_at_once() {
 void Pixel::convolve_in_turn(int64_t block) {
   const int64_t first = block * plan.layers_per_block, end = first + plan.layers_per_block;
   for (int64_t layer = first; layer < end; ++layer) {
-    add_taps(plan.conv1, s.ring1, s.out1, s.window1, layer, shares->of_conv1[0][thread]);
+    add_taps(plan.conv1, s.ring1, s.out1, layer, shares->of_conv1[0][thread]);
     activate_first(layer, shares->of_conv1[0][thread]);
     meet(Stage::kConvolutions);
     const Range panels = shares->of_conv2[0][thread];
     const int64_t begin = panels.begin * kHalfPanel;
-    add_taps(plan.conv2, s.ring2, s.out2, s.window2, layer, panels);
+    add_taps(plan.conv2, s.ring2, s.out2, layer, panels);
     for (int64_t r = 0; panels.size() > 0 && r < num_rows(); ++r) {
       float* y = s.y.data() + r * plan.channels + begin;
       kernels.gate(output_at(true, layer, r, panels), panels.size(), y, y, nullptr);

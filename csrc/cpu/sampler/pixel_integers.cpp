@@ -1,4 +1,4 @@
-// Pixel phase: inputs that are rounded to int8, products of integers, and what was out of range.
+// Pixel phase: inputs that are rounded to int8, products of integers.
 #include <string.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@ void Pixel::put(const Ring& ring, int64_t layer, int64_t r, int64_t begin, const
     return;
   }
   const float* scales = ring.convolutions.input_scales + layer * ring.channels + begin;
-  note(k, kernels.quantize_elu(x, scales, static_cast<uint8_t*>(to) + begin, count));
+  note(kernels.quantize_elu(x, scales, static_cast<uint8_t*>(to) + begin, count));
 }
 
 // `multiply` with int8 weights and inputs. Each thread rounds all inputs, which is less work than
@@ -32,13 +32,13 @@ void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const 
   for (int64_t r = 0; r < num_rows(); ++r) {
     const float* row = a + r * a_stride;
     int64_t clamped = kernels.quantize(row, m.input_scale(n), inputs + r * stride, whole);
-    if (counts) note(r / s.rows, clamped);
+    if (counts) note(clamped);
     if (whole == m.inputs) continue;
     float rest[kHalfPanel] = {};
     memcpy(rest, row + whole, (m.inputs - whole) * sizeof(float));
     clamped =
         kernels.quantize(rest, m.input_scale(n) + whole, inputs + r * stride + whole, kHalfPanel);
-    if (counts) note(r / s.rows, clamped);
+    if (counts) note(clamped);
   }
   auto* sums = reinterpret_cast<const int32_t*>(own.sums.data());
   const int64_t count = panels.size() * kPanel;
@@ -60,30 +60,10 @@ void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const 
   }
 }
 
-// Notes what `Kernels::quantize` returned for inputs of position k.
-void Pixel::note(int64_t k, int64_t clamped) {
-  if (clamped == 0) return;
-  Seen& seen = s.seen[parity * s.most_positions + k];
-  if (clamped > 0) {
-    seen.clamped.fetch_add(clamped, std::memory_order_relaxed);
-  } else {
-    seen.invalid.store(true, std::memory_order_relaxed);
-  }
-}
-
-// Thread 0 takes over what was noted in the step before. Positions that were guessed wrong are left
-// out: what they have shown is no part of the draw. All threads have done that step, and none
-// begins another of its parity before this.
-void Pixel::settle(int64_t parity) {
-  if (s.seen.empty()) return;
-  for (int64_t k = 0; k < last_positions; ++k) {
-    Seen& seen = s.seen[parity * s.most_positions + k];
-    const int64_t clamped = seen.clamped.exchange(0, std::memory_order_relaxed);
-    const bool invalid = seen.invalid.exchange(false, std::memory_order_relaxed);
-    if (k >= last_right) continue;
-    s.clamped += clamped;
-    if (invalid) s.too_large = true;
-  }
+// Takes over what `Kernels::quantize` returned.
+void Pixel::note(int64_t clamped) {
+  if (clamped > 0) s.clamped.fetch_add(clamped, std::memory_order_relaxed);
+  if (clamped < 0) s.too_large = true;  // a byte cannot carry NaN or infinity to the logits
 }
 
 }  // namespace vqvae2_fast::cpu::sampler

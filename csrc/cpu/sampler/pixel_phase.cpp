@@ -1,6 +1,6 @@
-// Pixel phase: one step at a time, which is a position, one in each of several rows, or a window of
-// guesses. This file has the pointwise part of the network and the attention; the rest of the class
-// is in pixel_convolutions.cpp, pixel_integers.cpp and pixel_draw.cpp.
+// Pixel phase: one step at a time, which is a position, one in each of several rows, or several
+// columns of known codes. This file has the pointwise part of the network and the attention; the
+// rest of the class is in pixel_convolutions.cpp, pixel_integers.cpp and pixel_draw.cpp.
 #include <string.h>
 
 #include <algorithm>
@@ -16,7 +16,7 @@ Pixel::Pixel(State& state, int thread_, Range times_)
       kernels(state.kernels),
       thread(thread_),
       times(times_),
-      in_window(state.window > 1),
+      along_row(state.columns > 1),
       clock(state.request.profile, thread_, state.team.size()) {
   look_up_shares();
 }
@@ -35,20 +35,19 @@ void Pixel::go_to(int64_t to) {
   segment_first_row = schedule.first_row(segment_begin);
   i = schedule.first_row(time);
   j = schedule.column(i, time);
-  positions = in_window ? std::min(plan.width - j, s.window) : schedule.end_row(time) - i;
+  positions = along_row ? std::min(plan.width - j, s.columns) : schedule.end_row(time) - i;
 }
 
 bool Pixel::draw() {
   // Without a tap at its own position no convolution depends on the code before, or on another
-  // layer at this position: they all run while the code before is being drawn. In a window they
-  // depend on the columns before, and so on the layers before.
+  // layer at this position: they all run while the code before is being drawn. Of several columns
+  // they depend on the columns before, and so on the layers before.
   const bool layers_at_once = s.layers_at_once();
-  if (in_window) guess_row(s.schedule.first_row(times.begin));
   for (int64_t next = times.begin; next < times.end;) {
     go_to(next);
     clock.start(i * plan.width + j);
     if (layers_at_once) convolve_layers_at_once();
-    if (!in_window) meet(Stage::kConvolutions);
+    if (!along_row) meet(Stage::kConvolutions);  // the codes before are there
     const Range channels = shares->of_channels[thread];
     add_stem(channels);
     begin_block(0, channels);
@@ -58,10 +57,7 @@ bool Pixel::draw() {
     meet(Stage::kStem);
     if (!s.team.is_active(thread)) return false;
     if (shares->threads != s.team.active()) look_up_shares();
-    if (thread == 0) {
-      s.pace.measure();
-      settle(1 - parity);
-    }
+    if (thread == 0) s.pace.measure();
     for (int64_t block = 0; block < plan.num_blocks; ++block) {
       if (!layers_at_once) convolve_in_turn(block);
       if (plan.attention.num_heads > 0) {
@@ -71,22 +67,13 @@ bool Pixel::draw() {
       }
     }
     finish();
-    draw_codes();
+    if (!along_row) draw_codes();
     clock.worked(Stage::kDraw);
-    int64_t right = positions;
-    if (in_window) {
-      s.team.barrier();
-      clock.met(Stage::kDraw);
-      right = num_right();
-    }
-    record(right);
-    next += in_window ? right : 1;
-    last_positions = positions, last_right = right;
-    parity = 1 - parity;
+    record();
+    next += along_row ? positions : 1;
     if (thread == 0) ++s.steps;
   }
   s.team.barrier();
-  if (thread == 0) settle(1 - parity);
   return true;
 }
 

@@ -82,7 +82,7 @@ struct Taps {
   bool reads_itself() const { return num_current > 0 && first_current + num_current > 0; }
   // How many columns one reading of the tap at `offset` serves, given that it needs nothing nearer
   // than -offset. It is a power of two, so that a column gets its taps in one order, the farthest
-  // first, as in a window.
+  // first, as where several columns are computed at once.
   static int64_t columns_served(int64_t offset) {
     int64_t served = 1;
     while (2 * served <= -offset) served *= 2;

@@ -217,6 +217,9 @@ class SideBySide {
 }  // namespace
 
 Timing draw_map(const Plan& plan, const Request& request, const AfterRow& after_row) {
+  if (request.columns > 1) {
+    std::copy_n(request.known, request.batch * plan.height * plan.width, request.codes);
+  }
   const int64_t groups = num_groups(plan, request);
   if (groups == 1) return draw_together(plan, request, after_row);
   return SideBySide(plan, request, groups, after_row).draw();

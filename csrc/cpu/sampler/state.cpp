@@ -27,9 +27,9 @@ int64_t coarse_rows(const Schedule& schedule, const Condition& condition) {
 }
 
 Schedule schedule_of(const Plan& plan, const Request& request, int64_t rows) {
-  // A window's columns are of one row, a profile is one of single positions, and a stream has its
+  // Columns of a step are of one row, a profile is one of single positions, and a stream has its
   // codes in raster order.
-  if (request.window > 1 || request.profile || request.decoders) return Schedule::of_one_row(plan);
+  if (request.columns > 1 || request.profile || request.decoders) return Schedule::of_one_row(plan);
   return Schedule::of(plan, rows);
 }
 
@@ -81,8 +81,6 @@ const float* State::start_of(bool gates, int64_t layer, int64_t n, int64_t row, 
   return sum;
 }
 
-int64_t State::noise_stride() const { return rounded_up(plan.num_embeddings); }
-
 int64_t State::value_width() const { return rounded_up(plan.attention.head_dim, kHalfPanel); }
 
 int64_t State::value_stride() const { return plan.height * plan.width * value_width(); }
@@ -96,10 +94,10 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
       batch(request_.batch),
       rows(request_.batch * (request_.guided ? 2 : 1)),
       reads_once(keeps_reads_once_out()),
-      window(std::clamp<int64_t>(request_.window, 1, plan_.width)),
+      columns(std::clamp<int64_t>(request_.columns, 1, plan_.width)),
       schedule(schedule_of(plan_, request_, rows)),
       segment_rows(schedule.rows_of_segment()),
-      most_positions(std::max(window, schedule.rows_at_once())),
+      most_positions(std::max(columns, schedule.rows_at_once())),
       ring1(plan_.conv1, plan_.taps, plan_.num_layers, rows, schedule),
       ring2(plan_.conv2, plan_.taps, plan_.num_layers, rows, schedule),
       pace(team_) {
@@ -111,17 +109,9 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
   shares.emplace_back(plan, rows, 1);
   out1 = Buffer(layers * segment_positions * rows * plan.conv1.outputs());
   out2 = Buffer(layers * segment_positions * rows * plan.conv2.outputs());
-  if (window > 1) {
-    window1 = Buffer(step * plan.conv1.outputs());
-    window2 = Buffer(step * plan.conv2.outputs());
-    matches.assign(batch * window, 0);
-    if (!request.noise && request.rule.temperature != 0.0f) {
-      row_noise = Buffer(batch * width * noise_stride());
-    }
-  }
   stem_rows = Buffer(segment_positions * batch * channels);
   if (layers_at_once()) gated = Buffer(layers * step * channels);
-  if (most_positions > window) {
+  if (most_positions > columns) {
     const int64_t widest = std::max(plan.conv1.channels, plan.conv2.channels);
     for (int t = 0; t < threads; ++t)
       gathered.emplace_back(plan.taps.most_served() * step * widest);
@@ -152,7 +142,6 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
   zeros = Buffer(widest);
   if (most_inputs > 0) {
     integers.resize(threads);
-    seen = std::vector<Seen>(2 * most_positions);
     for (Integers& own : integers) {
       own.inputs = Buffer(step * most_inputs / kQuad);
       own.sums = Buffer(step * widest);

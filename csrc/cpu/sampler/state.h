@@ -34,7 +34,7 @@ struct Request {
   Interval* intervals = nullptr;     // [B, H, W] of the codes, to encode; or null
   RangeDecoder* decoders = nullptr;  // [B], to read codes in place of drawing; or null
   float* profile = nullptr;          // see StageClock, or null
-  int64_t window = 1;                // columns of a step; all except the first are guesses
+  int64_t columns = 1;               // of a step; if more than 1, all codes are known
   int threads = 1;
 };
 
@@ -59,12 +59,6 @@ struct Ring {
   }
 };
 
-// What the inputs of a position that are rounded to int8 have shown.
-struct Seen {
-  std::atomic<int64_t> clamped{0};
-  std::atomic<bool> invalid{false};  // NaN or infinite: a byte cannot carry it to the logits
-};
-
 // What a thread needs to multiply integers.
 struct Integers {
   Buffer inputs;  // [step, stored inputs] bytes
@@ -85,24 +79,22 @@ struct State {
   const int64_t batch, rows;
   // Whether weights that are not read again soon are prefetched as such (Product::once).
   const bool reads_once;
-  // Columns of a step, at most the map's; if more than 1, all except the first are guesses.
-  const int64_t window;
+  const int64_t columns;  // of a step, at most the map's; 1 unless all codes are known
   const Schedule schedule;
   const int64_t segment_rows;  // the most map rows of a segment
-  // The most positions of a step: columns of a window, or map rows.
+  // The most positions of a step: columns, or map rows.
   const int64_t most_positions;
   int64_t steps = 0;
-  int64_t clamped = 0;                 // inputs of final columns that were clamped to int8
+  std::atomic<int64_t> clamped{0};     // inputs, to int8
   std::atomic<bool> too_large{false};  // a logit was beyond the rule's largest, or NaN
 
   Ring ring1, ring2;
   // [layers, map rows, network rows, segment, outputs]: bias and taps above, then all taps. Of
   // integer convolutions these are int32 sums without bias.
   Buffer out1, out2;
-  Buffer window1, window2;  // [window * rows, outputs]: all taps of one layer, if window > 1
-  Buffer features;          // [B, h, w, condition channels]
-  Buffer of_condition;      // [layers, coarse rows, B, w, conv2 outputs]
-  Buffer stem_rows;         // [segment, map rows, B, channels]
+  Buffer features;      // [B, h, w, condition channels]
+  Buffer of_condition;  // [layers, coarse rows, B, w, conv2 outputs]
+  Buffer stem_rows;     // [segment, map rows, B, channels]
   // Of a step, which has step = most_positions * rows network rows:
   Buffer gated;      // [layers, step, channels]: what each layer adds
   Buffer x, y;       // [step, channels]: a block's input, its layers' sum so far
@@ -118,13 +110,9 @@ struct State {
   Buffer logits;                             // [step, K padded]
   Buffer scores;                             // [threads, positions padded]
   Buffer zeros;                              // a row of biases where there are none
-  Buffer row_noise;                          // [B, W, noise_stride], if window > 1
-  std::vector<char> matches;                 // [window, B]: the guess was drawn again
   std::vector<std::vector<float>> attended;  // [threads][head_dim padded]
   std::vector<Integers> integers;            // [threads], empty if nothing is integer
-  // [2, most_positions], by parity of the step; empty if nothing is integer
-  std::vector<Seen> seen;
-  std::vector<Buffer> gathered;  // [threads]: inputs of a tap in several rows
+  std::vector<Buffer> gathered;              // [threads]: inputs of a tap in several rows
   std::vector<std::unique_ptr<Drawer>> drawers;
 
   // By the number of active threads: all, half of them, and so on to one.
@@ -147,8 +135,7 @@ struct State {
     return stem_rows.data() + at * plan.channels;
   }
   // Whether the convolutions of all layers at a position run at once.
-  bool layers_at_once() const { return window == 1 && !plan.taps.reads_itself(); }
-  int64_t noise_stride() const;
+  bool layers_at_once() const { return columns == 1 && !plan.taps.reads_itself(); }
   int64_t key_stride() const;    // of one head
   int64_t value_stride() const;  // of one head
   int64_t value_width() const;   // of one position

@@ -4,7 +4,7 @@
 
 #include "math.cuh"
 #include "memory.cuh"
-#include "places.cuh"
+#include "program.h"
 
 namespace vqvae2_fast::cuda::sampler {
 
@@ -28,7 +28,7 @@ __device__ __forceinline__ int chunks_before(int position) {
   return (position + kChunk - 1) / kChunk;
 }
 
-// Item (step row, head, chunk) of a block: positions chunk * kChunk .. below the row's own.
+// Item (network row, head, chunk) of a block: positions chunk * kChunk .. below the row's own.
 // `weights` is the warp's scratch of kChunk floats in shared memory.
 template <class To>
 __device__ __forceinline__ void attend_chunk(const Network& net, Place place, int block, int head,
@@ -39,7 +39,7 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
   const int64_t positions = (net.height * net.width + kLanes - 1) / kLanes * kLanes;
   const int64_t cached =
       ((static_cast<int64_t>(block) * net.rows + place.n) * net.num_heads + head) * positions * dim;
-  const float* query = net.query + (place.r * net.num_heads + head) * dim;
+  const float* query = net.query + (place.n * net.num_heads + head) * dim;
   const float* keys = net.keys + cached + static_cast<int64_t>(first) * dim + lane;
   float scores[kPerLane];
 #pragma unroll
@@ -73,7 +73,7 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
   __syncwarp();
 
   const int64_t part =
-      (static_cast<int64_t>(place.r) * net.num_heads + head) * net.max_chunks + chunk;
+      (static_cast<int64_t>(place.n) * net.num_heads + head) * net.max_chunks + chunk;
   float* partial = net.partials + part * (dim + kPartialHead);
   if (lane == 0) {
     to.put(partial, largest);
@@ -98,13 +98,13 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
   }
 }
 
-// Channel c of a step row's attended values; 0 for the first position.
+// Channel c of a network row's attended values; 0 for the first position.
 template <class To>
 __device__ __forceinline__ float attended(const Network& net, Place place, int c, const To& to) {
   const int chunks = chunks_before(place.i * net.width + place.j),
             size = net.head_dim + kPartialHead;
   const int64_t parts =
-      (static_cast<int64_t>(place.r) * net.num_heads + c / net.head_dim) * net.max_chunks;
+      (static_cast<int64_t>(place.n) * net.num_heads + c / net.head_dim) * net.max_chunks;
   const float* partial = net.partials + parts * size;
   if (chunks == 0) return 0.0f;
   float largest = to.get(partial);

@@ -94,9 +94,6 @@ constexpr double kKeyInstructions = 20, kProbabilityInstructions = 60;
 // from there takes some 180 cycles on an idle H100 (0.10 us), like a trip to its L2 cache of 260,
 // for which this model takes 0.5 us; then the barrier's count and the waking of those who wait.
 constexpr double kClusterHandOver = 0.3e-6;
-// Finding where each window continues takes one trip to the L2 cache for what was drawn, and two
-// barriers.
-constexpr double kMoving = 0.6e-6;
 // A kernel launch that follows another on a stream.
 constexpr double kLaunch = 2.5e-6;
 // A cooperative launch takes longer: the card waits until it is empty.

@@ -145,7 +145,7 @@ __device__ __forceinline__ void fetch_convolved(const ChainRun& run, int i) {
 
 // What every block computes for itself from the codes to the left, and from what the convolutions
 // gave.
-__device__ __forceinline__ void begin_position(const ChainRun& run, const Places<false>& places,
+__device__ __forceinline__ void begin_position(const ChainRun& run, const Places& places,
                                                Arrivals* fetched, uint32_t parity, int stage) {
   const Network& net = run.net;
   const Chain& chain = run.chain;
@@ -178,17 +178,17 @@ __device__ __forceinline__ void begin_position(const ChainRun& run, const Places
   for (int item = threadIdx.x; item < count; item += threads) {
     const int c = item % channels;
     const float x = own.get(chain.begun + item);
-    for (int r = item / channels; r < net.step_rows; r += net.batch) {
+    for (int r = item / channels; r < net.rows; r += net.batch) {
       begin_block(net, places.at(r), 0, c, x, run.own(c % chain.blocks == run.rank));
     }
   }
   sync_first(threads);
 }
 
-// A unit for ROWS step rows from r on, whose outputs lane k sends to block k.
+// A unit for ROWS network rows from r on, whose outputs lane k sends to block k.
 template <int ROWS, typename Weight>
 __device__ __forceinline__ void chain_unit(const ChainRun& run, const Operation& op,
-                                           const Places<false>& places, int unit, int r,
+                                           const Places& places, int unit, int r,
                                            const Weight* weights, Arrivals* outputs) {
   const Network& net = run.net;
   const BlockMemoryOf to = {{run.shared, run.lane == 0}, outputs, run.lane};
@@ -221,9 +221,9 @@ __device__ __forceinline__ void chain_unit(const ChainRun& run, const Operation&
 // The block's units of a step. Those of a work begin when its weights are there.
 template <typename Weight>
 __device__ __forceinline__ void chain_products(const ChainRun& run, const ChainStep& step,
-                                               const Places<false>& places, uint32_t parity,
+                                               const Places& places, uint32_t parity,
                                                Arrivals* outputs) {
-  const int rows = run.net.step_rows;
+  const int rows = run.net.rows;
   const int pairs = rows / 2, groups = pairs + rows % 2;
   int done = 0;  // items of the works before; the next warp continues from there
   for (int w = step.first; w < step.end; ++w) {
@@ -251,12 +251,12 @@ __device__ __forceinline__ void chain_products(const ChainRun& run, const ChainS
 
 // The block's items of a stage of heads; the last position's keys and values are there.
 __device__ __forceinline__ void chain_heads(const ChainRun& run, const ChainStep& step,
-                                            const Places<false>& places, Arrivals* outputs) {
+                                            const Places& places, Arrivals* outputs) {
   const Network& net = run.net;
   float* const scratch = reinterpret_cast<float*>(run.shared + run.chain.scratch_offset);
   const ClusterMemory to = {{run.shared, false}, outputs, run.chain.blocks};
   const int chunks = chunks_before(places.i * net.width + places.j);
-  const int items = net.step_rows * net.num_heads * chunks;
+  const int items = net.rows * net.num_heads * chunks;
   for (int item = run.warp * run.chain.blocks + run.rank; item < items;
        item += run.computing * run.chain.blocks) {
     attend_chunk(net, places.at(item / chunks / net.num_heads), step.index,
@@ -266,10 +266,10 @@ __device__ __forceinline__ void chain_heads(const ChainRun& run, const ChainStep
 }
 
 // Every block merges the attended values for itself.
-__device__ __forceinline__ void merge_in_chain(const ChainRun& run, const Places<false>& places) {
+__device__ __forceinline__ void merge_in_chain(const ChainRun& run, const Places& places) {
   const Network& net = run.net;
   const OwnMemory own = run.own(false);
-  const int all = net.num_heads * net.head_dim, count = net.step_rows * all;
+  const int all = net.num_heads * net.head_dim, count = net.rows * all;
   for (int item = threadIdx.x; item < count; item += run.following()) {
     const int r = item / all, c = item % all;
     own.put(net.out_inputs + r * net.out_stride + net.channels + c,
@@ -279,7 +279,7 @@ __device__ __forceinline__ void merge_in_chain(const ChainRun& run, const Places
 }
 
 // Every block draws the same codes; the first writes them.
-__device__ __forceinline__ void draw_in_chain(const ChainRun& run, const Places<false>& places) {
+__device__ __forceinline__ void draw_in_chain(const ChainRun& run, const Places& places) {
   const Network& net = run.net;
   const OwnMemory own = run.own(run.rank == 0);
   float* const scratch = reinterpret_cast<float*>(run.shared + run.chain.scratch_offset);
@@ -305,7 +305,7 @@ __device__ __forceinline__ void follow_chain(const ChainRun& run, int i) {
     if (run.copies[c].ahead) ask_for(run, run.copies[c]);
   }
   for (int t = 0; t < net.width; ++t) {
-    const Places<false> places = {i, t, nullptr};
+    const Places places = {i, t};
     const uint32_t before = (static_cast<uint32_t>(i) * net.width + t) * run.program.num_stages;
     const uint32_t parity = t & 1;
     for (int s = 0; s < chain.num_steps; ++s) {
@@ -382,7 +382,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if (static_cast<int>(blockIdx.x) < program.chain.blocks) {
     run_chain<Weight>(program, memory, i, shared);
   } else {
-    follow_program<Weight, false, true>(program, memory, i, shared);
+    follow_program<Weight, true>(program, memory, i, shared);
   }
 }
 

@@ -6,7 +6,6 @@
 #include "../../common/counter_noise.h"
 #include "filter.cuh"
 #include "memory.cuh"
-#include "places.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
@@ -139,8 +138,8 @@ __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawSc
   const int count = net.num_embeddings, sample = place.n;
   const int position = place.i * net.width + place.j;
   const int64_t at = static_cast<int64_t>(sample) * net.height * net.width + position;
-  const float* logits = net.logits + static_cast<int64_t>(place.r) * net.code_stride;
-  const float* without = logits + static_cast<int64_t>(net.batch) * net.window * net.code_stride;
+  const float* logits = net.logits + static_cast<int64_t>(place.n) * net.code_stride;
+  const float* without = logits + static_cast<int64_t>(net.batch) * net.code_stride;
   const bool guided = net.rows > net.batch;
   for (int k = threadIdx.x; k < count; k += s.threads) {
     const float raw = to.get(logits + k);
@@ -154,7 +153,7 @@ __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawSc
     if (net.rule.temperature != 0.0f && net.rule.temperature != 1.0f) {
       value = value / net.rule.temperature;
     }
-    if (!fits && to.writes_global()) note_invalid(net, place);
+    if (!fits && to.writes_global()) note_invalid(net);
     s.raw[k] = raw;
     s.logits[k] = value;
     if (net.all_logits && to.writes_global()) net.all_logits[at * count + k] = raw;
@@ -171,10 +170,7 @@ __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawSc
       code = block_argmax(s.scores, count, s);
     }
   }
-  if (threadIdx.x == 0 && to.writes_global()) {
-    if (net.window > 1) net.matches[place.r] = fresh(net.codes + at) == code;
-    net.codes[at] = code;
-  }
+  if (threadIdx.x == 0 && to.writes_global()) net.codes[at] = code;
   if (net.log_prob && to.writes_global()) {
     const float value = log_probability(net, code, s);
     if (threadIdx.x == 0) net.log_prob[at] = value;

@@ -3,7 +3,7 @@
 
 #include "../../common/counter_noise.h"
 #include "math.cuh"
-#include "places.cuh"
+#include "memory.cuh"
 #include "program.h"
 
 namespace vqvae2_fast::cuda::sampler {
@@ -21,19 +21,19 @@ __device__ __forceinline__ void end_layers(const Network& net, Place at, int blo
                                            float y, const To& to) {
   const float* background = net.background + (at.i * net.width + at.j) * 2;
   if (net.num_heads == 0) {
-    float* merged = net.merged[block % 2] + at.r * net.merged_stride;
+    float* merged = net.merged[block % 2] + at.n * net.merged_stride;
     to.put(merged + c, within_bound(y));
     if (c < 2) to.put(merged + net.channels + c, background[c]);
     return;
   }
-  float* joined = net.joined + at.r * net.joined_stride;
-  float* activated = net.joined_activated + at.r * net.joined_stride;
+  float* joined = net.joined + at.n * net.joined_stride;
+  float* activated = net.joined_activated + at.n * net.joined_stride;
   const float activated_y = elu(y);
   to.put(joined + c, x);
   to.put(joined + net.channels + c, y);
   to.put(activated + c, elu(x));
   to.put(activated + net.channels + c, activated_y);
-  to.put(net.out_inputs + at.r * net.out_stride + c, activated_y);
+  to.put(net.out_inputs + at.n * net.out_stride + c, activated_y);
   if (c < 2) {
     to.put(joined + 2 * net.channels + c, background[c]);
     to.put(activated + 2 * net.channels + c, elu(background[c]));
@@ -44,7 +44,7 @@ __device__ __forceinline__ void end_layers(const Network& net, Place at, int blo
 template <class To>
 __device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int c, float x,
                                             const To& to) {
-  const int channel = at.r * net.channels + c;
+  const int channel = at.n * net.channels + c;
   // In a cluster another block may be a stage ahead, and only the last block's x is read.
   if (!To::kCluster || block == net.num_blocks) to.put(net.x + channel, x);
   if (block == net.num_blocks) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ void begin_block(const Network& net, Place at, int bl
 
 // Called when y after a layer that reads its own position is known in channel c.
 __device__ __forceinline__ void end_layer(const Network& net, Place at, int layer, int c, float y) {
-  const int channel = at.r * net.channels + c;
+  const int channel = at.n * net.channels + c;
   net.y[channel] = y;
   if ((layer + 1) % net.layers_per_block != 0) {
     put_activated(net, net.ring1, layer + 1, at, c, y);
@@ -83,7 +83,7 @@ __device__ __forceinline__ void cache_key_value(const Network& net, Place at, in
                                                 float value, const To& to) {
   const int all = net.num_heads * net.head_dim, of = o % all;
   // The blocks of a cluster learn from it that the sum has been computed.
-  if constexpr (To::kCluster) to.put(net.key_value + at.r * 2 * all + o, value);
+  if constexpr (To::kCluster) to.put(net.key_value + at.n * 2 * all + o, value);
   if (!to.writes_global()) return;
   const int64_t positions = (net.height * net.width + kLanes - 1) / kLanes * kLanes;
   const int64_t position = at.i * net.width + at.j;
@@ -109,14 +109,13 @@ struct Addends {
 template <class To>
 __device__ __forceinline__ Addends load_addends(const Network& net, const Operation& op, Place at,
                                                 int unit, const To& to) {
-  const float* initial =
-      op.initial + row_of(at, op.initial_column) * op.initial_row + at.j * op.initial_column;
+  const float* initial = op.initial + at.n * op.initial_row + at.j * op.initial_column;
   Addends addends = {};
   addends.initial = *reinterpret_cast<const float2*>(initial + kUnit * unit);
   if (op.epilogue == Epilogue::kGateLayer) {
-    addends.residual = to.get(net.y + at.r * net.channels + unit);
+    addends.residual = to.get(net.y + at.n * net.channels + unit);
   } else if (op.epilogue > Epilogue::kGateLayer) {
-    addends.residual = to.get(op.residual + at.r * op.residual_row + unit);
+    addends.residual = to.get(op.residual + at.n * op.residual_row + unit);
   }
   return addends;
 }
@@ -127,11 +126,10 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
                                             int unit, float2 sum, const Addends& addends,
                                             const To& to) {
   float v0 = sum.x + addends.initial.x, v1 = sum.y + addends.initial.y;
-  float* output = op.output + row_of(at, op.output_column) * op.output_row +
-                  at.j * op.output_column + at.i % net.slots * op.output_slot;
+  float* output = op.output + at.n * op.output_row + at.j * op.output_column +
+                  at.i % net.slots * op.output_slot;
   if (op.epilogue >= Epilogue::kGate) {
-    // It is rounded here, whether it is stored or added at once, so that the bits are the same with
-    // windows and without.
+    // It is rounded here, whether it is stored or added at once.
     const float gate = VQ_MUL(v0, sigmoid(v1));
     if (op.epilogue == Epilogue::kGate) {
       to.put(output + unit, gate);
@@ -144,8 +142,8 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
       } else if (op.epilogue == Epilogue::kGateBlock) {
         begin_block(net, at, op.index + 1, unit, value, to);
       } else {
-        to.put(net.x + at.r * net.channels + unit, value);
-        to.put(net.activated + at.r * net.channels + unit, elu(value));
+        to.put(net.x + at.n * net.channels + unit, value);
+        to.put(net.activated + at.n * net.channels + unit, elu(value));
       }
     }
     return;

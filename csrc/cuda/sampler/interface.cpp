@@ -104,10 +104,8 @@ const char* vq_sampler_report(const char* const* names, const int64_t* values, i
                               const char* card, char* text, int64_t size) {
   return caught([&] {
     const CardModel& model = known_card(card);
-    Values planned = on_card(Values(names, values, count), model);
-    const Plan plan = best_plan(planned, model);
-    planned.set("window", 1);
-    write(report(plan, best_plan(planned, model), model), text, size);
+    const Plan plan = best_plan(on_card(Values(names, values, count), model), model);
+    write(report(plan, model), text, size);
   });
 }
 

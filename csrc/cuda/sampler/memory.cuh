@@ -32,6 +32,21 @@ struct GlobalMemory {
   __device__ __forceinline__ bool writes_global() const { return true; }
 };
 
+// Where network row n is on the map.
+struct Place {
+  int i, j, n;
+};
+
+// The places of all network rows, which draw the same position.
+struct Places {
+  int i, j;
+
+  __device__ __forceinline__ Place at(int n) const { return {i, j, n}; }
+};
+
+// A logit beyond the rule's largest, or what cannot carry it there.
+__device__ __forceinline__ void note_invalid(const Network& net) { atomicMax(net.too_large, 1); }
+
 // Asks the L2 cache for the line of 128 bytes at an address: a hint.
 __device__ __forceinline__ void ask_for(const void* address) {
 #if defined(__CUDA_ARCH__)

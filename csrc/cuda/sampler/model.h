@@ -11,7 +11,7 @@ namespace vqvae2_fast::cuda::sampler {
 
 // The largest amounts of work that any block has in a stage at a step.
 struct Load {
-  double shared = 0, streamed = 0;  // bytes of weights, read once for 8 step rows
+  double shared = 0, streamed = 0;  // bytes of weights, read once for 8 network rows
   double staged = 0;                // bytes of inputs into shared memory
   double stagings = 0;              // times that a block waits for inputs
   double products = 0;              // multiply-adds
@@ -85,10 +85,8 @@ class Model {
     if (in_cluster(s)) return chain_terms(s, free_weights);
     const int32_t flags = stage.wait_stage < 0 ? 0 : plan_.stages[stage.wait_stage].blocks;
     terms.polls = (flags + plan_.card.threads - 1) / plan_.card.threads;
-    if (net.window > 1) terms.polls = std::max(terms.polls, 1.0);  // before windows are moved
     if (stage.kind == StepKind::kDraw) {
-      const int32_t draws = net.batch * net.window;
-      terms.draws = (draws + stage.blocks - 1) / stage.blocks;
+      terms.draws = (net.batch + stage.blocks - 1) / stage.blocks;
       terms.seconds = filters() * terms.draws;
       return terms;
     }
@@ -98,11 +96,11 @@ class Model {
       const double cached = static_cast<double>(net.rows) * net.num_heads * net.head_dim *
                             net.height * net.width * sizeof(float);
       const bool fits = 2 * cached * net.num_blocks < kL2Share * card_.l2_bytes;
-      (fits ? terms.from_l2 : terms.from_memory) = net.window * cached;
+      (fits ? terms.from_l2 : terms.from_memory) = cached;
     }
     if (stage.kind != StepKind::kProducts) return terms;
     const Load& l = loads_[s];
-    const double passes = (net.step_rows + 7) / 8;
+    const double passes = (net.rows + 7) / 8;
     terms.shared = (free_weights ? 0 : l.shared * passes) + l.products / kUnit * sizeof(float);
     terms.streamed = l.streamed * passes;
     terms.from_l2 = l.all_streamed * passes;
@@ -149,7 +147,6 @@ class Model {
       (in_tail ? tail : chain) += seconds(s, free_weights);
     }
     chain += side_by_side ? std::max(tail, seconds(0, free_weights)) : tail;
-    if (plan_.network.window > 1) chain += kMoving;
     return std::max(chain, streams_from_memory() ? streamed_ / card_.memory_bandwidth : 0.0);
   }
 
@@ -201,8 +198,7 @@ class Model {
         double bytes = 0;
         for (int32_t w = step.first; w < step.end; ++w) bytes += bytes_of(b, w);
         most.shared = std::max(most.shared, bytes);
-        most.products =
-            std::max(most.products, bytes / plan_.weight_bytes * plan_.network.step_rows);
+        most.products = std::max(most.products, bytes / plan_.weight_bytes * plan_.network.rows);
         if (!chain.resident) streamed_ += bytes;
       }
     }
@@ -235,7 +231,7 @@ class Model {
     }
     if (stage.products[0].operation.attended >= 0) ++terms.sums;  // merged by every block
     const Load& l = loads_[s];
-    const double passes = (net.step_rows + 1) / 2;
+    const double passes = (net.rows + 1) / 2;
     terms.shared = (free_weights ? 0 : l.shared * passes) + l.products / kUnit * sizeof(float);
     terms.products = l.products;
     return terms;
@@ -267,7 +263,7 @@ class Model {
     constexpr int kPositions = 8;
     const double rate = kL2BytesPerCycle * card_.clock;
     std::vector<double> idle(chain.blocks, 0);  // when a block's copies are done
-    const double passes = (plan_.network.step_rows + 1) / 2;
+    const double passes = (plan_.network.rows + 1) / 2;
     const double reading = free_weights ? 0 : passes / (kSharedBytesPerCycle * card_.clock);
     // When the weights of a block's work have come: of this position, and of the next.
     std::vector<std::vector<double>> landed(chain.blocks, std::vector<double>(chain.max_works, 0));
@@ -336,7 +332,7 @@ class Model {
   }
 
   void add(const BlockProgram& block) {
-    const int32_t rows = plan_.network.step_rows;
+    const int32_t rows = plan_.network.rows;
     const int64_t buffer = plan_.program.buffer_floats;
     for (int32_t s = block.first_step; s < block.end_step; ++s) {
       const Step& step = plan_.steps[s];

@@ -47,13 +47,6 @@ Plan::Plan(const Values& values) {
   net.width = values.small("width");
   net.batch = values.small("batch");
   net.rows = net.batch * (values.integer("guided") ? 2 : 1);
-  net.window = values.small("window");
-  if (net.window < 1 || net.window > net.width) {
-    throw std::invalid_argument("sampler: expected a window of 1 to " + std::to_string(net.width) +
-                                " columns, a row of the map, got " + std::to_string(net.window) +
-                                ".");
-  }
-  net.step_rows = net.rows * net.window;
   net.channels = values.small("channels");
   net.inner = values.small("inner_channels");
   net.num_embeddings = values.small("num_embeddings");
@@ -66,8 +59,7 @@ Plan::Plan(const Values& values) {
   net.head_dim = values.small("head_dim");
   const int32_t num_current = values.small("num_current");
   const int32_t first_current = values.small("first_current");
-  // In a window a convolution reads the columns before, and so depends on the layers before.
-  net.side_by_side = net.window == 1 && (num_current == 0 || first_current + num_current <= 0);
+  net.side_by_side = num_current == 0 || first_current + num_current <= 0;
   const int32_t rows_above = values.small("rows_above");
   net.slots = rows_above + 1;
   const int32_t positions = net.height * net.width;
@@ -100,7 +92,6 @@ Plan::Plan(const Values& values) {
   net.log_prob = values.pointer<float>("log_prob");
   net.all_logits = values.pointer<float>("logits");
   net.too_large = values.pointer<int32_t>("too_large");
-  net.steps = values.pointer<int64_t>("steps");
 #if defined(VQ_STAGE_TIMES)
   net.stage_times = values.pointer<uint64_t>("stage_times");
 #endif
@@ -109,7 +100,7 @@ Plan::Plan(const Values& values) {
   const int32_t last_column = first_column + values.small("num_columns") - 1;
   const int32_t left = -std::min({first_column, first_current, 0});
   const int32_t columns = left + net.width + std::max(last_column, 0);
-  const int64_t rows = net.rows, layers = net.num_layers, step_rows = net.step_rows;
+  const int64_t rows = net.rows, layers = net.num_layers;
   Workspace workspace(values.integer("workspace"));
   const auto ring = [&](int32_t channels) {
     const int64_t count = layers * rows * net.slots * columns * channels;
@@ -138,37 +129,35 @@ Plan::Plan(const Values& values) {
     planned_chain.begun = state.take<float>(static_cast<int64_t>(net.batch) * net.channels);
     planned_chain.codes = state.take<int32_t>(static_cast<int64_t>(net.batch) * net.width);
   }
-  net.x = state.take<float>(step_rows * net.channels);
-  net.y = state.take<float>(step_rows * net.channels);
-  for (float*& merged : net.merged) merged = state.take<float>(step_rows * net.merged_stride);
-  net.activated = state.take<float>(step_rows * net.channels);
-  net.logits = state.take<float>(step_rows * net.code_stride);
+  net.x = state.take<float>(rows * net.channels);
+  net.y = state.take<float>(rows * net.channels);
+  for (float*& merged : net.merged) merged = state.take<float>(rows * net.merged_stride);
+  net.activated = state.take<float>(rows * net.channels);
+  net.logits = state.take<float>(rows * net.code_stride);
   if (net.num_heads > 0) {
     const int64_t all = static_cast<int64_t>(net.num_heads) * net.head_dim;
     const int64_t cached = net.num_blocks * rows * rounded_up(positions, kLanes) * all;
-    net.joined = state.take<float>(step_rows * net.joined_stride);
-    net.joined_activated = state.take<float>(step_rows * net.joined_stride);
-    net.out_inputs = state.take<float>(step_rows * net.out_stride);
-    net.query = state.take<float>(step_rows * all);
-    if (card.cluster > 0) net.key_value = state.take<float>(step_rows * 2 * all);
-    net.partials = state.take<float>(step_rows * net.num_heads * net.max_chunks *
-                                     (net.head_dim + kPartialHead));
+    net.joined = state.take<float>(rows * net.joined_stride);
+    net.joined_activated = state.take<float>(rows * net.joined_stride);
+    net.out_inputs = state.take<float>(rows * net.out_stride);
+    net.query = state.take<float>(rows * all);
+    if (card.cluster > 0) net.key_value = state.take<float>(rows * 2 * all);
+    net.partials =
+        state.take<float>(rows * net.num_heads * net.max_chunks * (net.head_dim + kPartialHead));
     net.keys = workspace.take<float>(cached);
     net.values = workspace.take<float>(cached);
   }
   const int32_t attention_inner = values.small("attention.inner_channels");
   const int32_t output_inner = values.small("output.inner_channels");
   scratch.inner_row = rounded_up(std::max(attention_inner, output_inner), padding);
-  scratch.out_inner = state.take<float>(step_rows * scratch.inner_row);
+  scratch.out_inner = state.take<float>(rows * scratch.inner_row);
   if (net.num_heads > 0) {
-    scratch.key_inner = state.take<float>(step_rows * scratch.inner_row);
-    scratch.query_inner = state.take<float>(step_rows * scratch.inner_row);
-    scratch.key_features = state.take<float>(step_rows * net.joined_stride);
-    scratch.query_features = state.take<float>(step_rows * net.merged_stride);
+    scratch.key_inner = state.take<float>(rows * scratch.inner_row);
+    scratch.query_inner = state.take<float>(rows * scratch.inner_row);
+    scratch.key_features = state.take<float>(rows * net.joined_stride);
+    scratch.query_features = state.take<float>(rows * net.merged_stride);
   }
   net.progress = workspace.take<uint32_t>(card.blocks);
-  net.matches = workspace.take<int32_t>(net.batch * net.window);
-  if (net.window > 1) net.marks = workspace.take<unsigned long long>(2 * net.step_rows);
 
   row_phase = {};
   row_phase.mode = static_cast<RowMode>(values.small("row_mode"));

@@ -1,8 +1,7 @@
 // A prior and one draw from it, as the kernels see them: sizes, and the addresses of everything on
 // the card. Plain data, passed to kernels by value.
 //
-// Sizes: B samples; N network rows, B or 2B under guidance (with the class, then without); w
-// columns of a step, and S = N * w step rows: row n * w + k is column k of network row n's; C
+// Sizes: B samples; N network rows, B or 2B under guidance (with the class, then without); C
 // channels, R channels inside a gated layer, K codes. Addresses are of device memory; all strides
 // are in elements. Everything of outputs in pairs (`*_pairs`) is in the order of units: see
 // program.h.
@@ -36,7 +35,6 @@ struct Rule {
 
 struct Network {
   int32_t height, width, batch, rows;
-  int32_t window, step_rows;  // w = 1: one code per step; S
   int32_t channels, inner, num_embeddings, num_classes, num_labels;
   int32_t num_layers, layers_per_block, num_blocks;
   int32_t side_by_side;  // no convolution reads its own position
@@ -59,20 +57,18 @@ struct Network {
   // [layers, N, W, R], [.., 2C pairs]: taps above and biases.
   float *row1, *row2;
   float* stem_row;                   // [B, W, C]
-  float* key_value;                  // [S, 2 heads * d], of the chain of a cluster
+  float* key_value;                  // [N, 2 heads * d], of the chain of a cluster
   float* gated;                      // [layers, N, C]: what each layer adds at this position
-  float *x, *y;                      // [S, C]: a block's input, its layers' output
-  float* merged[2];                  // [S, merged_stride], by parity of the block
-  float *joined, *joined_activated;  // [S, joined_stride]
-  float* out_inputs;          // [S, out_stride]: ELU of y and, with many rows, of attended values
-  float *query, *partials;    // [S, heads * d]; [S, heads, chunks, d + 2]
-  float* keys;                // [blocks, N, heads, P / 32, d, 32]
-  float* values;              // [blocks, N, heads, P, d]
-  float* activated;           // [S, C]: ELU(x) for the last layers
-  float* logits;              // [S, code_stride]
-  uint32_t* progress;         // [blocks of the grid]: the last stage that each has done
-  int32_t* matches;           // [B, w]: 1 where the code drawn was the one guessed
-  unsigned long long* marks;  // [2, S]: by parity of a window's step; see note_invalid
+  float *x, *y;                      // [N, C]: a block's input, its layers' output
+  float* merged[2];                  // [N, merged_stride], by parity of the block
+  float *joined, *joined_activated;  // [N, joined_stride]
+  float* out_inputs;        // [N, out_stride]: ELU of y and, with many rows, of attended values
+  float *query, *partials;  // [N, heads * d]; [N, heads, chunks, d + 2]
+  float* keys;              // [blocks, N, heads, P / 32, d, 32]
+  float* values;            // [blocks, N, heads, P, d]
+  float* activated;         // [N, C]: ELU(x) for the last layers
+  float* logits;            // [N, code_stride]
+  uint32_t* progress;       // [blocks of the grid]: the last stage that each has done
 
   // The draw.
   const int64_t* known;  // [B, H, W], -1 to draw; or null
@@ -85,7 +81,6 @@ struct Network {
   float* log_prob;     // [B, H, W], or null
   float* all_logits;   // [B, H, W, K], or null
   int32_t* too_large;  // set to 1 by a logit beyond the rule's largest, or NaN
-  int64_t* steps;      // how many were taken, counted up; or null
 #if defined(VQ_STAGE_TIMES)
   uint64_t* stage_times;  // stage_times.cuh, or null
 #endif

@@ -1,7 +1,6 @@
 // Pixel phase: one row of the map by one cooperative launch. Each block keeps as much of its share
 // of the weights in shared memory as fits, reads the rest from the L2 cache, and follows its part
-// of the program (program.h) at every step. A step is a position, or a window of guessed codes
-// (places.cuh).
+// of the program (program.h) at every position.
 #pragma once
 
 #include "attention.cuh"
@@ -24,17 +23,17 @@ struct BlockMemory {
   const unsigned char* weights;
 };
 
-// Where the inputs of a step row begin; `inputs` is the operation's, at the row of the map.
+// Where the inputs of a network row begin; `inputs` is the operation's, at the row of the map.
 __device__ __forceinline__ const float* input_of(const Operation& op, const float* inputs,
                                                  Place at) {
-  return inputs + row_of(at, op.input_column) * op.input_row + at.j * op.input_column;
+  return inputs + at.n * op.input_row + at.j * op.input_column;
 }
 
-// Begins to copy the inputs of step rows first .. first + count of an operation to shared memory,
-// with zeros for rows without a place. They have arrived after copy_async_wait and a barrier.
-template <bool kWindow>
+// Begins to copy the inputs of network rows first .. first + count of an operation to shared
+// memory, with zeros for rows without a place. They have arrived after copy_async_wait and a
+// barrier.
 __device__ __forceinline__ void stage_inputs(const Network& net, const Work& work,
-                                             const Places<kWindow>& places, int first, int count,
+                                             const Places& places, int first, int count,
                                              float* buffer) {
   const Operation& op = work.operation;
   const float* inputs = op.input + places.i % net.slots * op.input_slot;
@@ -45,7 +44,7 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Work& wor
     for (int item = threadIdx.x; item < items; item += step) {
       const int k = item % in_row * kGroup;
       const Place at = places.at(first + item / in_row);
-      const bool valid = k < op.inputs && on_map<kWindow>(at);
+      const bool valid = k < op.inputs;
       copy_async_or_zero<16>(buffer + kGroup * item,
                              valid ? input_of(op, inputs, at) + k : op.input, valid);
     }
@@ -61,8 +60,7 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Work& wor
       const int item = begin + a * step, r = item / padded, k = item % padded;
       values[a] = 0.0f;
       if (item < items && k < plain) {
-        const Place at = places.at(first + r);
-        if (on_map<kWindow>(at)) values[a] = fresh(input_of(op, inputs, at) + k);
+        values[a] = fresh(input_of(op, inputs, places.at(first + r)) + k);
       }
     }
 #pragma unroll
@@ -75,13 +73,11 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Work& wor
   const int merged = op.inputs - plain;
   for (int item = threadIdx.x; item < count * merged; item += step) {
     const int r = item / merged, c = item % merged;
-    const Place at = places.at(first + r);
-    buffer[r * padded + plain + c] =
-        on_map<kWindow>(at) ? elu(attended(net, at, c, GlobalMemory())) : 0.0f;
+    buffer[r * padded + plain + c] = elu(attended(net, places.at(first + r), c, GlobalMemory()));
   }
 }
 
-// Sums of a unit for up to ROWS step rows, those of row r in lanes r * 32 / ROWS and on.
+// Sums of a unit for up to ROWS network rows, those of row r in lanes r * 32 / ROWS and on.
 template <int ROWS, typename Weight>
 __device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* inputs, int rows,
                                            int padded_inputs, int lane) {
@@ -90,14 +86,13 @@ __device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* i
   return add_lanes<ROWS>(sums, lane);
 }
 
-// A block's units of an operation for step rows first .. first + count, whose inputs lie at
-// `inputs`. A warp's item is a unit for 8 step rows, or for all that are left, so weights are read
-// once for every 8; its first is number `item`. Returns how many items there are.
-template <typename Weight, bool kWindow>
-__device__ __forceinline__ int multiply(const Network& net, const Work& work,
-                                        const Places<kWindow>& places, int first, int count,
-                                        const float* all_inputs, const unsigned char* resident,
-                                        int item) {
+// A block's units of an operation for network rows first .. first + count, whose inputs lie at
+// `inputs`. A warp's item is a unit for 8 network rows, or for all that are left, so weights are
+// read once for every 8; its first is number `item`. Returns how many items there are.
+template <typename Weight>
+__device__ __forceinline__ int multiply(const Network& net, const Work& work, const Places& places,
+                                        int first, int count, const float* all_inputs,
+                                        const unsigned char* resident, int item) {
   const Operation& op = work.operation;
   const int lane = threadIdx.x % kLanes, warps = blockDim.x / kLanes;
   const int unit_weights = op.padded_inputs * kUnit;
@@ -115,7 +110,7 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
     const int computed = rows > 4 ? 8 : rows == 3 ? 4 : rows;  // a power of two
     const int lanes_of_row = kLanes / computed, row = lane / lanes_of_row;
     const Place at = places.at(first + r + min(row, rows - 1));
-    const bool finishes = lane % lanes_of_row == 0 && row < rows && on_map<kWindow>(at);
+    const bool finishes = lane % lanes_of_row == 0 && row < rows;
     Addends addends;
     if (finishes) addends = load_addends(net, op, at, unit, GlobalMemory());
     const float* inputs = all_inputs + r * op.padded_inputs;
@@ -136,21 +131,21 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
 
 // A block's works of a step. Works whose inputs fit into the buffer side by side are staged
 // together and wait for their inputs once. One that does not fit even by itself is computed in
-// tiles of step rows.
-template <typename Weight, bool kWindow>
+// tiles of network rows.
+template <typename Weight>
 __device__ __forceinline__ void do_products(const Network& net, const Step& step,
-                                            const Places<kWindow>& places,
-                                            const BlockMemory& memory, int buffer_floats) {
+                                            const Places& places, const BlockMemory& memory,
+                                            int buffer_floats) {
   const int warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
   for (int begin = step.first, end = begin; begin < step.end; begin = end) {
-    int together = 0, tile = net.step_rows;
+    int together = 0, tile = net.rows;
     for (; end < step.end; ++end) {
-      together += memory.works[end].operation.padded_inputs * net.step_rows;
+      together += memory.works[end].operation.padded_inputs * net.rows;
       if (together > buffer_floats) break;
     }
     if (end == begin) tile = buffer_floats / memory.works[end++].operation.padded_inputs;
-    for (int first = 0; first < net.step_rows; first += tile) {
-      const int count = min(tile, net.step_rows - first);
+    for (int first = 0; first < net.rows; first += tile) {
+      const int count = min(tile, net.rows - first);
       float* inputs = memory.buffer;
       for (int w = begin; w < end; ++w) {
         stage_inputs(net, memory.works[w], places, first, count, inputs);
@@ -174,14 +169,12 @@ __device__ __forceinline__ void do_products(const Network& net, const Step& step
 
 // Computes x of samples' columns first .. end, from the sums of the rows above and the codes to the
 // left, for the first block.
-template <bool kWindow>
 __device__ __forceinline__ void begin_columns(const Network& net, const Step& step,
-                                              const Places<kWindow>& places) {
+                                              const Places& places) {
   const int channels = net.channels;
   const int count = (step.end - step.first) * channels;
   for (int item = threadIdx.x; item < count; item += blockDim.x) {
     const Place at = places.at(step.first + item / channels);
-    if (!on_map<kWindow>(at)) continue;
     const int sample = at.n, c = item % channels;
     const int64_t* codes =
         net.codes + (static_cast<int64_t>(sample) * net.height + at.i) * net.width;
@@ -192,42 +185,35 @@ __device__ __forceinline__ void begin_columns(const Network& net, const Step& st
       const int64_t code = fresh(codes + column);
       x += net.stem_left[(t * net.num_embeddings + code) * channels + c];
     }
-    for (int r = at.r; r < net.step_rows; r += net.batch * net.window) {
+    for (int r = at.n; r < net.rows; r += net.batch) {
       begin_block(net, places.at(r), 0, c, x, GlobalMemory());
     }
   }
 }
 
-template <bool kWindow>
-__device__ __forceinline__ void attend(const Network& net, const Step& step,
-                                       const Places<kWindow>& places, float* buffer) {
+__device__ __forceinline__ void attend(const Network& net, const Step& step, const Places& places,
+                                       float* buffer) {
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int warps = blockDim.x / kLanes;
-  // Columns of a window see different numbers of chunks, so there are as many items as the row's
-  // last column may need.
-  const int last = kWindow ? net.width - 1 : places.j;
-  const int chunks = chunks_before(places.i * net.width + last);
-  const int count = net.step_rows * net.num_heads * chunks;
+  const int chunks = chunks_before(places.i * net.width + places.j);
+  const int count = net.rows * net.num_heads * chunks;
   // Items are dealt out to all warps of the stage's blocks: step.first of step.end blocks.
   for (int item = warp * step.end + step.first; item < count; item += warps * step.end) {
     const int chunk = item % chunks, head = item / chunks % net.num_heads;
     const Place at = places.at(item / chunks / net.num_heads);
-    if (kWindow && (at.j < 0 || chunk >= chunks_before(at.i * net.width + at.j))) continue;
     attend_chunk(net, at, step.index, head, chunk, buffer + warp * kChunk, lane, GlobalMemory());
   }
 }
 
-// All threads of the stage's blocks compute the attended values of all step rows.
-template <bool kWindow>
+// All threads of the stage's blocks compute the attended values of all network rows.
 __device__ __forceinline__ void merge_heads(const Network& net, const Step& step,
-                                            const Places<kWindow>& places) {
-  const int all = net.num_heads * net.head_dim, count = net.step_rows * all;
+                                            const Places& places) {
+  const int all = net.num_heads * net.head_dim, count = net.rows * all;
   const int threads = blockDim.x * step.end;
   for (int item = step.first * blockDim.x + threadIdx.x; item < count; item += threads) {
     const Place at = places.at(item / all);
     const int c = item % all;
-    if (!on_map<kWindow>(at)) continue;
-    net.out_inputs[at.r * net.out_stride + net.channels + c] =
+    net.out_inputs[at.n * net.out_stride + net.channels + c] =
         elu(attended(net, at, c, GlobalMemory()));
   }
 }
@@ -265,7 +251,7 @@ __device__ __forceinline__ void copy_resident_weights(const Work& work, unsigned
 }
 
 // A block's part of the program at row i. With kOnlyProducts it has no other steps.
-template <typename Weight, bool kWindow, bool kOnlyProducts = false>
+template <typename Weight, bool kOnlyProducts = false>
 __device__ __forceinline__ void follow_program(const Program& program, const unsigned char* memory,
                                                int i, unsigned char* shared) {
   const Network& net = program.network;
@@ -291,22 +277,11 @@ __device__ __forceinline__ void follow_program(const Program& program, const uns
                             .weights = shared + program.weights_offset};
   copy_async_commit();
 
-  int2* const rows = reinterpret_cast<int2*>(shared + program.places_offset);
-  int* const columns = reinterpret_cast<int*>(rows + net.step_rows);  // of a window
-
   const uint32_t stages = program.num_stages;
-  // A step computes at least one column of each sample, so a row takes at most `width` steps. After
-  // them windows are moved once more.
-  for (int t = 0; t < net.width + kWindow; ++t) {
-    const Places<kWindow> places = {i, t, rows};
+  for (int t = 0; t < net.width; ++t) {
+    const Places places = {i, t};
     // Stage s of this step is number `before` + s + 1 of the map.
     const uint32_t before = (static_cast<uint32_t>(i) * net.width + t) * stages;
-    if constexpr (kWindow) {
-      if (num_steps == 0) break;
-      if (t > 0) wait_for_blocks(net.progress, 0, program.drawing, before, -1);
-      if (!move_windows(net, t, columns, rows)) break;
-      if (net.steps && block == 0 && threadIdx.x == 0) ++*net.steps;
-    }
     for (int s = 0; s < num_steps; ++s) {
       const Step& step = steps[s];
       // At the first step, the launch before has done everything of the step before.
@@ -334,8 +309,7 @@ __device__ __forceinline__ void follow_program(const Program& program, const uns
         case StepKind::kDraw: {
           const DrawScratch parts = draw_scratch(mine.buffer, net.num_embeddings, blockDim.x);
           for (int r = step.first; r < step.end; ++r) {
-            const Place at = places.at(r);
-            if (on_map<kWindow>(at)) draw_code(net, at, parts, GlobalMemory());
+            draw_code(net, places.at(r), parts, GlobalMemory());
           }
           break;
         }
@@ -347,11 +321,11 @@ __device__ __forceinline__ void follow_program(const Program& program, const uns
   }
 }
 
-template <typename Weight, bool kWindow>
+template <typename Weight>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     pixel_phase_kernel(const Program program, const unsigned char* memory, int i) {
   VQ_DYNAMIC_SHARED(unsigned char, shared);
-  follow_program<Weight, kWindow>(program, memory, i, shared);
+  follow_program<Weight>(program, memory, i, shared);
 }
 
 }  // namespace vqvae2_fast::cuda::sampler

@@ -45,8 +45,7 @@ int32_t rounded_up(int64_t value, int32_t unit) {
 void Plan::share_out() {
   const Network& net = network;
   const int32_t grid = card.blocks;
-  const int32_t draws = net.batch * net.window;  // of a step
-  const int32_t drawing = std::min(draws, grid);
+  const int32_t drawing = std::min(net.batch, grid);
   std::vector<std::vector<Step>> steps_of(grid);
   std::vector<std::vector<Work>> works_of(grid);
   std::vector<Runs> runs_of(stages.size());
@@ -114,14 +113,13 @@ void Plan::share_out() {
         step.first = b;
         step.end = stage.blocks;
       } else {
-        step.first = static_cast<int32_t>(static_cast<int64_t>(draws) * b / drawing);
-        step.end = static_cast<int32_t>(static_cast<int64_t>(draws) * (b + 1) / drawing);
+        step.first = static_cast<int32_t>(static_cast<int64_t>(net.batch) * b / drawing);
+        step.end = static_cast<int32_t>(static_cast<int64_t>(net.batch) * (b + 1) / drawing);
       }
       steps_of[b].push_back(step);
     }
   }
   program = {};
-  program.drawing = drawing;
   for (int32_t b = 0; b < grid; ++b) {
     const int32_t first_step = static_cast<int32_t>(steps.size());
     const int32_t first_work = static_cast<int32_t>(works.size());
@@ -156,27 +154,22 @@ void Plan::place_weights() {
       if (step.stage >= convolution_stages()) together = std::max(together, of_step);
     }
   }
-  // Network row and column of each step row, first column of each sample.
-  const int64_t places =
-      net.window == 1 ? 0 : (2 * net.step_rows + net.batch) * int64_t{sizeof(int32_t)};
   const int64_t code = program.max_steps * sizeof(Step) + program.max_works * sizeof(Work);
-  const int64_t left = card.shared_bytes - kSharedMargin - code - places - 2 * kLine;
+  const int64_t left = card.shared_bytes - kSharedMargin - code - 2 * kLine;
   const int64_t wanted = std::min<int64_t>(
-      {static_cast<int64_t>(std::max(inputs, together)) * net.step_rows, kMaxBuffer / 4, left / 4});
+      {static_cast<int64_t>(std::max(inputs, together)) * net.rows, kMaxBuffer / 4, left / 4});
   const int32_t of_heads = card.threads / kLanes * kChunk;  // the chunk of each warp
   const int32_t scratch_floats = std::max(
       2 * net.num_embeddings + std::max(net.num_embeddings, kFilterWords) + 2 * kLanes, of_heads);
   const int32_t needed = std::max(inputs, scratch_floats);
   program.buffer_floats = rounded_up(std::max<int64_t>(needed, wanted / kLanes * kLanes), kLanes);
   program.program_offset = program.buffer_floats * 4;
-  program.places_offset = rounded_up(program.program_offset + code, 8);
-  program.weights_offset = rounded_up(program.places_offset + places, kLine);
+  program.weights_offset = rounded_up(program.program_offset + code, kLine);
   const int64_t room = card.shared_bytes - kSharedMargin - program.weights_offset;
   if (room < 0) {
     throw std::invalid_argument(
         "sampler: the kernel needs " + std::to_string(program.weights_offset + kSharedMargin) +
-        " bytes of shared memory per block for inputs, program and the places of " +
-        std::to_string(net.window == 1 ? 0 : net.step_rows) + " rows of windows, the card has " +
+        " bytes of shared memory per block for inputs and program, the card has " +
         std::to_string(card.shared_bytes) + ".");
   }
   // First come the weights of the chain, because there a block waits for them; then those of the

@@ -120,9 +120,8 @@ struct CardModel;  // cards.h
 // "card.clusters8" at once, and the one without.
 Plan best_plan(Values values, const CardModel& card);
 
-// The plan as a table, with the times that the model of a card expects. `single`: the same with one
-// code per step, which a plan with windows is compared with.
-std::string report(const Plan& plan, const Plan& single, const CardModel& card);
+// The plan as a table, with the times that the model of a card expects.
+std::string report(const Plan& plan, const CardModel& card);
 
 // The plan's stages as rows of comma-separated values under a head: what each waits for, its terms
 // (model.h) and the seconds that are expected.

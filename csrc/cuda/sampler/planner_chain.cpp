@@ -17,7 +17,7 @@ int32_t rounded_up(int64_t value, int32_t unit) {
   return static_cast<int32_t>((value + unit - 1) / unit * unit);
 }
 
-// Floats that a unit's epilogue sends to every block for a step row.
+// Floats that a unit's epilogue sends to every block for a network row.
 int32_t floats_sent(const Network& net, const Operation& op) {
   const int32_t channels = op.outputs / kUnit;  // of outputs with gates
   // What begins a block in a channel, and the coordinates that go with two of them.
@@ -52,8 +52,8 @@ struct Placed {
 
 const char* Plan::why_no_cluster() const {
   const Network& net = network;
-  if (!net.side_by_side) return "its convolutions read their own position, or there are windows";
-  if (net.step_rows > kMostChainRows) return "there are too many network rows";
+  if (!net.side_by_side) return "its convolutions read their own position";
+  if (net.rows > kMostChainRows) return "there are too many network rows";
   if (net.channels % kLanes != 0) return "its channels are no multiple of 32";
   if (static_cast<int32_t>(stages.size()) > kMostChainSteps) return "it has too many stages";
   if (card.threads < 3 * kLanes) return "a block has fewer than three warps";
@@ -168,7 +168,7 @@ void Plan::share_out_chain() {
       step.exchanges = 1;
       step.bytes = net.num_heads * (net.head_dim + kPartialHead);
     }
-    step.bytes *= net.step_rows * static_cast<int32_t>(sizeof(float));
+    step.bytes *= net.rows * static_cast<int32_t>(sizeof(float));
     for (int32_t b = 0; b < cluster; ++b) {
       if (stage.kind == StepKind::kProducts && runs[b].empty()) {
         refuse("a block has no units of a stage");

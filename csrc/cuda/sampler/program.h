@@ -36,8 +36,7 @@ enum class Epilogue : int32_t {
   kGateOutput,    // x += gate, activated = ELU(x)
 };
 
-// n products of one matrix: sums over `inputs` values of each step row. An operand with a stride of
-// columns has one row per network row; others have one per step row.
+// n products of one matrix: sums over `inputs` values of each network row.
 struct Operation {
   const float* input;  // + n * input_row + column * input_column + slot * input_slot
   int64_t input_row;
@@ -105,8 +104,7 @@ struct Program {
   int32_t buffer_floats;  // for activations in shared memory
   int32_t shared_bytes;   // in all
   int32_t max_steps, max_works;
-  int32_t drawing;                                        // blocks 0 .. draw
-  int32_t program_offset, places_offset, weights_offset;  // in shared memory
+  int32_t program_offset, weights_offset;  // in shared memory
   int64_t blocks_offset, steps_offset, works_offset;
   Chain chain;
 };

@@ -18,7 +18,7 @@ std::string line(const char* format, Values... values) {
 
 }  // namespace
 
-std::string report(const Plan& plan, const Plan& single, const CardModel& card) {
+std::string report(const Plan& plan, const CardModel& card) {
   const Network& net = plan.network;
   const Model model(plan, card);
   Bytes all, most;
@@ -39,11 +39,7 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
   }
   constexpr double kMB = 1e6, kKiB = 1024, kMicro = 1e6;
   const double step = model.step(), row = model.row(), reload = model.reload();
-  const auto map = [&](double kept) {
-    return net.height * (row + kCooperativeLaunch + reload + net.width / kept * step);
-  };
-  const bool windows = net.window > 1;
-  const std::string step_name = windows ? "step" : "position";
+  const double map = net.height * (row + kCooperativeLaunch + reload + net.width * step);
   std::string text;
   text +=
       line("%s: %d blocks of %d threads, batch %d (%d network rows), weights of %d bytes",
@@ -53,8 +49,8 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
                  chain.resident ? "resident" : "streamed from the L2 cache");
     text += line("  the convolutions on %d more", chain.convolving);
   }
-  text += line("  %-28s %9.2f MB", ("weights read at a " + step_name).c_str(),
-               (all.resident + all.streamed) / kMB);
+  text +=
+      line("  %-28s %9.2f MB", "weights read at a position", (all.resident + all.streamed) / kMB);
   text += line("    %-26s %9.2f MB  (sums take them; weights there would win %.1f us at most)",
                "in registers", 0.0, (step - model.step(true)) * kMicro);
   text += line("    %-26s %9.2f MB  at most %.1f KiB per block", "in shared memory",
@@ -75,9 +71,9 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
                  (plan.program.shared_bytes - chain.weights_offset) / kKiB);
   }
   text += line("  %-28s %9.2f MB", "memory of the draw", plan.workspace_bytes / kMB);
-  text += line("  stages per %s %d; flags written %lld, waits on flags %lld, grid barriers 0",
-               step_name.c_str(), static_cast<int>(plan.stages.size()),
-               static_cast<long long>(flags), static_cast<long long>(waits));
+  text += line("  stages per position %d; flags written %lld, waits on flags %lld, grid barriers 0",
+               static_cast<int>(plan.stages.size()), static_cast<long long>(flags),
+               static_cast<long long>(waits));
   text += line("  %-20s %5s %7s %12s %14s %9s", "stage", "times", "blocks", "KiB shared",
                "KiB streamed", "us each");
   std::vector<bool> told(plan.stages.size(), false);
@@ -99,28 +95,15 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
   }
   const RowTile& tile = plan.row_phase.tile;
   text += line(
-      "  expected, not measured: %.1f us per %s; a row of the map takes %.0f us for taps above",
-      step * kMicro, step_name.c_str(), row * kMicro);
+      "  expected, not measured: %.1f us per position; a row of the map takes %.0f us for taps "
+      "above",
+      step * kMicro, row * kMicro);
   text += line(
       "  (tiles of %dx%d, rows x columns) and %.0f us to launch and to load the weights of shared "
       "memory;",
       tile.rows, tile.columns, (kCooperativeLaunch + reload) * kMicro);
-  if (!windows) {
-    text += line("  %.3f s per map of %dx%d (%.3f s of it taps above), %.2f maps per second",
-                 map(1), net.height, net.width, net.height * row, net.batch / map(1));
-    return text;
-  }
-  const double alone = Model(single, card).step();
-  text += line(
-      "  a window of %d columns; one code per step takes %.1f us, so windows win from %.2f kept",
-      net.window, alone * kMicro, step / alone);
-  text += line(
-      "  codes per step; a map of %dx%d (%.2f ms of it taps above) takes, by codes kept per step:",
-      net.height, net.width, net.height * row * 1e3);
-  for (int32_t kept = 1; kept <= net.window;
-       kept = kept < net.window ? std::min(2 * kept, net.window) : kept + 1) {
-    text += line("  %5d %9.2f ms", kept, map(kept) * 1e3);
-  }
+  text += line("  %.3f s per map of %dx%d (%.3f s of it taps above), %.2f maps per second", map,
+               net.height, net.width, net.height * row, net.batch / map);
   return text;
 }
 

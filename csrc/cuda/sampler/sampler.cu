@@ -74,7 +74,7 @@ const char* row_phase(const PackedProgram& packed, int i, void* stream) {
                          phase.at_row(phase.conv2, net.slots, net.ring2, i), stream);
 }
 
-template <typename Weight, bool kWindow>
+template <typename Weight>
 const char* pixel_phase(const PackedProgram& packed, const void* on_card, int i, void* stream) {
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(packed.program.grid));
@@ -82,7 +82,7 @@ const char* pixel_phase(const PackedProgram& packed, const void* on_card, int i,
   shape.shared_bytes = packed.program.shared_bytes;
   shape.stream = stream;
   shape.cooperative = true;
-  return launch("sampler pixel phase", pixel_phase_kernel<Weight, kWindow>, shape, packed.program,
+  return launch("sampler pixel phase", pixel_phase_kernel<Weight>, shape, packed.program,
                 static_cast<const unsigned char*>(on_card), i);
 }
 
@@ -126,17 +126,12 @@ const char* vq_sampler_row(const void* program, const void* on_card, int32_t i, 
     return packed.weight_bytes == 4 ? pixel_phase_on_clusters<float>(packed, on_card, i, stream)
                                     : pixel_phase_on_clusters<BFloat16>(packed, on_card, i, stream);
   }
-  const bool windows = packed.program.network.window > 1;
-  if (packed.weight_bytes == 4) {
-    return windows ? pixel_phase<float, true>(packed, on_card, i, stream)
-                   : pixel_phase<float, false>(packed, on_card, i, stream);
-  }
-  return windows ? pixel_phase<BFloat16, true>(packed, on_card, i, stream)
-                 : pixel_phase<BFloat16, false>(packed, on_card, i, stream);
+  return packed.weight_bytes == 4 ? pixel_phase<float>(packed, on_card, i, stream)
+                                  : pixel_phase<BFloat16>(packed, on_card, i, stream);
 }
 
 const char* vq_sampler_card(int64_t card[4]) {
-  const auto kernel = pixel_phase_kernel<float, false>;
+  const auto kernel = pixel_phase_kernel<float>;
   if (const char* reason = vqvae2_fast::cuda::why_not_runnable(kernel)) return reason;
   int device = 0, multiprocessors = 0, shared_bytes = 0, cooperative = 0;
   cudaError_t error = cudaGetDevice(&device);

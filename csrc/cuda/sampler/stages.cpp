@@ -207,7 +207,7 @@ void Plan::build_stages(const Values& values) {
                                .output = scratch.out_inner,
                                .output_row = inner_row});
     // With few rows, every block merges what it reads, which saves a stage.
-    if (card.cluster > 0 || net.step_rows * all_heads <= 2 * card.threads) {
+    if (card.cluster > 0 || net.rows * all_heads <= 2 * card.threads) {
       first.operation.attended = channels;
     } else {
       add("merge heads", StepKind::kMergeHeads, block);

@@ -5,8 +5,7 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
-// The stem's sums over codes of rows above, [B, W, C]; with windows also the row's first guesses:
-// the known codes, else those above.
+// The stem's sums over codes of rows above, [B, W, C].
 constexpr int kStemThreads = 256;
 
 __global__ void __launch_bounds__(kStemThreads) stem_row_kernel(const Network net, int i) {
@@ -17,7 +16,7 @@ __global__ void __launch_bounds__(kStemThreads) stem_row_kernel(const Network ne
     const int c = item % net.channels;
     const int j = item / net.channels % net.width;
     const int64_t sample = item / net.channels / net.width;
-    int64_t* codes = net.codes + sample * net.height * net.width;
+    const int64_t* codes = net.codes + sample * net.height * net.width;
     float sum = net.stem_bias[(static_cast<int64_t>(i) * net.width + j) * net.channels + c];
     for (int t = 0; t < net.num_stem_above; ++t) {
       const int row = i + net.stem_above_taps[2 * t], column = j + net.stem_above_taps[2 * t + 1];
@@ -27,10 +26,6 @@ __global__ void __launch_bounds__(kStemThreads) stem_row_kernel(const Network ne
       sum += net.stem_above[entry * net.channels + c];
     }
     net.stem_row[item] = sum;
-    if (net.window == 1 || c > 0) continue;
-    const int position = i * net.width + j;
-    const int64_t known = net.known ? net.known[sample * net.height * net.width + position] : -1;
-    codes[position] = known >= 0 ? known : i > 0 ? codes[position - net.width] : 0;
   }
 }
 

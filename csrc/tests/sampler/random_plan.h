@@ -28,7 +28,7 @@ struct Kind {
 struct Draw {
   int64_t batch = 3, first_sample = 0;
   bool guided = false;
-  int64_t window = 1;
+  int64_t columns = 1;  // of a step; more where all codes are known
   int threads = 1;
   Rule rule = {};
   std::vector<int64_t> known = {};                  // [B, H, W], -1 to draw; or empty
@@ -115,7 +115,7 @@ class RandomPlan {
     request.log_prob = drawn.log_prob.data();
     request.intervals = drawn.intervals.data();
     if (!decoders.empty()) request.decoders = decoders.data();
-    request.window = draw.window;
+    request.columns = draw.columns;
     request.threads = draw.threads;
     drawn.too_large = draw_map(*plan_, request, [](int64_t) { return true; }).too_large;
     for (const auto& decoder : decoders) drawn.finished &= decoder.finished();

@@ -27,7 +27,6 @@ struct Kind {
 struct Draw {
   int batch = 1, first_sample = 0;
   bool guided = false;
-  int window = 1;
   int blocks = 5, threads = 64, shared_bytes = 64 << 10;
   int cluster = 0;  // blocks of the cluster that computes the chain
   int top_k = 0;    // 0: all
@@ -38,7 +37,6 @@ struct Draw {
 struct Drawn {
   std::vector<int64_t> codes;  // [B, H, W]
   std::vector<float> logits;   // [B, H, W, K]
-  int64_t steps = 0;           // taken by windows
   bool staged_in_turn = false;
 #if defined(VQ_STAGE_TIMES)
   std::vector<uint64_t> times;  // [W, blocks, stages, moments], of the last row
@@ -63,7 +61,7 @@ inline bool staged_in_turn(const std::vector<unsigned char>& memory) {
       for (int w = steps[s].first; w < steps[s].end; ++w) {
         inputs += works[blocks[b].first_work + w].operation.padded_inputs;
       }
-      if (inputs * program.network.step_rows > capacity) return true;
+      if (inputs * program.network.rows > capacity) return true;
     }
   }
   return false;
@@ -157,12 +155,9 @@ class RandomPrior {
     DeviceArray<int64_t> codes{std::vector<int64_t>(positions)};
     DeviceArray<float> logits{std::vector<float>(positions * kCodes)};
     DeviceArray<int64_t> known{draw.known.empty() ? std::vector<int64_t>(1) : draw.known};
-    DeviceArray<int64_t> steps{std::vector<int64_t>(1)};
     DeviceArray<int32_t> too_large{std::vector<int32_t>(1)};
     values.insert({{"batch", draw.batch},
                    {"guided", draw.guided},
-                   {"window", draw.window},
-                   {"steps", address(steps.data())},
                    {"known", draw.known.empty() ? 0 : address(known.data())},
                    {"noise", 0},
                    {"seed", 3},
@@ -204,7 +199,6 @@ class RandomPrior {
     Drawn drawn;
     drawn.codes = codes.values();
     drawn.logits = logits.values();
-    drawn.steps = steps.values()[0];
     drawn.staged_in_turn = staged_in_turn(program);
 #if defined(VQ_STAGE_TIMES)
     drawn.times = times.values();

@@ -1,5 +1,5 @@
 // The CUDA sampler, on a GPU or executed on the CPU: the bits of a sample's codes and logits do not
-// depend on the batch, the grid, the threads of a block, the place of the weights or the window.
+// depend on the batch, the grid, the threads of a block or the place of the weights.
 // Their values are tested from Python (tests/sampling/test_cuda_engine.py).
 //
 // Top-k and top-p are compared with a sort (filter_checks.h), the row phase's products with sums on
@@ -51,25 +51,13 @@ bool several_codes(const std::vector<int64_t>& codes) {
   return false;
 }
 
-// Draws a part again in windows, with some codes known, so that samples keep different numbers of
-// columns.
-void test_windows(RandomPrior& prior, const Drawn& whole, Draw part, int window, const char* what) {
+// Draws a part again with most of its codes known.
+void test_known(RandomPrior& prior, const Drawn& whole, Draw part) {
   constexpr int kPositions = RandomPrior::kHeight * RandomPrior::kWidth;
-  part.window = window;
   const auto first = whole.codes.begin() + part.first_sample * kPositions;
   part.known.assign(first, first + part.batch * kPositions);
-  for (size_t n = kPositions; n < part.known.size(); ++n) {
-    if (n % 3 != 0) part.known[n] = -1;
-  }
-  compare(prior, whole, part, what);
-}
-
-// All codes known, all guesses right.
-void test_right_guesses(RandomPrior& prior, const Drawn& whole, Draw all, int window) {
-  all.window = window;
-  all.known = whole.codes;
-  const int steps = RandomPrior::kHeight * ((RandomPrior::kWidth + window - 1) / window);
-  check(prior.draw(all).steps == steps, "a window keeps all columns that are guessed right");
+  for (size_t n = 0; n < part.known.size(); n += 3) part.known[n] = -1;
+  compare(prior, whole, part, "known codes");
 }
 
 // The chain on one cluster, the convolutions on another: with weights that pass through shared
@@ -150,21 +138,14 @@ void test_kind(const Kind& kind, bool quick) {
     check(drawn.staged_in_turn, "inputs of all convolutions do not fit into the buffer at once");
   }
   if (!kind.reads_itself) test_clusters(prior, whole, one, kind.attention, quick);
-  if (quick) {
-    test_windows(prior, whole, all, 3, "windows of 3");
-    return;
-  }
-  test_right_guesses(prior, whole, all, 3);
-  one.window = 2;
-  compare(prior, whole, one, "a sample alone, in windows of 2");
+  test_known(prior, whole, one);
+  if (quick) return;
   Draw three = all;
   three.batch = 3;
   three.first_sample = 2;
   three.threads = 96;
   three.shared_bytes = 32 << 10;
   compare(prior, whole, three, "three samples, with larger blocks and less shared memory");
-  test_windows(prior, whole, three, RandomPrior::kWidth,
-               "windows as wide as the map, with larger blocks");
   three.blocks = 1;
   three.shared_bytes = 220 << 10;
   compare(prior, whole, three, "three samples by one block");

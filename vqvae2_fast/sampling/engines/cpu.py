@@ -145,7 +145,7 @@ def draw_cpu_timed(
             profile=_address(profile),
             intervals=_address(intervals),
             streams=[(_address(words), len(words)) for words in request.streams],
-            window=_window(request, width),
+            columns=_columns(request, width),
             threads=torch.get_num_threads(),
             progress=row_done if request.watched else None,
         )
@@ -177,12 +177,12 @@ def _threads_set_inside() -> Iterator[Callable[[], None]]:
             torch.set_num_threads(latest)
 
 
-def _window(request: DrawRequest, width: int) -> int:
-    """Columns of a step. Known codes are right guesses, so a step may have as many as are fast."""
+def _columns(request: DrawRequest, width: int) -> int:
+    """Columns of a step: as many as are fast if all codes are known."""
     known = request.known
     if known is None or bool((known < 0).any()):
-        return request.settings.window
-    return min(width, max(request.settings.window, SCORED_ROWS // request.batch_size))
+        return 1
+    return min(width, max(1, SCORED_ROWS // request.batch_size))
 
 
 def packed_plan(plan: SamplingPlan, ranges: InputRanges | None = None) -> Any:

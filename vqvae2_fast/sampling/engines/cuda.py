@@ -99,7 +99,6 @@ def why_not_plan(
     card: Card,
     plan: SamplingPlan,
     batch_size: int = 1,
-    window: int = 1,
     *,
     guided: bool = False,
     precision: Precision = PRECISIONS["cuda"],
@@ -110,7 +109,7 @@ def why_not_plan(
         return f"its convolutions read {rows_above} rows above, more than {MAX_ROWS_ABOVE}"
     values = plan_values(plan, card, precision, batch_size, guided=guided)
     try:
-        library.sizes(values | {"window": min(window, plan.size[1])})
+        library.sizes(values)
     except RuntimeError as error:
         return str(error).removeprefix("sampler: ").removesuffix(".")
     return None
@@ -119,7 +118,6 @@ def why_not_plan(
 def why_not_prior(
     plan: SamplingPlan,
     batch_size: int = 1,
-    window: int = 1,
     *,
     guided: bool = False,
     precision: Precision = PRECISIONS["cuda"],
@@ -128,22 +126,18 @@ def why_not_prior(
     with torch.cuda.device(plan.device):
         library = native_library()
         card = Card.current(library)
-        return why_not_plan(
-            library, card, plan, batch_size, window, guided=guided, precision=precision
-        )
+        return why_not_plan(library, card, plan, batch_size, guided=guided, precision=precision)
 
 
 def draw_cuda(
     plan: SamplingPlan,
     request: DrawRequest,
     engine: str = "cuda",
-    steps: Tensor | None = None,
 ) -> Drawn:
     """Draw a map on the plan's card.
 
     Args:
         engine: A key of `PRECISIONS`.
-        steps: int64 `[1]` on the card, increased by the number of steps that windows took.
 
     Raises:
         EngineError: A prior on another device, of another dtype, or too large for the card.
@@ -164,14 +158,13 @@ def draw_cuda(
             card,
             plan,
             request.batch_size,
-            settings.window,
             guided=settings.guided,
             precision=precision,
         )
         if reason is not None:
             raise EngineError.refusing(engine, reason, plan.device, "cuda")
         try:
-            return draw_with(library, card, stream.cuda_stream, plan, request, precision, steps)
+            return draw_with(library, card, stream.cuda_stream, plan, request, precision)
         except LaunchError as error:
             # CUDA reports errors of kernels, after which every call fails, at any later call.
             try:
@@ -193,7 +186,6 @@ def draw_with(
     plan: SamplingPlan,
     request: DrawRequest,
     precision: Precision,
-    steps: Tensor | None = None,
     stage_times: Tensor | None = None,
 ) -> Drawn:
     """`draw_cuda` with a given build of the kernels, on a given card.
@@ -229,7 +221,6 @@ def draw_with(
         "codes": codes,
         "log_prob": log_prob,
         "logits": logits,
-        "steps": steps,
         "stage_times": stage_times,
         "too_large": too_large,
     }
@@ -244,7 +235,6 @@ def draw_with(
         "top_p": 1.0 if settings.top_p is None else float(settings.top_p),
         "guidance": float(settings.guidance_scale),
         "largest_logit": settings.largest_logit,
-        "window": min(settings.window, width),
     }
     values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
     values |= {name: 0 if t is None else t.data_ptr() for name, t in inputs.items()}
@@ -316,7 +306,6 @@ def plan_values(
         "row_mode": precision.row_mode,
         "batch": batch,
         "guided": int(guided),
-        "window": 1,
         "workspace": 0,
         "seed": 0,
         "first_sample": 0,

@@ -22,7 +22,7 @@ def prior_of(**overrides):
     return tiny_prior(**{"attention": False, "size": (6, 16), **overrides})
 
 
-def drawn(prior, inputs, *, at_once, weights=torch.float32, **arguments):
+def drawn(prior, inputs, *, at_once, ranges=None, **arguments):
     """Codes, log-probabilities and logits of a draw, and its number of steps."""
     batch, config = inputs["codes"].shape[0], prior.config
     height, width = config.size
@@ -40,7 +40,7 @@ def drawn(prior, inputs, *, at_once, weights=torch.float32, **arguments):
     stages = len(_native.module.SAMPLER_STAGES)
     profile = torch.zeros(height * width, stages, torch.get_num_threads(), 2)
     plan = plan_of(prior, interface_of(prior))
-    result, parts = draw_cpu_timed(plan, request, weights, None if at_once else profile)
+    result, parts = draw_cpu_timed(plan, request, ranges, None if at_once else profile)
     return result, parts["steps"]
 
 
@@ -116,8 +116,8 @@ def test_integer_inputs(mask):
     calibrate(prior, [(inputs["codes"], inputs["condition"], inputs["labels"])], margin=1)
     ranges = checked_ranges(prior, plan_of(prior, interface_of(prior)))
     other = prior_inputs(prior, 2, seed=1)
-    assert drawn(prior, other, at_once=True, weights=ranges)[0].clamped[0] > 0
-    assert_same_bits(prior, other, weights=ranges)
+    assert drawn(prior, other, at_once=True, ranges=ranges)[0].clamped[0] > 0
+    assert_same_bits(prior, other, ranges=ranges)
 
 
 @pytest.mark.parametrize("level", simd_levels())

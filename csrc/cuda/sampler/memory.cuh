@@ -12,10 +12,6 @@ __device__ __forceinline__ T fresh(const T* address) {
   return __ldcg(address);
 }
 
-__device__ __forceinline__ float4 fresh_four(const float* address) {
-  return __ldcg(reinterpret_cast<const float4*>(address));
-}
-
 // Where a block keeps what it hands on, and who writes it: in global memory, each value once. What
 // the chain of a cluster uses instead stands in chain_memory.cuh.
 struct GlobalMemory {
@@ -32,12 +28,12 @@ struct GlobalMemory {
   __device__ __forceinline__ bool writes_global() const { return true; }
 };
 
-// Where network row n is on the map.
+// A position on the map, of network row n.
 struct Place {
   int i, j, n;
 };
 
-// The places of all network rows, which draw the same position.
+// The same for all network rows.
 struct Places {
   int i, j;
 

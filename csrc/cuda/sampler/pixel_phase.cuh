@@ -167,9 +167,9 @@ __device__ __forceinline__ void do_products(const Network& net, const Step& step
   }
 }
 
-// Computes x of samples' columns first .. end, from the sums of the rows above and the codes to the
+// Computes x of samples first .. end, from the sums of the rows above and the codes to the
 // left, for the first block.
-__device__ __forceinline__ void begin_columns(const Network& net, const Step& step,
+__device__ __forceinline__ void begin_samples(const Network& net, const Step& step,
                                               const Places& places) {
   const int channels = net.channels;
   const int count = (step.end - step.first) * channels;
@@ -298,7 +298,7 @@ __device__ __forceinline__ void follow_program(const Program& program, const uns
           do_products<Weight>(net, step, places, mine, program.buffer_floats);
           break;
         case StepKind::kBegin:
-          begin_columns(net, step, places);
+          begin_samples(net, step, places);
           break;
         case StepKind::kAttend:
           attend(net, step, places, mine.buffer);

@@ -72,7 +72,7 @@ struct Step {
   // The step may begin when blocks wait_first .. + wait_count have done wait_stage, at this
   // position or, with wait_before, at the one before. wait_count = 0: at once.
   int32_t wait_stage, wait_before, wait_first, wait_count;
-  int32_t first, end;  // works of the block, or samples' columns, or its rank among `end` blocks
+  int32_t first, end;  // works of the block, or samples, or its rank among `end` blocks
   int32_t index;       // block of the network
 };
 

@@ -102,7 +102,7 @@ NOT_OURS = (
     "--folder --size --list --seconds --prior-seconds --clock --completion --help --version "
     "--max-restarts --data-binary --browser --files --nodes --ntasks-per-node --gpus-per-node "
     "--signal --nnodes --rdzv-backend --rdzv-id --rdzv-endpoint --steps --processes "
-    "--kills --stage --scale --compile --counts --wheel --build"
+    "--kills --stage --scale --compile --counts --wheel --build --plan"
 )
 
 

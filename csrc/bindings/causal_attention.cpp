@@ -31,13 +31,13 @@ Tensor new_heads(const Tensor& like, int64_t channels) {
 }
 
 float* head_of(Tensor& heads, int64_t group) {
-  return static_cast<float*>(heads.mutable_data_ptr()) + group / heads.size(1) * heads.stride(0) +
+  return heads.mutable_data_ptr<float>() + group / heads.size(1) * heads.stride(0) +
          group % heads.size(1) * heads.stride(1);
 }
 
 cpu::HeadRows rows_of(const Tensor& heads, int64_t group) {
-  return {static_cast<const float*>(heads.const_data_ptr()) +
-              group / heads.size(1) * heads.stride(0) + group % heads.size(1) * heads.stride(1),
+  return {heads.const_data_ptr<float>() + group / heads.size(1) * heads.stride(0) +
+              group % heads.size(1) * heads.stride(1),
           heads.stride(2), heads.stride(3)};
 }
 

@@ -24,7 +24,7 @@ using torch::stable::Tensor;
 constexpr int64_t kMostParts = 8, kCodeGrain = 32;
 
 void check_codes(const Tensor& codes, int64_t num_codes) {
-  const int64_t* values = static_cast<const int64_t*>(codes.const_data_ptr());
+  const int64_t* values = codes.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < codes.numel(); ++i) {
     STD_TORCH_CHECK(values[i] >= 0 && values[i] < num_codes,
                     "code_cross_entropy: expected codes in 0..", num_codes - 1, ", got ", values[i],
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
   layers.pack(layer, true, packed_backward.get());
   const cpu::CodeLoss loss = {.features = floats(x),
                               .bias = floats(b),
-                              .codes = static_cast<const int64_t*>(targets.const_data_ptr()),
+                              .codes = targets.const_data_ptr<int64_t>(),
                               .num_codes = num_codes,
                               .channels = channels,
                               .scale = 1.0f / static_cast<float>(positions),

@@ -94,13 +94,14 @@ Tensor gated_residual_cpu(const Tensor& h, const Tensor& x,
   if (h.numel() == 0) return out;
   const Tensor gates = in_layout(h, layout), skip = in_layout(x, layout);
   const Condition added(condition, h, layout);
-  float* const target = static_cast<float*>(out.mutable_data_ptr());
+  const float *const gate = floats(gates), *const rest = floats(skip);
+  float* const target = mutable_floats(out);
   const int64_t channels = layout.channels;
   const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
   parallel_for(0, layout.rows, 1 + kGrain / (channels + 1), [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
-      kernels.gate(floats(gates) + row * 2 * channels, added.of_row(row),
-                   floats(skip) + row * channels, channels, target + row * channels);
+      kernels.gate(gate + row * 2 * channels, added.of_row(row), rest + row * channels, channels,
+                   target + row * channels);
     }
   });
   return out;
@@ -114,13 +115,14 @@ Tensor gated_residual_backward_cpu(const Tensor& dout, const Tensor& h,
   if (h.numel() == 0) return dh;
   const Tensor above = in_layout(dout, layout), gates = in_layout(h, layout);
   const Condition added(condition, h, layout);
-  float* const target = static_cast<float*>(dh.mutable_data_ptr());
+  const float *const gradient = floats(above), *const gate = floats(gates);
+  float* const target = mutable_floats(dh);
   const int64_t channels = layout.channels;
   const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
   parallel_for(0, layout.rows, 1 + kGrain / (channels + 1), [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
-      kernels.gate_backward(floats(above) + row * channels, floats(gates) + row * 2 * channels,
-                            added.of_row(row), channels, target + row * 2 * channels);
+      kernels.gate_backward(gradient + row * channels, gate + row * 2 * channels, added.of_row(row),
+                            channels, target + row * 2 * channels);
     }
   });
   return dh;

@@ -34,20 +34,28 @@ inline bool is_float(const torch::stable::Tensor& tensor) {
 }
 
 inline const float* floats(const torch::stable::Tensor& tensor) {
-  return static_cast<const float*>(tensor.const_data_ptr());
+  return tensor.const_data_ptr<float>();
+}
+
+// Whether a normed weight's g, if there is one, is [C_out, 1, 1, 1].
+inline bool fits_weight(const std::optional<torch::stable::Tensor>& g,
+                        const torch::stable::Tensor& v) {
+  return !g ||
+         (is_float(*g) && g->dim() == 4 && g->size(0) == v.size(0) && g->numel() == v.size(0));
 }
 
 // A layer's bias, contiguous.
 inline torch::stable::Tensor checked_bias(const char* op, const torch::stable::Tensor& bias,
                                           int64_t outputs) {
-  STD_TORCH_CHECK(is_float(bias) && bias.numel() == outputs, op,
+  STD_TORCH_CHECK(is_float(bias) && bias.dim() == 1 && bias.size(0) == outputs, op,
                   ": expected bias float32 [C_out] with C_out=", outputs, ", got ", bias.numel(),
-                  " values of ", torch::headeronly::toString(bias.scalar_type()), ".");
+                  " values of ", torch::headeronly::toString(bias.scalar_type()), " in ",
+                  bias.dim(), " dimensions.");
   return contiguous_form(bias);
 }
 
 inline float* mutable_floats(const torch::stable::Tensor& tensor) {
-  return static_cast<float*>(tensor.mutable_data_ptr());
+  return tensor.mutable_data_ptr<float>();
 }
 
 // [B, C, H, W] -> [B, H, W, C], channels contiguous.
@@ -74,6 +82,7 @@ inline torch::stable::Tensor sum_over_rows(const torch::stable::Tensor& rows) {
   const torch::stable::Tensor source = contiguous_form(rows);
   const int64_t channels = source.size(3), count = channels ? source.numel() / channels : 0;
   const int64_t each = (count + kParts - 1) / kParts;
+  const float* const data = floats(source);
   std::vector<double> sums(static_cast<size_t>(kParts * channels));
   parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> block(static_cast<size_t>(channels));
@@ -84,7 +93,7 @@ inline torch::stable::Tensor sum_over_rows(const torch::stable::Tensor& rows) {
         std::fill(block.begin(), block.end(), 0.0f);
         const int64_t stop = std::min(last, row + kBlock);
         for (int64_t r = row; r < stop; ++r) {
-          const float* values = floats(source) + r * channels;
+          const float* values = data + r * channels;
           for (int64_t c = 0; c < channels; ++c) block[static_cast<size_t>(c)] += values[c];
         }
         for (int64_t c = 0; c < channels; ++c) {

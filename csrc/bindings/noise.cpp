@@ -41,10 +41,10 @@ Tensor gumbel_noise_cpu(const Tensor& samples, const Tensor& positions, int64_t 
   check_numbers(samples, positions, num_embeddings);
   const int64_t batch = samples.size(0), length = positions.size(0);
   Tensor noise = new_tensor(samples, {batch, length, num_embeddings}, ScalarType::Float);
-  const int64_t* sample = static_cast<const int64_t*>(samples.const_data_ptr());
-  const int64_t* position = static_cast<const int64_t*>(positions.const_data_ptr());
+  const int64_t* sample = samples.const_data_ptr<int64_t>();
+  const int64_t* position = positions.const_data_ptr<int64_t>();
   const int64_t sample_stride = samples.stride(0), position_stride = positions.stride(0);
-  float* out = static_cast<float*>(noise.mutable_data_ptr());
+  float* out = noise.mutable_data_ptr<float>();
   const cpu::KernelTable& kernels = cpu::kernels();
   const int64_t grain = 1 + kNoiseGrain / num_embeddings;
   parallel_for(0, batch * length, grain, [&](int64_t begin, int64_t end) {
@@ -62,7 +62,7 @@ Tensor dropout_mask_cpu(const Tensor& seed, int64_t num_samples, int64_t num_row
                         int64_t num_columns, double dropout_p) {
   const DropoutSeed drops = dropout_seed(seed, "dropout_mask");
   Tensor keep = new_tensor(seed, {num_samples, num_rows, num_columns}, ScalarType::Bool);
-  uint8_t* out = static_cast<uint8_t*>(keep.mutable_data_ptr());
+  uint8_t* out = reinterpret_cast<uint8_t*>(keep.mutable_data_ptr<bool>());
   const cpu::KernelTable& kernels = cpu::kernels();
   const int64_t grain = 1 + kNoiseGrain / (num_columns + 1);
   parallel_for(0, num_samples * num_rows, grain, [&](int64_t begin, int64_t end) {
@@ -90,17 +90,16 @@ Tensor gumbel_noise_cuda(const Tensor& samples, const Tensor& positions, int64_t
   const torch::stable::accelerator::DeviceGuard guard(samples.get_device_index());
   const int64_t batch = samples.size(0), length = positions.size(0);
   Tensor noise = new_tensor(samples, {batch, length, num_embeddings}, ScalarType::Float);
-  const cuda::GumbelNoise args = {
-      .samples = static_cast<const int64_t*>(samples.const_data_ptr()),
-      .sample_stride = samples.stride(0),
-      .batch = batch,
-      .positions = static_cast<const int64_t*>(positions.const_data_ptr()),
-      .position_stride = positions.stride(0),
-      .length = length,
-      .num_embeddings = num_embeddings,
-      .seed = static_cast<uint64_t>(seed),
-      .stream = static_cast<uint32_t>(stream),
-      .noise = static_cast<float*>(noise.mutable_data_ptr())};
+  const cuda::GumbelNoise args = {.samples = samples.const_data_ptr<int64_t>(),
+                                  .sample_stride = samples.stride(0),
+                                  .batch = batch,
+                                  .positions = positions.const_data_ptr<int64_t>(),
+                                  .position_stride = positions.stride(0),
+                                  .length = length,
+                                  .num_embeddings = num_embeddings,
+                                  .seed = static_cast<uint64_t>(seed),
+                                  .stream = static_cast<uint32_t>(stream),
+                                  .noise = noise.mutable_data_ptr<float>()};
   const char* error = vq_gumbel_noise_cuda(args, current_cuda_stream(samples));
   STD_TORCH_CHECK(error == nullptr, "gumbel_noise [", batch, ", ", length, ", ", num_embeddings,
                   "]: ", error ? error : "");

@@ -44,12 +44,12 @@ void check_place(int64_t kernel, int64_t top, int64_t left, int64_t live) {
 Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<Tensor>& weight_g,
                    int64_t top, int64_t left, int64_t live) {
   const int64_t kernel = weight_v.dim() == 4 ? weight_v.size(2) : 0;
-  STD_TORCH_CHECK(is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) &&
-                      x.dim() == 4 && weight_v.dim() == 4 && (kernel == 3 || kernel == 5) &&
-                      weight_v.size(3) == kernel && weight_v.size(1) == x.size(1) &&
-                      has_channels(weight_v, 1) &&
-                      (!weight_g || weight_g->numel() == weight_v.size(0)),
-                  "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight 3x3 or 5x5.");
+  STD_TORCH_CHECK(is_float(x) && is_float(weight_v) && x.dim() == 4 && weight_v.dim() == 4 &&
+                      (kernel == 3 || kernel == 5) && weight_v.size(3) == kernel &&
+                      weight_v.size(1) == x.size(1) && has_channels(weight_v, 1) &&
+                      fits_weight(weight_g, weight_v),
+                  "normed_conv2d: expected float32 x [B, C_in, H, W], a weight 3x3 or 5x5 and g "
+                  "[C_out, 1, 1, 1].");
   check_place(kernel, top, left, live);
   Problem problem;
   problem.kernel = kernel, problem.top = top, problem.left = left;
@@ -76,7 +76,7 @@ Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
   const Tensor x = contiguous_form(rows);
   Tensor y = new_tensor(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
   const int64_t channels = x.size(3);
-  float* const target = static_cast<float*>(y.mutable_data_ptr());
+  float* const target = y.mutable_data_ptr<float>();
   const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
   parallel_for(0, x.numel() / channels, kRowGrain, [&](int64_t first, int64_t last) {
     kernels.activate(activation, floats(x) + first * channels, channels, first, last,

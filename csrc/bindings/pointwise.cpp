@@ -30,10 +30,11 @@ struct Problem {
 
 Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<Tensor>& weight_g,
                    const cpu::Activation& activation) {
-  STD_TORCH_CHECK(
-      is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) && x.dim() == 4 &&
-          weight_v.size(1) == x.size(1) && (!weight_g || weight_g->numel() == weight_v.size(0)),
-      "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight [C_out, C_in, 1, 1].");
+  STD_TORCH_CHECK(is_float(x) && is_float(weight_v) && x.dim() == 4 &&
+                      weight_v.size(1) == x.size(1) && weight_v.numel() > 0 &&
+                      fits_weight(weight_g, weight_v),
+                  "normed_conv2d: expected float32 x [B, C_in, H, W], a weight [C_out, C_in, 1, 1] "
+                  "and g [C_out, 1, 1, 1].");
   Problem problem = {.v = contiguous_form(weight_v), .g = {}, .layer = {}};
   if (weight_g) problem.g = contiguous_form(*weight_g);
   problem.layer = {.activation = activation,

@@ -63,8 +63,8 @@ std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codeb
   if (num_rows == 0) return {indices, sqdist};
   cpu::NearestCodeProblem problem = {};
   problem.z = rows_of(z, "nearest_code: expected z");
-  problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
-  problem.sqdist = static_cast<float*>(sqdist.mutable_data_ptr());
+  problem.indices = indices.mutable_data_ptr<int64_t>();
+  problem.sqdist = sqdist.mutable_data_ptr<float>();
   search(problem, num_rows, codebook, "nearest_code: expected codebook", cpu::kernels());
   return {indices, sqdist};
 }
@@ -77,14 +77,14 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Te
   Tensor z_q = output_of(z, {num_rows, dim}, z.scalar_type());
   Tensor indices = output_of(z, {num_rows}, ScalarType::Long);
   Tensor commitment = output_of(z, {}, ScalarType::Float);
-  float* const mean = static_cast<float*>(commitment.mutable_data_ptr());
+  float* const mean = commitment.mutable_data_ptr<float>();
   *mean = 0;
   if (num_rows == 0) return {z_q, indices, commitment};
   const cpu::KernelTable& kernels = cpu::kernels();
   std::vector<double> errors(num_rows / kernels.nearest_code.block_rows(dim) + 1, 0.0);
   cpu::NearestCodeProblem problem = {};
   problem.z = rows_of(z, "vector_quantize: expected z");
-  problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
+  problem.indices = indices.mutable_data_ptr<int64_t>();
   problem.z_q = z_q.mutable_data_ptr();
   problem.z_q_past_caches = num_rows * dim >= kUncachedFloats;
   problem.block_errors = errors.data();
@@ -109,14 +109,13 @@ Tensor vector_quantize_backward_cpu(const Tensor& dz_q, const Tensor& dcommitmen
   const int64_t num_rows = z.size(0), dim = z.size(1);
   Tensor dz = new_tensor(z, {num_rows, dim});
   if (num_rows == 0) return dz;
-  const double scale =
-      2 * static_cast<double>(*static_cast<const float*>(dcommitment.const_data_ptr())) /
-      (static_cast<double>(num_rows) * static_cast<double>(dim));
+  const double scale = 2 * static_cast<double>(*dcommitment.const_data_ptr<float>()) /
+                       (static_cast<double>(num_rows) * static_cast<double>(dim));
   cpu::QuantizeGradient problem = {};
   problem.dz_q = rows_of(dz_q, "vector_quantize_backward: expected dz_q");
   problem.z = rows_of(z, "vector_quantize_backward: expected z");
   problem.code = rows_of(codes, "vector_quantize_backward: expected codes");
-  problem.code_rows = indices ? static_cast<const int64_t*>(indices->const_data_ptr()) : nullptr;
+  problem.code_rows = indices ? indices->const_data_ptr<int64_t>() : nullptr;
   problem.code_rows_stride = indices ? indices->stride(0) : 0;
   problem.scale = static_cast<float>(scale);
   problem.dim = dim;
@@ -153,10 +152,10 @@ std::tuple<Tensor, Tensor> code_statistics_cpu(const Tensor& z, const Tensor& in
   problem.num_rows = z.size(0);
   problem.dim = dim;
   problem.num_codes = num_embeddings;
-  problem.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+  problem.indices = indices.const_data_ptr<int64_t>();
   problem.indices_stride = indices.stride(0);
-  problem.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
-  problem.sums = static_cast<float*>(sums.mutable_data_ptr());
+  problem.counts = counts.mutable_data_ptr<int64_t>();
+  problem.sums = sums.mutable_data_ptr<float>();
   const int64_t bad_row = cpu::code_statistics(problem, cpu::kernels(), run_parts);
   STD_TORCH_CHECK(bad_row < 0, "code_statistics: expected indices in 0..", num_embeddings - 1,
                   ", got ", problem.indices[bad_row * problem.indices_stride], " at row ", bad_row,
@@ -171,24 +170,24 @@ void ema_update_cpu(const Tensor& counts, const Tensor& sums, Tensor cluster_siz
   };
   STD_TORCH_CHECK(is_float(sums) && is_float(cluster_size) && is_float(embed_avg) &&
                       is_float(codebook) && counts.is_contiguous() && codebook.dim() == 2 &&
-                      counts.numel() == codebook.size(0) &&
-                      cluster_size.numel() == codebook.size(0) &&
-                      sums.numel() == codebook.numel() && embed_avg.numel() == codebook.numel(),
+                      counts.sizes() == codebook.sizes().slice(0, 1) &&
+                      cluster_size.sizes() == counts.sizes() && sums.sizes() == codebook.sizes() &&
+                      embed_avg.sizes() == codebook.sizes(),
                   "ema_update_: expected contiguous float32 tensors [K] and [K, D].");
   cpu::EmaProblem problem = {};
   problem.num_codes = codebook.size(0);
   problem.dim = codebook.size(1);
   if (counts.scalar_type() == ScalarType::Long) {
-    problem.counts = static_cast<const int64_t*>(counts.const_data_ptr());
+    problem.counts = counts.const_data_ptr<int64_t>();
   } else {
     STD_TORCH_CHECK(counts.scalar_type() == ScalarType::Float,
                     "ema_update_: expected counts int64 or float32.");
-    problem.float_counts = static_cast<const float*>(counts.const_data_ptr());
+    problem.float_counts = counts.const_data_ptr<float>();
   }
-  problem.sums = static_cast<const float*>(sums.const_data_ptr());
-  problem.cluster_size = static_cast<float*>(cluster_size.mutable_data_ptr());
-  problem.embed_avg = static_cast<float*>(embed_avg.mutable_data_ptr());
-  problem.codebook = static_cast<float*>(codebook.mutable_data_ptr());
+  problem.sums = sums.const_data_ptr<float>();
+  problem.cluster_size = cluster_size.mutable_data_ptr<float>();
+  problem.embed_avg = embed_avg.mutable_data_ptr<float>();
+  problem.codebook = codebook.mutable_data_ptr<float>();
   problem.decay = decay;
   problem.epsilon = epsilon;
   cpu::kernels().ema_update(problem);

@@ -59,14 +59,14 @@ std::tuple<Tensor, Tensor, Tensor> residual_nearest_code_cpu(const Tensor& z,
   if (num_rows > 0) {
     cpu::ResidualProblem problem = {};
     problem.z = rows_of(z, "residual_nearest_code: expected z");
-    problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
+    problem.indices = indices.mutable_data_ptr<int64_t>();
     problem.z_q = z_q.mutable_data_ptr();
     problem.block_errors = errors.data();
     cpu::search_residuals(problem, num_rows, codebooks_of(codebooks, "residual_nearest_code"),
                           kernels, run_parts);
   }
   const double count = static_cast<double>(num_rows > 0 ? num_rows : 1) * static_cast<double>(dim);
-  float* const means = static_cast<float*>(commitments.mutable_data_ptr());
+  float* const means = commitments.mutable_data_ptr<float>();
   for (int64_t q = 0; q < quantizers; ++q) {
     double total = 0;
     for (int64_t block = 0; block < blocks; ++block) total += errors[block * quantizers + q];
@@ -89,7 +89,7 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
   Tensor dz = new_tensor(z, {num_rows, dim});
   if (num_rows == 0) return dz;
   const auto num_codes = static_cast<uint64_t>(codebooks.size(1));
-  const auto* const codes = static_cast<const int64_t*>(indices.const_data_ptr());
+  const auto* const codes = indices.const_data_ptr<int64_t>();
   const int64_t row_stride = indices.stride(0), column_stride = indices.stride(1);
   const int64_t* outside = nullptr;
   for (int64_t n = 0; n < num_rows; ++n) {
@@ -100,7 +100,7 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
   }
   STD_TORCH_CHECK(!outside, "residual_nearest_code_backward: expected indices from 0 to below ",
                   codebooks.size(1), ", got ", *outside, ".");
-  const float* const weights = static_cast<const float*>(dcommitments.const_data_ptr());
+  const float* const weights = dcommitments.const_data_ptr<float>();
   std::vector<float> scales(quantizers);
   for (int64_t q = 0; q < quantizers; ++q) {
     const double weight = static_cast<double>(weights[q * dcommitments.stride(0)]);
@@ -111,7 +111,7 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
       .dz_q = rows_of(dz_q, "residual_nearest_code_backward: expected dz_q"),
       .z = rows_of(z, "residual_nearest_code_backward: expected z"),
       .codebooks = codebooks_of(codebooks, "residual_nearest_code_backward"),
-      .indices = static_cast<const int64_t*>(indices.const_data_ptr()),
+      .indices = indices.const_data_ptr<int64_t>(),
       .indices_stride_row = indices.stride(0),
       .indices_stride_col = indices.stride(1),
       .scales = scales.data(),
@@ -140,11 +140,11 @@ std::tuple<Tensor, Tensor> residual_code_statistics_cpu(const Tensor& z, const T
       .z = rows_of(z, "residual_code_statistics: expected z"),
       .num_rows = z.size(0),
       .codebooks = codebooks_of(codebooks, "residual_code_statistics"),
-      .indices = static_cast<const int64_t*>(indices.const_data_ptr()),
+      .indices = indices.const_data_ptr<int64_t>(),
       .indices_stride_row = indices.stride(0),
       .indices_stride_col = indices.stride(1),
-      .counts = static_cast<int64_t*>(counts.mutable_data_ptr()),
-      .sums = static_cast<float*>(sums.mutable_data_ptr())};
+      .counts = counts.mutable_data_ptr<int64_t>(),
+      .sums = sums.mutable_data_ptr<float>()};
   const int64_t bad_row = cpu::residual_statistics(problem, cpu::kernels(), run_parts);
   STD_TORCH_CHECK(bad_row < 0, "residual_code_statistics: expected indices in -1..", num_codes - 1,
                   ", got another at row ", bad_row, ".");

@@ -101,9 +101,9 @@ std::tuple<Tensor, Tensor> scalar_quantize_cpu(const Tensor& z, std::vector<int6
   float* const target = mutable_floats(values);
   cpu::ScalarIndices index = {};
   if (int32) {
-    index.narrow = static_cast<int32_t*>(indices.mutable_data_ptr());
+    index.narrow = indices.mutable_data_ptr<int32_t>();
   } else {
-    index.wide = static_cast<int64_t*>(indices.mutable_data_ptr());
+    index.wide = indices.mutable_data_ptr<int64_t>();
   }
   parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
     const auto digits = cpu::aligned<float>(cpu::kDigitRows * dim);
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensor> sign_quantize_cpu(const Tensor& z, double scale) {
   Tensor values = new_tensor(z, {num_rows, dim});
   Tensor indices = new_tensor(z, {num_rows}, ScalarType::Long);
   float* const target = mutable_floats(values);
-  int64_t* const index = static_cast<int64_t*>(indices.mutable_data_ptr());
+  int64_t* const index = indices.mutable_data_ptr<int64_t>();
   parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
     cpu::kernels().scalar_quantize.signs(floats(rows), static_cast<float>(scale), dim, first, last,
                                          target, index);

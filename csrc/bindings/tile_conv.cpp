@@ -56,12 +56,12 @@ Problem problem_of(const Tensor& x, const PlacedWeight& weight) {
   STD_TORCH_CHECK(cpu::kernels().tile_conv.convolve,
                   "normed_conv2d: expected a processor with AMX for rounded factors, got level ",
                   cpu::kernels().name, ".");
-  STD_TORCH_CHECK(is_float(x) && is_float(weight.v) && (!weight.g || is_float(*weight.g)) &&
-                      x.dim() == 4 && (kernel == 1 || kernel == 3 || kernel == 5) &&
-                      weight.v.size(3) == kernel && weight.v.size(1) == x.size(1) &&
-                      (!weight.g || weight.g->numel() == weight.v.size(0)),
-                  "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight of 1x1, 3x3 or "
-                  "5x5.");
+  STD_TORCH_CHECK(is_float(x) && is_float(weight.v) && x.dim() == 4 &&
+                      (kernel == 1 || kernel == 3 || kernel == 5) && weight.v.size(3) == kernel &&
+                      weight.v.size(1) == x.size(1) && weight.v.numel() > 0 &&
+                      fits_weight(weight.g, weight.v),
+                  "normed_conv2d: expected float32 x [B, C_in, H, W], a weight of 1x1, 3x3 or 5x5 "
+                  "and g [C_out, 1, 1, 1].");
   Problem problem = {.shape = {.height = x.size(2),
                                .width = x.size(3),
                                .kernel = kernel,

@@ -11,6 +11,7 @@ Registration also makes the tests: `tests/ops/test_conformance.py` walks `OPERAT
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ def register(
     LIBRARY.impl(name, reference, key)
     if fake is not None:
         _check_owners(name, owners)
-        torch.library.register_fake(f"vqvae2_fast::{name}", fake, lib=LIBRARY)
+        torch.library.register_fake(f"vqvae2_fast::{name}", _on_one_device(fake), lib=LIBRARY)
         if "triton" in owners.values() if triton is None else triton:
             folder = reference.__module__.split(".")[-2]
             TRITON_LAUNCHERS[name] = launcher(folder, name)
@@ -226,6 +227,19 @@ def register(
         overload=overload,
     )
     return operator
+
+
+def _on_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """`fake`, which would make results of a tensor without data beside others, for one device."""
+
+    @functools.wraps(fake)
+    def checked(*args: Any) -> Any:
+        devices = {str(value.device) for value in args if isinstance(value, torch.Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"expected tensors of one device, got {', '.join(sorted(devices))}.")
+        return fake(*args)
+
+    return checked
 
 
 def _check_owners(name: str, owners: dict[str, str]) -> None:

@@ -45,14 +45,79 @@ def test_activation_checkpointing_does_not_count_twice(update: str, use_reentran
     assert torch.equal(*gradients)
 
 
+def losses_of(quantizer, batches, use_reentrant: bool) -> list[torch.Tensor]:
+    return [checkpoint(lambda z: quantizer(z)[2], z, use_reentrant=use_reentrant) for z in batches]
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("make", [partial(VectorQuantizerEMA, K), partial(ResidualVQ, (K, K))])
 def test_only_the_latest_forward_can_be_recomputed(make, use_reentrant: bool) -> None:
     quantizer = make(D, init="normal", decay=0.5)
-    inputs = torch.randn(2, 40, D).requires_grad_()
-    losses = [checkpoint(lambda z: quantizer(z)[2], z, use_reentrant=use_reentrant) for z in inputs]
+    # The same vectors twice: the codebook has moved in between all the same.
+    inputs = torch.randn(40, D).expand(2, 40, D).clone().requires_grad_()
+    losses = losses_of(quantizer, inputs, use_reentrant)
     with pytest.raises(RuntimeError, match="recomputes another forward than the latest.*'step'"):
         sum(losses).backward()
+
+
+def test_forwards_in_one_checkpoint_are_refused() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", decay=0.5)
+    inputs = torch.randn(40, D).expand(2, 40, D).clone().requires_grad_()
+    loss = checkpoint(lambda z: sum(quantizer(part)[2] for part in z), inputs, use_reentrant=False)
+    with pytest.raises(RuntimeError, match="recomputes another forward than the latest"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_recomputation_may_see_other_bits(use_reentrant: bool, depth: int) -> None:
+    """An encoder need not be deterministic to the last bit."""
+    plain = VectorQuantizerEMA(K, D, init="normal", decay=0.5)
+    checkpointed = copy.deepcopy(plain)
+    scale = 1.0
+
+    def run(z: torch.Tensor) -> torch.Tensor:
+        return checkpointed(z * scale)[2]
+
+    for _ in range(depth):
+        run = partial(checkpoint, run, use_reentrant=use_reentrant)
+    gradients = []
+    for _ in range(2):
+        z = torch.randn(40, D)
+        expected, actual = z.clone().requires_grad_(), z.clone().requires_grad_()
+        plain(expected)[2].backward()
+        scale = 1.0
+        loss = run(actual)
+        scale = 1 + 2**-20
+        loss.backward()
+        gradients.append((actual.grad, expected.grad))
+    for pair in gradients:
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(checkpointed.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_decoder_behind_a_frozen_encoder_is_not_given_later_codes(use_reentrant: bool) -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", decay=0.5)
+    decoder = torch.nn.Linear(D, D)
+
+    def run(z: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return decoder(quantizer(z)[0]).square().sum() * scale
+
+    scale = torch.ones((), requires_grad=True)
+    z = torch.randn(40, D)
+    losses = [checkpoint(run, z, scale, use_reentrant=use_reentrant) for _ in range(2)]
+    losses[1].backward()
+    with pytest.raises(RuntimeError, match="recomputes another forward than the latest"):
+        losses[0].backward()
+
+
+def test_a_module_is_saved_between_forward_and_backward(tmp_path) -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal")
+    checkpoint(quantizer, torch.randn(40, D, requires_grad=True), use_reentrant=False)
+    torch.save(quantizer, tmp_path / "module.pt")
+    loaded = torch.load(tmp_path / "module.pt", weights_only=False)
+    assert torch.equal(loaded.codebook, quantizer.codebook)
 
 
 def test_forwards_of_one_step_can_be_recomputed_together() -> None:

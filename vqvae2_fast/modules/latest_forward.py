@@ -1,6 +1,9 @@
-"""The codes that a training forward used, for backward and for a checkpoint's recomputation."""
+"""What a training forward used and then moved, for a checkpoint's recomputation."""
 
 from __future__ import annotations
+
+import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,41 +12,55 @@ from vqvae2_fast.ops._registry import transforms_are_active
 
 __all__ = ["LatestForward"]
 
-_SAMPLE = 64  # numbers by which the vectors of a forward are known again
-
 
 class LatestForward:
-    """A copy of the codebook of the latest forward, whose end may move the codebook itself."""
+    """Copies of the state of the latest forward, whose end may move that state.
+
+    Autograd numbers its nodes in the order in which they are made. That tells which forward a node
+    recomputes, whatever its values are: two forwards may see the same vectors, and a recomputation
+    may differ in the last bits. A checkpoint with `use_reentrant=True` is itself a node, made
+    before its forward; otherwise a node of the forward asks for what it had saved.
+    """
 
     def __init__(self) -> None:
-        self._codebook: Tensor | None = None
-        self._sample: Tensor | None = None
+        self._state: tuple[Tensor, ...] = ()
+        # Nodes made after the latest forward have its number or a later one.
+        self._number = self._previous = -1
+        self._checkpoint: Any = None
+        self._shares_checkpoint = False
 
-    def codebook_for(self, codebook: Tensor, z: Tensor, *, recomputing: bool) -> Tensor:
-        """The codes `[K, D]` for a forward of vectors z `[..., D]`, or for its recomputation.
+    def __reduce__(self) -> tuple[type[LatestForward], tuple[()]]:
+        return LatestForward, ()  # nothing recomputes a forward of another module
+
+    def keep(self, *state: Tensor) -> tuple[Tensor, ...]:
+        """Copies of what a forward uses, which its recomputation will `recall`."""
+        copies = tuple(tensor.clone() for tensor in state)
+        # There no checkpoint recomputes, and transforms let nobody keep their tensors.
+        if not (transforms_are_active() or torch.compiler.is_compiling()):
+            self._state = copies
+            self._previous, self._number = self._number, torch._C._autograd._get_sequence_nr()
+            hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+            before = self._checkpoint and self._checkpoint()
+            self._shares_checkpoint = hooks is not None and hooks[0] is before
+            self._checkpoint = hooks and weakref.ref(hooks[0])
+        return copies
+
+    def recall(self, where: str) -> tuple[Tensor, ...]:
+        """What the recomputed forward kept.
 
         Raises:
-            RuntimeError: A recomputation of another forward than the latest.
+            RuntimeError: It is not the latest forward, or one of several in one checkpoint.
         """
-        if transforms_are_active():  # no checkpoint recomputes there, and none may keep its tensors
-            return codebook.clone()
-        z = z.detach()
-        sample = z.take(torch.arange(0, z.numel(), max(1, z.numel() // _SAMPLE), device=z.device))
-        if not recomputing or self._codebook is None or self._sample is None:
-            self._codebook, self._sample = codebook.clone(), sample
-        elif not _alike(sample, self._sample):
+        node = torch._C._current_autograd_node()
+        number = node._sequence_nr()
+        if node.name() == "CheckpointFunctionBackward":
+            is_latest = number >= self._previous
+        else:
+            is_latest = number >= self._number and not self._shares_checkpoint
+        if not is_latest:
             raise RuntimeError(
-                "VectorQuantizerEMA: a checkpoint recomputes another forward than the latest, and "
-                "update='forward' has moved the codebook since. Use update='step' with a call of "
-                "update_codebook_ after each step, or compute the gradients of each forward before "
-                "the next."
+                f"{where}: a checkpoint recomputes another forward than the latest, and the "
+                "codebook has moved since. Use update='step' with a call of update_codebook_ "
+                "after each step, or compute the gradients of each forward before the next."
             )
-        return self._codebook
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two samples are of the same vectors, which may have been computed twice."""
-    if a.shape != b.shape:
-        return False
-    a, b = a.double(), b.double()
-    return torch.allclose(a, b, rtol=0.01, atol=0.01 * float(b.abs().mean()), equal_nan=True)
+        return self._state

@@ -194,7 +194,7 @@ class VectorQuantizerEMA(Quantizer):
             ValueError: The last size of z is not D.
             TypeError: z is not floating, or in training mode the codebook is not float32.
             RuntimeError: With update="forward": a checkpoint recomputes another forward than the
-                latest.
+                latest, or one of several that it holds.
             NotImplementedError: In training mode under `torch.func.vmap`.
         """
         check_vectors("VectorQuantizerEMA", z, self.embedding_dim)
@@ -230,7 +230,9 @@ class VectorQuantizerEMA(Quantizer):
         # recomputation need the codes that the forward used.
         if self.update == "step":
             return self.codebook
-        return self._latest.codebook_for(self.codebook, z, recomputing=recomputing)
+        latest = self._latest.recall("VectorQuantizerEMA") if recomputing else ()
+        (codebook,) = latest or self._latest.keep(self.codebook)
+        return codebook
 
     @torch.no_grad()
     def take_(self, z: Tensor, indices: Tensor) -> None:

@@ -261,6 +261,24 @@ def test_micro_batches_restart_from_the_latest() -> None:
     assert torch.equal(quantizer.codebook[-1], latest[restart_rows(200, 1)[-1]])
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_restarts_take_what_the_forward_saw(residual: bool) -> None:
+    """A caller may load the next batch into the same memory before the update."""
+    options = {"init": "normal", "decay": 0.1, "restart": 0.5, "update": "step"}
+    make = ResidualVQ if residual else VectorQuantizerEMA
+    module = make(*((K,), D) if residual else (K, D), **options)
+    quantizer = module.quantizers[0] if residual else module
+    codebook = torch.randn(K, D)
+    codebook[-1] += 1000
+    quantizer.set_codebook_(codebook)
+    buffer = torch.randn(300, D)
+    seen = buffer.clone()
+    module(buffer)
+    buffer.fill_(7)
+    quantizer.update_codebook_()
+    assert torch.equal(quantizer.codebook[-1], seen[restart_rows(300, 1)[-1]])
+
+
 def test_no_restart_without_vectors() -> None:
     quantizer = VectorQuantizerEMA(K, D, init="normal", restart=0.5)
     sizes = torch.ones(K)

@@ -273,7 +273,7 @@ class ResidualVQ(Quantizer):
         self, z: Tensor, codebooks: Tensor, indices: Tensor, in_use: int
     ) -> list[Tensor]:
         """r_q of the quantisers in use, `[..., D]` each, for restarts."""
-        residuals = [wide(z)]
+        residuals = [self._codebook(0).lasting(wide(z))]
         if not self._codebook(0).restart:
             return residuals * in_use
         for codebook, index in zip(codebooks, indices[..., : in_use - 1].unbind(-1), strict=False):

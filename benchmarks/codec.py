@@ -31,7 +31,7 @@ from vqvae2_fast.data import CodeStore, in_order, load_emoji
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling import score_codes
-from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed, packed_plan
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_levels
 from vqvae2_fast.sampling.prior import interface_of, plan_of
 
@@ -110,7 +110,8 @@ def row_rate(prior: torch.nn.Module, codes: list[Tensor]) -> float:
     request = replace(request, maps=[maps[:1] for maps in codes[:-1]])
     if prior.config.num_classes:
         request = replace(request, labels=torch.zeros(1, dtype=torch.int64))
-    return max(row_flops(plan, 1) / draw_cpu_timed(plan, request)[1]["rows"] for _ in range(20))
+    packed = packed_plan(plan)
+    return max(row_flops(plan, 1) / draw_cpu_timed(packed, request)[1]["rows"] for _ in range(20))
 
 
 def print_speed(

@@ -40,15 +40,13 @@ from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling import calibrate, interface_of, plan_of
-from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+from vqvae2_fast.sampling.engines.cpu import CpuPlan, draw_cpu_timed, packed_plan
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.quantized import checked_ranges
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.plan import SamplingPlan
-    from vqvae2_fast.sampling.quantized import InputRanges
 
 COMMON = {
     "num_embeddings": 512,
@@ -92,16 +90,14 @@ def prepared(config: PixelSNAILConfig, batch: int) -> tuple[PixelSNAIL, Sampling
     return prior, plan_of(prior, interface_of(prior)), request_of(config, batch)
 
 
-def ranges_of(
-    weights: str, prior: PixelSNAIL, plan: SamplingPlan, request: DrawRequest
-) -> InputRanges | None:
-    """What `draw_cpu_timed` takes for these `WEIGHTS`; with w8a8, of a calibration on one map."""
+def packed_as(weights: str, prior: PixelSNAIL, plan: SamplingPlan, request: DrawRequest) -> CpuPlan:
+    """A plan with these `WEIGHTS`; with w8a8, of a calibration on one map."""
     if weights == "float32":
-        return None
+        return packed_plan(plan)
     codes = torch.randint(plan.num_embeddings, (1, *plan.size))
     maps = [codes[:1] for codes in request.maps]
     calibrate(prior, [(codes, maps, labels_of(prior.config, 1))])
-    return checked_ranges(prior, plan)
+    return packed_plan(plan, prior.calibration.ranges)
 
 
 def clock() -> float:
@@ -186,12 +182,10 @@ def row_flops(plan: SamplingPlan, batch: int) -> float:
     return 2 * batch * plan.size[1] * rows * sum(conv.above.numel() for conv in convolutions)
 
 
-def timed_draw(
-    plan: SamplingPlan, request: DrawRequest, ranges: InputRanges | None
-) -> tuple[float, dict[str, float]]:
+def timed_draw(plan: CpuPlan, request: DrawRequest) -> tuple[float, dict[str, float]]:
     """Seconds of a draw, and of its phases; also its steps."""
     start, wall_start = clock(), time.perf_counter()
-    parts = draw_cpu_timed(plan, request, ranges)[1]
+    parts = draw_cpu_timed(plan, request)[1]
     seconds, wall = clock() - start, time.perf_counter() - wall_start
     phases = {name: parts[name] * seconds / wall for name in ("condition", "rows", "pixels")}
     return seconds, {**phases, "steps": parts["steps"]}
@@ -256,13 +250,13 @@ def main() -> None:
         if name not in maps:
             continue
         prior, plan, request = prepared(config, batch)
-        ranges = ranges_of(arguments.weights, prior, plan, request)
-        draw_cpu_timed(plan, request, ranges)  # packs the weights
+        packed = packed_as(arguments.weights, prior, plan, request)
+        draw_cpu_timed(packed, request)
         bytes_of = pixel_bytes(plan, size)
         num_bytes = mean_bytes(bytes_of)
         draws, flop, read = [], [sgemm_seconds_per_flop()], []
         for _ in range(arguments.rounds):
-            draws.append(timed_draw(plan, request, ranges))
+            draws.append(timed_draw(packed, request))
             flop.append(sgemm_seconds_per_flop())
             read.append(read_seconds(bytes_of))
         draws.sort(key=lambda draw: draw[0])

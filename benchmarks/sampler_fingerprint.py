@@ -18,7 +18,7 @@ from sampler import PRIORS, prepared
 from shared import measure
 
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling.engines.cpu import draw_cpu
+from vqvae2_fast.sampling.engines.cpu import draw_cpu, packed_plan
 from vqvae2_fast.sampling.fingerprint import fingerprint
 
 
@@ -37,9 +37,10 @@ def main() -> None:
     for name, config in PRIORS.items():
         prior, plan, request = prepared(config, 1)
         weights = [*prior.parameters(), *prior.buffers()]
-        draw_cpu(plan, request)  # packs the weights
+        packed = packed_plan(plan)
+        draw_cpu(packed, request)
         contenders = {
-            "draw": lambda plan=plan, request=request: draw_cpu(plan, request),
+            "draw": lambda packed=packed, request=request: draw_cpu(packed, request),
             "fingerprint": lambda weights=weights: fingerprint(weights),
             "torch.sum": lambda weights=weights: [weight.detach().sum() for weight in weights],
             "in PyTorch": lambda weights=weights: in_pytorch(weights),

@@ -22,10 +22,10 @@ from sampler import (
     PRIORS,
     WEIGHTS,
     mean_bytes,
+    packed_as,
     pixel_bytes,
     pointwise_weights,
     prepared,
-    ranges_of,
     read_seconds,
 )
 from shared import measure
@@ -59,15 +59,15 @@ def main() -> None:
     for name in arguments.maps:
         config = PRIORS[name]
         prior, plan, request = prepared(config, 1)
-        ranges = ranges_of(arguments.weights, prior, plan, request)
-        draw_cpu_timed(plan, request, ranges)  # packs the weights
+        packed = packed_as(arguments.weights, prior, plan, request)
+        draw_cpu_timed(packed, request)
         height, width = config.size
         rounds, read = [], []
         bytes_of = pixel_bytes(plan, size)
         all_bytes = mean_bytes(bytes_of)
         for _ in range(arguments.rounds):
             times = torch.zeros(height * width, len(stages), arguments.threads, 2)
-            draw_cpu_timed(plan, request, ranges, times)
+            draw_cpu_timed(packed, request, times)
             rounds.append(times)
             read.append(read_seconds(bytes_of) * 1e6)
         times = torch.cat(rounds)

@@ -98,7 +98,7 @@ def dump(golden: Path, out: Path) -> None:
     labels = torch.cat([torch.tensor(segment.labels) for segment in segments])
     for level, prior in enumerate(loaded.priors):
         plan = plan_of(prior, interface_of(prior))
-        described, made = described_plan(plan), packed_plan(plan)
+        described, made = described_plan(plan), packed_plan(plan).packed
         with (out / f"level{level}.dump").open("wb") as file:
             write_numbers(file, len(described.integers), len(described.sizes))
             for name, value in described.integers.items():
@@ -106,7 +106,7 @@ def dump(golden: Path, out: Path) -> None:
                 write_array(file, torch.tensor(value if isinstance(value, list) else [value]))
             for name, size in described.sizes.items():
                 write_name(file, name)
-                words = made.memory(name, size) if size else bytearray()
+                words = made.memory(name) if size else bytearray()
                 write_array(file, torch.from_numpy(np.frombuffer(words, np.float32)))
             write_numbers(file, len(maps[level]), level)
             for array in (labels, *maps[: level + 1]):

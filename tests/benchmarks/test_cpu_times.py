@@ -21,7 +21,7 @@ def test_a_draw_is_timed_by_the_clock_of_what_it_is_compared_with(sampler, monke
     monkeypatch.setattr(sampler, "clock", cpu.__next__)
     monkeypatch.setattr(sampler, "time", SimpleNamespace(perf_counter=wall.__next__))
     monkeypatch.setattr(sampler, "draw_cpu_timed", lambda *arguments: (None, parts))
-    assert sampler.timed_draw(None, None, None) == (
+    assert sampler.timed_draw(None, None) == (
         2.0,
         {"condition": 0.25, "rows": 0.75, "pixels": 1.0, "steps": 9},
     )

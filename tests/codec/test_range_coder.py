@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vqvae2_fast.ops import _native
 
@@ -22,7 +23,7 @@ def frequencies(random: np.random.Generator, num_codes: int, sharpness: float) -
 
 def encoded(intervals: np.ndarray) -> np.ndarray:
     assert _native.module is not None
-    data = _native.module.encode_intervals(intervals.ctypes.data, len(intervals))
+    data = _native.module.encode_intervals(torch.from_numpy(intervals.view(np.int32)))
     return np.frombuffer(data, np.uint32)
 
 

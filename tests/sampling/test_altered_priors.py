@@ -8,19 +8,15 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from vqvae2_fast import PixelSNAIL
-from vqvae2_fast.sampling import sample_codes, score_codes
+from vqvae2_fast.modules.causal_conv import SameConv2d
+from vqvae2_fast.sampling import choose_engine, sample_codes, score_codes
+from vqvae2_fast.sampling.bounds import watched_activations
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 
 class Scaled(nn.Module):
-    """A parametrization with state that is no tensor."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight * self.factor
+        return -3.0 * weight
 
 
 def drawn(prior: PixelSNAIL, engine: str) -> torch.Tensor:
@@ -29,24 +25,6 @@ def drawn(prior: PixelSNAIL, engine: str) -> torch.Tensor:
 
 def scores(prior: PixelSNAIL, engine: str) -> torch.Tensor:
     return score_codes(prior, **prior_inputs(prior, 4), engine=engine)
-
-
-def classes_of(prior: PixelSNAIL) -> nn.Module:
-    return next(m for m in prior.modules() if isinstance(getattr(m, "classes", None), nn.Embedding))
-
-
-def test_a_parametrization_is_drawn_with_while_it_is_there_and_as_it_is() -> None:
-    prior = tiny_prior(num_classes=3)
-    table = classes_of(prior).classes
-    plain = scores(prior, "auto")
-    scaled = Scaled(-3.0)
-    parametrize.register_parametrization(table, "weight", scaled)
-    for factor in (-3.0, 5.0):
-        scaled.factor = factor
-        assert not torch.allclose(scores(prior, "auto"), plain)
-        torch.testing.assert_close(scores(prior, "auto"), scores(prior, "reference"))
-    parametrize.remove_parametrizations(table, "weight", leave_parametrized=False)
-    assert torch.equal(scores(prior, "auto"), plain)
 
 
 class Flatter(PixelSNAIL):
@@ -76,9 +54,50 @@ def replaced(prior: PixelSNAIL) -> PixelSNAIL:
     return prior
 
 
+class LowRank(nn.Module):
+    """A layer with a correction beside it, as LoRA adds one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.kernel, self.bias = layer.kernel, layer.bias
+
+    def forward(self, x: torch.Tensor, **options: bool) -> torch.Tensor:
+        return 0.1 * self.layer(x, **options)
+
+
+class Doubled(SameConv2d):
+    def forward(self, x: torch.Tensor, **options: bool) -> torch.Tensor:
+        return 2 * super().forward(x, **options)
+
+
+def wrapped(prior: PixelSNAIL) -> PixelSNAIL:
+    prior.head = LowRank(prior.head)
+    return prior
+
+
+def of_another_class(prior: PixelSNAIL) -> PixelSNAIL:
+    prior.head.__class__ = Doubled
+    return prior
+
+
+def parametrized(prior: PixelSNAIL) -> PixelSNAIL:
+    parametrize.register_parametrization(prior.head, "bias", Scaled())
+    return prior
+
+
+def with_other_heads(prior: PixelSNAIL) -> PixelSNAIL:
+    prior.blocks[0].attention.num_heads = 1
+    return prior
+
+
 @pytest.mark.parametrize(
     ("alter", "reason"),
     [
+        (wrapped, "its module head is a LowRank, not a SameConv2d"),
+        (of_another_class, "Doubled replaces SameConv2d.forward"),
+        (parametrized, "its module head is parametrized"),
+        (with_other_heads, "its module blocks.0.attention has another num_heads: 1, not 2"),
         (subclassed, "Flatter replaces PixelSNAIL.forward"),
         (hooked, "it has a hook on its forward"),
         (hooked_within, "its module head has a hook on its forward"),
@@ -87,11 +106,36 @@ def replaced(prior: PixelSNAIL) -> PixelSNAIL:
 )
 def test_another_forward_is_drawn_from_by_the_reference_alone(alter, reason) -> None:
     prior = tiny_prior(num_classes=3)
-    plain = drawn(prior, "auto")
+    plain = scores(prior, "reference")
     prior = alter(prior)
     with pytest.warns(RuntimeWarning, match=f"engine reference draws, .*: {reason}"):
-        own = drawn(prior, "auto")
-    assert torch.equal(own, drawn(prior, "reference"))
+        own = scores(prior, "auto")
+    assert torch.equal(own, scores(prior, "reference"))
     assert not torch.equal(own, plain)
     with pytest.raises(RuntimeError, match=f"prior: {reason}, which no plan knows of"):
         drawn(prior, "eager")
+
+
+class WithMethods(PixelSNAIL):
+    """Adds to a prior what does not concern its draws."""
+
+    def loss(self, *arguments, **options):
+        return 2 * super().loss(*arguments, **options)
+
+    def share(self) -> None:
+        pass
+
+
+def test_what_does_not_concern_a_draw_may_change() -> None:
+    prior = WithMethods(tiny_prior(num_classes=3).config).eval()
+    prior.blocks[0].layers[0].dropout = 0.7
+    prior.note = "mine"
+    prior.head.compile(backend="eager")
+    assert choose_engine("auto", prior)[0] == choose_engine("auto", tiny_prior())[0]
+
+
+def test_a_draw_by_the_reference_does_not_alter_the_prior_for_others() -> None:
+    prior = tiny_prior()
+    engine = choose_engine("auto", prior)
+    with watched_activations(prior):
+        assert choose_engine("auto", prior) == engine

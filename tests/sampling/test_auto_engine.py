@@ -102,7 +102,7 @@ def gpu(sampler_on_cpu, card, monkeypatch):
 
 
 def chosen(prior, batch_size=1):
-    return choose("auto", prior, batch_size=batch_size, guided=False)
+    return choose("auto", prior, interface_of(prior), batch_size=batch_size, guided=False)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_what_the_kernels_need_is_said(change, reason, gpu, monkeypatch):
 def test_a_draw_passes_on_its_batch_and_its_guidance(gpu, monkeypatch):
     asked = []
 
-    def choice(engine, prior, **arguments):
+    def choice(engine, prior, interface, **arguments):
         asked.append(arguments)
         return choice_module.Choice("eager", "")
 

@@ -193,12 +193,11 @@ def test_int8_scales_span_the_largest_weight_of_each_output():
     assert integers.tolist() == [[[50, -127, 0], [-127, 127, 0]]]
 
 
-def test_packed_weights_live_as_long_as_their_plan():
+def test_packed_weights_live_as_long_as_their_prior():
     prior = tiny_prior()
-    plan = plan_of(prior, interface_of(prior))
-    first = weakref.ref(cpu.packed_plan(plan))
-    assert cpu.packed_plan(plan) is first()
-    del plan, prior
+    first = weakref.ref(cpu.cpu_plan_of(prior, interface_of(prior)))
+    assert cpu.cpu_plan_of(prior, interface_of(prior)) is first()
+    del prior
     gc.collect()
     assert first() is None
 
@@ -210,7 +209,7 @@ def test_caches_take_the_bytes_of_the_formula(mask, attention, conditioned):
     sizes = ODD["condition_sizes"] if conditioned else ()
     prior = tiny_prior(mask=mask, attention=attention, **ODD | {"condition_sizes": sizes})
     plan = plan_of(prior, interface_of(prior))
-    packed = cpu.packed_plan(plan)
+    packed = cpu.packed_plan(plan).packed
     for batch, guided in ((1, False), (5, True)):
         schedule = packed.schedule(rows=2 * batch if guided else batch)
         by_formula = sum(cache_bytes(plan, batch, schedule, guided=guided).values())

@@ -9,7 +9,6 @@ from helpers.packed import packed_words, panels_of, with_panels
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate, interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
-from vqvae2_fast.sampling.quantized import checked_ranges
 from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +26,7 @@ def described_as(prior, weights):
         return described_plan(plan)
     inputs = prior_inputs(prior, 2)
     calibrate(prior, [(inputs["codes"], inputs["condition"], inputs["labels"])])
-    return described_plan(plan, checked_ranges(prior, plan))
+    return described_plan(plan, prior.calibration.ranges)
 
 
 def assert_packed_as_defined(described, threads):
@@ -39,13 +38,13 @@ def assert_packed_as_defined(described, threads):
             expected = torch.zeros(size, dtype=torch.int32)
             for place, words in parts.items():
                 expected[place : place + len(words)] = words
-            words = torch.frombuffer(made.memory(name, size), dtype=torch.int32)
+            words = torch.frombuffer(made.memory(name), dtype=torch.int32)
             assert torch.equal(words, expected), name
             packed.add(name)
     plain = {name for name, size in described.sizes.items() if size} - packed
     assert plain <= set(described.tensors)
     for name in plain:
-        words = torch.frombuffer(made.memory(name, described.sizes[name]), dtype=torch.float32)
+        words = torch.frombuffer(made.memory(name), dtype=torch.float32)
         assert torch.equal(words.view(described.tensors[name].shape), described.tensors[name])
 
 

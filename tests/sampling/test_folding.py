@@ -45,7 +45,7 @@ def defined_norms(kernel: ConvWeight) -> torch.Tensor:
 def native_norms(kernel: ConvWeight, threads: int) -> torch.Tensor:
     v = kernel.weight_v.detach()
     norms = torch.empty(len(v))
-    weights = [(v.data_ptr(), *v.flatten(2).shape, kernel.num_live, norms.data_ptr())]
+    weights = [(v, *v.flatten(2).shape, kernel.num_live, norms)]
     _native.module.weight_norms(weights, threads)
     return norms
 
@@ -163,12 +163,11 @@ BEYOND = [8.000001, -8.000001, 3e38, float("inf"), float("-inf"), float("nan"), 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_within_finds_a_value_beyond_wherever_it_is(count, threads):
     values = torch.tensor(VALUES).repeat(-(-count // len(VALUES)))[:count].contiguous()
-    blocks = [(values.data_ptr(), 4 * count)]
     assert _native.module.within([], 8.0, threads)
-    assert _native.module.within(blocks, 8.0, threads)
+    assert _native.module.within([values], 8.0, threads)
     for place in {0, count // 2, count - 1}:
         kept = values[place].clone()
         for beyond in BEYOND:
             values[place] = beyond
-            assert not _native.module.within(blocks, 8.0, threads)
+            assert not _native.module.within([values], 8.0, threads)
         values[place] = kept

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import calibrate, interface_of, plan_of
-from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+from vqvae2_fast.sampling import calibrate
+from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed, packed_plan
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges
+from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
+from vqvae2_fast.sampling.quantized import InputRanges, calibration_of, checked_ranges
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
@@ -32,7 +33,7 @@ def drawn(prior, inputs, known=None, ranges=None, **rule):
         want_logits=True,
         want_intervals=True,
     )
-    result, parts = draw_cpu_timed(plan_of(prior, interface_of(prior)), request, ranges)
+    result, parts = draw_cpu_timed(packed_plan(pixelsnail_plan(prior), ranges), request)
     return result, parts["steps"]
 
 
@@ -100,7 +101,7 @@ def test_they_have_them_in_int8_and_clamp_as_many_inputs(mask, threads_of_draw, 
     prior = tiny_prior(mask=mask)
     inputs = prior_inputs(prior, 3)
     calibrate(prior, [(inputs["codes"], None, None)])
-    ranges = checked_ranges(prior, plan_of(prior, interface_of(prior)))
+    ranges = checked_ranges(prior, calibration_of(prior))
     ranges = InputRanges(ranges.largest, 0.3)
     threads(threads_of_draw)
     expected, _ = drawn(prior, inputs, ranges=ranges)

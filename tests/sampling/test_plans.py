@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling.engines.cpu import draw_cpu
+from vqvae2_fast.sampling.engines.cpu import draw_cpu, packed_plan
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.plan import GatedPlan, SamplingPlan, conv_plan, stem_plan
@@ -49,9 +49,10 @@ def plan_with(*, kernel_height: int, stem_reads_above: bool) -> SamplingPlan:
 @pytest.mark.parametrize("stem_reads_above", [False, True])
 def test_eager_draws_what_the_cpu_engine_draws_without_taps_above(kernel_height, stem_reads_above):
     drawn = []
-    for draw in (draw_cpu, draw_eager):
+    for prepare, draw in ((packed_plan, draw_cpu), (lambda plan: plan, draw_eager)):
         plan = plan_with(kernel_height=kernel_height, stem_reads_above=stem_reads_above)
         noise = DrawNoise(2, WIDTH, K, torch.device("cpu"))
-        drawn.append(draw(plan, DrawRequest(2, [], None, None, noise, DrawSettings())).codes)
+        request = DrawRequest(2, [], None, None, noise, DrawSettings())
+        drawn.append(draw(prepare(plan), request).codes)
     assert len(drawn[0].unique()) > 1
     assert torch.equal(*drawn)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import calibrate, interface_of, plan_of, sample_codes
-from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+from vqvae2_fast.sampling import calibrate, interface_of, sample_codes
+from vqvae2_fast.sampling.engines.cpu import cpu_plan_of, draw_cpu_timed, packed_plan
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.quantized import checked_ranges
+from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
@@ -39,8 +39,8 @@ def drawn(prior, inputs, *, at_once, ranges=None, **arguments):
     # A draw with a profile has single positions.
     stages = len(_native.module.SAMPLER_STAGES)
     profile = torch.zeros(height * width, stages, torch.get_num_threads(), 2)
-    plan = plan_of(prior, interface_of(prior))
-    result, parts = draw_cpu_timed(plan, request, ranges, None if at_once else profile)
+    plan = packed_plan(pixelsnail_plan(prior), ranges)
+    result, parts = draw_cpu_timed(plan, request, None if at_once else profile)
     return result, parts["steps"]
 
 
@@ -114,7 +114,7 @@ def test_integer_inputs(mask):
     prior = prior_of(mask=mask, condition_sizes=((3, 8),))
     inputs = prior_inputs(prior, 2)
     calibrate(prior, [(inputs["codes"], inputs["condition"], inputs["labels"])], margin=1)
-    ranges = checked_ranges(prior, plan_of(prior, interface_of(prior)))
+    ranges = prior.calibration.ranges
     other = prior_inputs(prior, 2, seed=1)
     assert drawn(prior, other, at_once=True, ranges=ranges)[0].clamped[0] > 0
     assert_same_bits(prior, other, ranges=ranges)
@@ -173,7 +173,6 @@ def test_rows_are_told_of_in_order_once_they_are_complete():
 
 def test_a_draw_that_is_stopped_has_its_rows():
     prior, kept = prior_of(), []
-    plan = plan_of(prior, interface_of(prior))
     expected = sample_codes(prior, 1, engine="cpu", seed=5)
 
     def on_row(row, codes):
@@ -184,5 +183,5 @@ def test_a_draw_that_is_stopped_has_its_rows():
     noise = DrawNoise(1, 16, 13, torch.device("cpu"), seed=5)
     request = DrawRequest(1, [], None, None, noise, DrawSettings(), on_row=on_row)
     with pytest.raises(KeyboardInterrupt):
-        draw_cpu_timed(plan, request)
+        draw_cpu_timed(cpu_plan_of(prior, interface_of(prior)), request)
     assert torch.equal(torch.stack(kept, 1), expected[:, :3])

@@ -17,7 +17,7 @@ from vqvae2_fast.sampling import (
     teacher_forced_logits,
 )
 from vqvae2_fast.sampling.plan_network import plan_logits
-from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, quantized, quantized_inputs
+from vqvae2_fast.sampling.quantized import InputRanges, quantized, quantized_inputs
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
@@ -85,7 +85,7 @@ def test_every_level_gives_the_bits_of_the_reference(overrides):
             inputs["codes"],
             inputs["condition"],
             inputs["labels"],
-            quantized_multiply(checked_ranges(prior, plan)),
+            quantized_multiply(prior.calibration.ranges),
         )
     for level in simd_levels():
         with simd_level(level):

@@ -20,16 +20,18 @@ from vqvae2_fast.codec.bitstream import (
 from vqvae2_fast.codec.engine import check_engine, decode_maps, encode_maps
 from vqvae2_fast.models.code_checks import check_labels, check_maps, is_list
 from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._checks import checked_integer
-from vqvae2_fast.sampling.fingerprint import fingerprint
-from vqvae2_fast.sampling.kept import Kept
+from vqvae2_fast.sampling.engines.cpu import cpu_plan_of, why_not_cpu
+from vqvae2_fast.sampling.kept import WeightsChangedError, made_of
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import check_is_pipeline, sample_levels
-from vqvae2_fast.sampling.prior import interface_of, plan_of
+from vqvae2_fast.sampling.prior import interface_of, made_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from vqvae2_fast.sampling.engines.cpu import CpuPlan
     from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.pipeline import Pipeline
     from vqvae2_fast.sampling.plan import SamplingPlan
@@ -38,54 +40,59 @@ __all__ = ["decode_codes", "decode_stream", "encode_codes", "encode_stream", "pi
 
 MAX_LABEL = 2**15 - 1
 
-# SHA-256 of a model's weights, which takes longer than coding an image: kept for the model, or for
-# the plan that was made from it.
-_hashes: Kept[nn.Module | SamplingPlan, str] = Kept(capacity=1)
-
 
 @dataclass(frozen=True)
 class Coder:
-    """A pipeline whose weights have been compared with those of the last call, once for all.
+    """A pipeline as it was when the coder was made: what becomes of its weights does not count.
 
     Args:
-        plans: Of the priors that have one.
+        plans: Of the priors that engine `cpu` can draw from.
         hash: 8 bytes that stand for all weights and settings.
     """
 
     pipeline: Pipeline
-    plans: tuple[SamplingPlan | None, ...]
+    plans: tuple[CpuPlan | None, ...]
     hash: bytes
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Coder:
-        plans = []
-        for prior in pipeline.priors:
-            interface = interface_of(prior)
-            plans.append(None if interface.plan is None else plan_of(prior, interface))
-        return cls(pipeline, tuple(plans), _hash(pipeline, plans))
+        plans, hashed = zip(*map(_packed_and_hashed, pipeline.priors), strict=True)
+        return cls(pipeline, plans, _joined(pipeline, hashed))
+
+    def plan(self, where: str, level: int, engine: str = "cpu") -> CpuPlan:
+        """Raises as `check_engine`, or WeightsChangedError if the prior had no plan."""
+        check_engine(where, self.pipeline.priors[level], engine)
+        plan = self.plans[level]
+        if plan is None:
+            raise WeightsChangedError
+        return plan
+
+
+def _packed_and_hashed(prior: nn.Module) -> tuple[CpuPlan | None, str]:
+    interface = interface_of(prior)
+    if interface.why_no_plan or why_not_cpu(device_of(prior), next(prior.parameters()).dtype):
+        return None, _weights_hash(prior)
+
+    def both(_: SamplingPlan) -> tuple[CpuPlan, str]:
+        return cpu_plan_of(prior, interface), _weights_hash(prior)
+
+    return made_from(prior, interface, "codec", both)
 
 
 def pipeline_hash(pipeline: Pipeline) -> bytes:
     """8 bytes that stand for all weights and settings of a pipeline."""
-    return _hash(pipeline, [None] * len(pipeline.priors))
+    return _joined(pipeline, map(_weights_hash, pipeline.priors))
 
 
-def _hash(pipeline: Pipeline, plans: Sequence[SamplingPlan | None]) -> bytes:
-    """`pipeline_hash`, which need not be computed again for priors whose plans are kept."""
-    models = (pipeline.vqvae, *pipeline.priors)
-    text = [
-        f"{_weights_hash(model, plan)} {_settings(model)}"
-        for model, plan in zip(models, (None, *plans), strict=True)
-        if isinstance(model, nn.Module)
-    ]
-    return hashlib.sha256("\n".join(text).encode()).digest()[:8]
+def _joined(pipeline: Pipeline, hashes: Iterable[str]) -> bytes:
+    lines = [f"{found} {_settings(p)}" for p, found in zip(pipeline.priors, hashes, strict=True)]
+    if isinstance(pipeline.vqvae, nn.Module):
+        lines.insert(0, f"{_weights_hash(pipeline.vqvae)} {_settings(pipeline.vqvae)}")
+    return hashlib.sha256("\n".join(lines).encode()).digest()[:8]
 
 
-def _weights_hash(model: nn.Module, plan: SamplingPlan | None) -> str:
-    if plan is not None:  # a new one is made when the weights change
-        return _hashes.get(plan, None, lambda: weights_hash(model))
-    key = fingerprint([*model.parameters(), *model.buffers()])
-    return _hashes.get(model, key, lambda: weights_hash(model))
+def _weights_hash(model: nn.Module) -> str:
+    return made_of(model, "hash", lambda: weights_hash(model))
 
 
 def _settings(model: nn.Module) -> str:
@@ -211,9 +218,8 @@ def encoded(
     given = _told(where, pipeline, labels, batch)
     streams = []
     for level in range(header.num_levels):
-        prior, maps = pipeline.priors[level], list(codes[:level])
-        check_engine(where, prior, engine)
-        interface = interface_of(prior)
+        plan, maps = coder.plan(where, level, engine), list(codes[:level])
+        interface = interface_of(pipeline.priors[level])
         check_maps(
             where,
             [*maps, codes[level]],
@@ -223,8 +229,6 @@ def encoded(
             "codes",
         )
         told = given if interface.num_classes else None
-        plan = coder.plans[level]
-        assert plan is not None  # or check_engine would have raised
         streams.append(encode_maps(plan, codes[level], maps, told))
     found = [] if labels is None else labels.tolist()
     if len(set(found)) == 1:
@@ -250,12 +254,8 @@ def decoded_codes(
     given = _told(where, pipeline, labels, batch)
     maps: list[Tensor] = []
     for level, streams in enumerate(segment.streams):
-        prior = pipeline.priors[level]
-        check_engine(where, prior, "cpu")
-        told = given if interface_of(prior).num_classes else None
-        plan = coder.plans[level]
-        assert plan is not None  # or check_engine would have raised
-        codes, finished = decode_maps(plan, streams, maps, told)
+        told = given if interface_of(pipeline.priors[level]).num_classes else None
+        codes, finished = decode_maps(coder.plan(where, level), streams, maps, told)
         if not all(finished):
             image = first_sample + finished.index(False)
             raise ValueError(
@@ -273,6 +273,8 @@ def decoded_codes(
             first_sample=first_sample,
             known=[*maps, *[None] * missing],
         )
+        if Coder.of(pipeline).hash != coder.hash:
+            raise WeightsChangedError
         assert isinstance(drawn, list)
         maps = [codes for codes in drawn if isinstance(codes, Tensor)]
     return maps, labels

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from vqvae2_fast.sampling.plan import SamplingPlan
+    from vqvae2_fast.sampling.engines.cpu import CpuPlan
 
 __all__ = ["MAX_EMBEDDINGS", "check_engine", "decode_maps", "encode_maps"]
 
@@ -45,9 +45,7 @@ def check_engine(where: str, prior: nn.Module, engine: str) -> None:
     device = device_of(prior)
     reason = why_not_cpu(device, next(prior.parameters()).dtype)
     interface = interface_of(prior)
-    if interface.plan is None:
-        reason = interface.why_no_plan
-    if reason is not None:
+    if reason := interface.why_no_plan or reason:
         remedy = "" if device.type == "cpu" else " Move the pipeline with device=cpu."
         raise RuntimeError(f"{where}: engine cpu cannot code here: {reason}.{remedy}")
     num_embeddings = interface.num_embeddings
@@ -58,7 +56,7 @@ def check_engine(where: str, prior: nn.Module, engine: str) -> None:
 
 
 def encode_maps(
-    plan: SamplingPlan, codes: Tensor, condition: list[Tensor], labels: Tensor | None
+    plan: CpuPlan, codes: Tensor, condition: list[Tensor], labels: Tensor | None
 ) -> list[bytes]:
     """One stream per map of codes int64 `[B, H, W]`, of any device."""
     codes, condition = codes.cpu(), [maps.cpu() for maps in condition]
@@ -75,13 +73,12 @@ def encode_maps(
             known=codes[part],
         ).intervals
         assert intervals is not None and _native.module is not None
-        positions = intervals[0].numel() // 2
-        streams += [_native.module.encode_intervals(t.data_ptr(), positions) for t in intervals]
+        streams += [_native.module.encode_intervals(of_map) for of_map in intervals]
     return streams
 
 
 def decode_maps(
-    plan: SamplingPlan, streams: Sequence[bytes], condition: list[Tensor], labels: Tensor | None
+    plan: CpuPlan, streams: Sequence[bytes], condition: list[Tensor], labels: Tensor | None
 ) -> tuple[Tensor, Sequence[bool]]:
     """Codes int64 `[B, H, W]`, and whether each stream was whole."""
     words = [torch.from_numpy(np.frombuffer(s, np.int32).copy()) for s in streams]
@@ -91,7 +88,7 @@ def decode_maps(
 
 @within_quota()
 def _draw(
-    plan: SamplingPlan,
+    plan: CpuPlan,
     batch_size: int,
     condition: list[Tensor],
     labels: Tensor | None,

@@ -36,12 +36,13 @@ from vqvae2_fast.sampling.folding import LEAST_NORM
 from vqvae2_fast.sampling.plan import CentredPlan, ConvPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from vqvae2_fast.sampling.settings import DrawSettings
 
 __all__ = [
     "SAMPLING_BOUND",
+    "ActivationHook",
     "ActivationWatch",
     "check_logits",
     "check_plan",
@@ -99,9 +100,8 @@ def _all_within(tensors: Iterable[Tensor], bound: float) -> bool:
             return False
     if not native:
         return True
-    blocks = [(tensor.data_ptr(), 4 * tensor.numel()) for tensor in native]
     assert _native.module is not None
-    return bool(_native.module.within(blocks, bound, torch.get_num_threads()))
+    return bool(_native.module.within(native, bound, torch.get_num_threads()))
 
 
 def _check(tensors: Iterable[Tensor], bound: float = SAMPLING_BOUND) -> None:
@@ -132,6 +132,20 @@ def _folded(value: Any) -> tuple[list[Tensor], list[Tensor]]:
         tensors += of_part[0]
         scales += of_part[1]
     return tensors, scales
+
+
+class ActivationHook:
+    """A hook of `watched_activations`, which is known from those of others.
+
+    Args:
+        see: Called with a module and what PyTorch calls its hooks with.
+    """
+
+    def __init__(self, see: Callable[..., None]) -> None:
+        self._see = see
+
+    def __call__(self, *arguments: Any) -> None:
+        self._see(*arguments)
 
 
 class ActivationWatch:
@@ -174,10 +188,11 @@ def watched_activations(prior: nn.Module) -> Iterator[ActivationWatch]:
         if name.rpartition(".")[2] in ("head", "merge", "condition")
     }
     handles = [
-        layer.register_forward_pre_hook(inputs, with_kwargs=True) for layer in layers.values()
+        layer.register_forward_pre_hook(ActivationHook(inputs), with_kwargs=True)
+        for layer in layers.values()
     ]
     handles += [
-        module.key.register_forward_hook(keys)
+        module.key.register_forward_hook(ActivationHook(keys))
         for module in prior.modules()
         if isinstance(module, CausalAttention)
     ]

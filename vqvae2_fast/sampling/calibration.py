@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import check_tensor, type_in_words
+from vqvae2_fast.sampling.plan import copied
 from vqvae2_fast.sampling.plan_network import plan_logits
-from vqvae2_fast.sampling.prior import checked_interface, plan_of
+from vqvae2_fast.sampling.prior import checked_interface, made_from
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs
 from vqvae2_fast.sampling.sampler import check_codes, checked_context
 
@@ -69,25 +71,27 @@ def calibrate(
             f"{type_in_words(batches)}."
         )
     interface, digest = checked_interface("calibrate", prior), hashlib.sha256()
+    device = device_of(prior)
     with evaluating(prior), torch.inference_mode():
-        plan = plan_of(prior, interface)
         checked: list[_Batch] = []
         for number, batch in enumerate(batches):
             codes, condition, labels = _parts(f"batches[{number}]", batch)
             check_tensor("calibrate", "codes", codes)
             size = codes.shape[0] if codes.ndim == 3 else 1
             check_codes("calibrate", "codes", codes, interface, size, lowest=0)
-            maps, numbers = checked_context(
-                "calibrate", interface, size, condition, labels, plan.device
-            )
+            maps, numbers = checked_context("calibrate", interface, size, condition, labels, device)
             if size:
-                checked.append((codes.to(plan.device), maps, numbers))
+                checked.append((codes.to(device), maps, numbers))
         if not checked:
             raise ValueError("calibrate: expected at least one batch of code maps, got none.")
         for codes, maps, numbers in checked:
             for tensor in (codes, *maps, *([] if numbers is None else [numbers])):
                 digest.update(repr(tuple(tensor.shape)).encode())
                 digest.update(tensor.cpu().contiguous().numpy().data)
+        # After the last batch, whose maker may change the weights.
+        plan, hash_of_weights = made_from(
+            prior, interface, "calibration", lambda plan: (copied(plan), weights_hash(prior))
+        )
         ranges = _largest(plan, checked)
         if margin is None:
             ranges = _of_least_error(plan, checked, ranges)
@@ -98,7 +102,7 @@ def calibrate(
     }
     prior.calibration = Calibration(
         InputRanges(stacked, 1.0 if margin is None else float(margin)),
-        weights_hash(prior),
+        hash_of_weights,
         digest.hexdigest(),
     )
 
@@ -144,7 +148,7 @@ def _of_least_error(
             error += (quantized_inputs(x, scale) * scale - x).square().sum(0)
 
     _show_inputs(plan, batches, see)
-    multiples = torch.tensor(_MULTIPLES)
+    multiples = torch.tensor(_MULTIPLES, dtype=torch.float32, device="cpu")
     return {
         matrix: found * multiples.to(found)[errors[matrix].argmin(0)]
         for matrix, found in largest.items()

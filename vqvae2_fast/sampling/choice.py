@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.sampling.engines.cpu import draw_cpu, draw_w8a8, why_not_cpu
+from vqvae2_fast.sampling.engines.cpu import cpu_plan_of, draw_cpu, draw_w8a8, why_not_cpu
 from vqvae2_fast.sampling.engines.cuda import card_name, draw_cuda, why_not_cuda, why_not_prior
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.prior import (
     NO_PLAN,
     PriorInterface,
-    checked_prior,
     interface_of,
     plan_of,
 )
@@ -39,18 +38,14 @@ __all__ = [
 
 # An engine is a function of the prior, its interface and the request.
 ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
-    "cpu": lambda prior, interface, request: draw_cpu(plan_of(prior, interface), request),
+    "cpu": lambda prior, interface, request: draw_cpu(cpu_plan_of(prior, interface), request),
     "cuda": lambda prior, interface, request: draw_cuda(plan_of(prior, interface), request),
     "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
-    "reference": lambda prior, interface, request: draw_reference(
-        checked_prior(prior, interface), interface, request
-    ),
+    "reference": draw_reference,
 }
 # These draw from a prior close to the one given; `auto` never takes them.
 ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
-    "cpu_w8a8": lambda prior, interface, request: draw_w8a8(
-        plan_of(prior, interface), prior, request
-    ),
+    "cpu_w8a8": draw_w8a8,
     "cuda_tf32": lambda prior, interface, request: draw_cuda(
         plan_of(prior, interface), request, "cuda_tf32"
     ),
@@ -92,29 +87,38 @@ def choose_engine(
     Raises:
         ValueError: No engine of that name.
     """
-    choice = choose(engine, prior, batch_size=batch_size, guided=guided)
+    interface = None if prior is None else interface_of(prior)
+    choice = choose(engine, prior, interface, batch_size=batch_size, guided=guided)
     return choice.engine, choice.why
 
 
-def choose(engine: str, prior: nn.Module | None, *, batch_size: int, guided: bool) -> Choice:
+def choose(
+    engine: str,
+    prior: nn.Module | None,
+    interface: PriorInterface | None,
+    *,
+    batch_size: int,
+    guided: bool,
+) -> Choice:
     """`choose_engine`, with what to warn of."""
     if engine == "auto":
-        if prior is None:
+        if prior is None or interface is None:
             return _automatic_on_cpu(torch.device("cpu"), torch.float32)
-        return _automatic(prior, batch_size, guided)
+        return _automatic(prior, interface, batch_size, guided)
     known = [*ENGINES, *ROUNDING_ENGINES]
     if engine not in known:
         raise ValueError(f"engine: expected one of auto, {', '.join(known)}, got {engine!r}.")
     return Choice(engine, "asked for by name")
 
 
-def _automatic(prior: nn.Module, batch_size: int, guided: bool) -> Choice:
-    interface = interface_of(prior)
-    if interface.plan is None:
+def _automatic(
+    prior: nn.Module, interface: PriorInterface, batch_size: int, guided: bool
+) -> Choice:
+    if no_plan := interface.why_no_plan:
         warning = ""
-        if interface.why_no_plan is not NO_PLAN:
-            warning = f"engine reference draws, far slower than others: {interface.why_no_plan}."
-        return Choice("reference", interface.why_no_plan, warning=warning)
+        if no_plan is not NO_PLAN:
+            warning = f"engine reference draws, far slower than others: {no_plan}."
+        return Choice("reference", no_plan, warning=warning)
     device, dtype = device_of(prior), next(prior.parameters()).dtype
     if device.type != "cuda":
         return _automatic_on_cpu(device, dtype)

@@ -1,4 +1,4 @@
-"""A fingerprint of tensors, which changes whenever their contents do, by whatever means.
+"""A fingerprint of tensors: what it is when their contents, shapes and dtypes are.
 
 Version counters would cost nothing, but writes through `.data` do not count there. So the content
 is hashed before each draw, by a hash in which the position of every bit counts. Measured for the
@@ -27,20 +27,17 @@ _COLUMNS, _ELEMENTS = 1 << 12, 1 << 24
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    """A number to compare with other fingerprints of this process.
+    """Numbers to compare with other fingerprints of this process.
 
-    Addresses count too: if a tensor was replaced by an equal one, somebody may still hold the
-    first. Reads all of the tensors; on a GPU this is a synchronisation point.
+    Reads all of the tensors; on a GPU this is a synchronisation point.
     """
-    places, in_order, native, groups = [], [], [], defaultdict(list)
+    kinds, native, groups = [], [], defaultdict(list)
     for tensor in tensors:
-        place = tensor.data_ptr()
-        places.append((place, tensor.dtype, tensor.device, tensor.shape, tensor.stride()))
+        kinds.append((tensor.dtype, tensor.device, tensor.shape, tensor.stride()))
         if not tensor.is_contiguous():
-            in_order.append(_in_memory_order(tensor.detach()))  # may be a copy: kept until hashed
-            tensor, place = in_order[-1], in_order[-1].data_ptr()
+            tensor = _in_memory_order(tensor.detach())
         if _native.module is not None and tensor.device.type == "cpu":
-            native.append((place, tensor.nbytes))
+            native.append(tensor)
         elif tensor.numel():
             groups[tensor.device, _INTEGERS[tensor.element_size()]].append(tensor.detach())
     hashes: list[int] = []
@@ -50,7 +47,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
     for (_, dtype), group in groups.items():
         flat = [tensor.view(-1).view(dtype) for tensor in group]
         hashes += torch.stack([_hash(part) for part in _parts(flat)]).tolist()
-    return tuple(places), tuple(hashes)
+    return tuple(kinds), tuple(hashes)
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
@@ -84,6 +81,6 @@ def _hash(x: Tensor) -> Tensor:
 
 def _multipliers(count: int, device: torch.device) -> Tensor:
     """Odd numbers without a pattern, int64 `[count]`."""
-    n = torch.arange(1, count + 1, device=device) * -0x61C8864680B583EB
+    n = torch.arange(1, count + 1, dtype=torch.int64, device=device) * -0x61C8864680B583EB
     n = (n ^ (n >> 30)) * -0x40A7B892E31B1A47
     return (n ^ (n >> 27)) * -0x6B2FB644ECCEEE15 | 1

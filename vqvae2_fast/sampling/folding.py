@@ -72,11 +72,11 @@ def _native_norms(kernels: Sequence[ConvWeight]) -> list[Tensor]:
     assert _native.module is not None
     values = [kernel.weight_v.detach().contiguous() for kernel in kernels]
     counts = [len(v) for v in values]
-    norms = torch.empty(sum(counts), dtype=torch.float32, device="cpu")  # whatever the defaults are
+    norms = torch.empty(sum(counts), dtype=torch.float32, device="cpu")
     places = norms.split(counts)
     _native.module.weight_norms(
         [
-            (v.data_ptr(), *v.flatten(2).shape, kernel.num_live, place.data_ptr())
+            (v, *v.flatten(2).shape, kernel.num_live, place)
             for v, kernel, place in zip(values, kernels, places, strict=True)
         ],
         torch.get_num_threads(),

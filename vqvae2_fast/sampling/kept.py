@@ -1,4 +1,8 @@
-"""What was made from a prior or a plan, kept for the next draw for as long as its owner lives."""
+"""What was made from a prior or a plan, kept for the next draw for as long as its owner lives.
+
+`made_of` is the one way from weights that others may change to what an engine reads: what it gives
+was made from one state of the weights, and has no memory in common with them.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,14 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
+from vqvae2_fast.sampling.fingerprint import fingerprint
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["Kept"]
+    from torch import Tensor, nn
+
+__all__ = ["Kept", "WeightsChangedError", "made_of", "tensors_of"]
 
 Owner = TypeVar("Owner")
 Value = TypeVar("Value")
@@ -72,6 +80,63 @@ class Kept(Generic[Owner, Value]):
     def _drop(values: dict[Hashable, Value], left: int) -> None:
         while len(values) > left:
             del values[next(iter(values))]
+
+
+class _State:
+    """The weights of a module as they were once, of which engines keep what they made."""
+
+
+# Only of the latest weights, because what is made of them may be as large.
+_states: Kept[nn.Module, _State] = Kept(capacity=1)
+_made: Kept[_State, Any] = Kept(capacity=6)
+
+
+class WeightsChangedError(RuntimeError):
+    """Weights changed while they were read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The weights changed while they were read, as by a thread that trains the model. Use "
+            "it between two steps of that thread, or use a copy of it."
+        )
+
+
+def made_of(module: nn.Module, form: Hashable, make: Callable[[], Value]) -> Value:
+    """What `make` gives for a module with its weights as they are now.
+
+    It is made once for each form and kept until the weights change. It is kept, and returned, only
+    if the weights are the same afterwards as before.
+
+    Args:
+        form: A key for what `make` gives.
+        make: Copies what it keeps of the weights. It may raise WeightsChangedError itself.
+
+    Raises:
+        WeightsChangedError: They changed at each of three attempts.
+    """
+    attempts = 3
+    while True:
+        before = fingerprint(tensors_of(module))
+
+        def checked(before: Hashable = before) -> Value:
+            value = make()
+            if fingerprint(tensors_of(module)) != before:
+                raise WeightsChangedError
+            return value
+
+        try:
+            value: Value = _made.get(_states.get(module, before, _State), form, checked)
+            return value
+        except WeightsChangedError:
+            attempts -= 1
+            if not attempts:
+                raise
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """All parameters and buffers, in less than half the time of parameters() and buffers()."""
+    held = [of for part in module.modules() for of in (part._parameters, part._buffers)]
+    return [tensor for of in held for tensor in of.values() if tensor is not None]
 
 
 def _renew_locks() -> None:

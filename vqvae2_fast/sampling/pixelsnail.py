@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.modules.stem import bias_map
+from vqvae2_fast.modules.unfilled import unfilled
 from vqvae2_fast.sampling.folding import Folding
 from vqvae2_fast.sampling.plan import (
     AttentionPlan,
@@ -23,14 +25,16 @@ from vqvae2_fast.sampling.plan import (
 )
 from vqvae2_fast.sampling.prior import (
     PriorInterface,
-    altered_forward,
+    alteration,
     interface_of,
     interface_of_prior,
+    layers_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vqvae2_fast.models.configs import PixelSNAILConfig
     from vqvae2_fast.modules.causal_conv import ConvWeight
     from vqvae2_fast.modules.stem import CausalStem, CodeConv2d
 
@@ -39,10 +43,18 @@ __all__ = ["pixelsnail_plan"]
 
 @interface_of.register(PixelSNAIL)
 def _interface_of_pixelsnail(prior: PixelSNAIL) -> PriorInterface:
-    altered = altered_forward(prior, PixelSNAIL)
-    if altered is not None:
-        return interface_of_prior(prior, why_no_plan=f"{altered}, which no plan knows of")
-    return interface_of_prior(prior, lambda: pixelsnail_plan(prior))
+    return interface_of_prior(
+        prior,
+        lambda: pixelsnail_plan(prior),
+        lambda: alteration(prior, _layers_of(prior.config)),
+    )
+
+
+@lru_cache(maxsize=8)
+def _layers_of(config: PixelSNAILConfig) -> list[Any]:
+    """Those that `pixelsnail_plan` knows how to fold."""
+    with torch.device("meta"), unfilled():
+        return layers_of(PixelSNAIL(config))
 
 
 def pixelsnail_plan(prior: PixelSNAIL) -> SamplingPlan:

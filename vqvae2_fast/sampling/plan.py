@@ -1,8 +1,10 @@
 """The sampling plan of a prior: what an engine needs to draw from it, as plain data.
 
 A plan holds weights (with what weight normalisation and masks make of them), tap positions and
-sizes. It does not refer to the module that it came from. Every engine except `reference` needs only
-the plan, so all of them can draw from any prior that can be written as a plan.
+sizes. It does not refer to the module that it came from, but some of its tensors may be the prior's
+own memory, so an engine makes what it needs of a plan while nobody changes the weights
+(`prior.made_from`), or takes a copy of it. Every engine except `reference` needs only the plan, so
+all of them can draw from any prior that can be written as a plan.
 
 The network
 -----------
@@ -41,9 +43,9 @@ current tap reads j: if no layer's does, all layers' convolutions at a position 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,6 +64,7 @@ __all__ = [
     "SamplingPlan",
     "StemPlan",
     "conv_plan",
+    "copied",
     "stem_plan",
 ]
 
@@ -89,10 +92,8 @@ class StemPlan:
 class ConvPlan:
     """n causal convolutions of one shape, taps split into above and current.
 
-    The weights are the prior's own memory until an engine asks for them in another form.
-
     Args:
-        kernels: n weights `[C_out, C_in, kh, kw]`; dead taps are ignored.
+        kernels: n weights `[C_out, C_in, kh, kw]`, the prior's own memory; dead taps are ignored.
         scales: What to multiply each with, `[C_out, 1, 1, 1]`; None for nothing.
         bias: `[n, C_out]`.
         above_offsets: (row, column) of each tap, row < 0: all pairs of `rows` × `columns` in raster
@@ -302,6 +303,21 @@ class SamplingPlan:
     @property
     def device(self) -> torch.device:
         return self.head.device
+
+
+_Plan = TypeVar("_Plan")
+
+
+def copied(plan: _Plan) -> _Plan:
+    """A plan, or a part of one, in memory of its own."""
+    value: Any = plan
+    if isinstance(value, Tensor):
+        value = value.detach().clone()
+    elif isinstance(value, tuple):
+        value = tuple(map(copied, value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 def conv_plan(

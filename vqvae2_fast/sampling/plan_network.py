@@ -42,7 +42,7 @@ def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 def _split_exponential(x: Tensor) -> tuple[Tensor, Tensor]:
     def number(value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float32)
+        return torch.tensor(value, dtype=torch.float32, device="cpu")
 
     magic, x = number(12582912.0), x.clamp(-87.0, 88.0)
     n = fused(x, number(1.44269504088896341), magic) - magic
@@ -137,7 +137,7 @@ def _pointwise(
 def _attended(query: Tensor, keys: Tensor, values: Tensor, exact: bool) -> Tensor:
     """Heads `[N, P, d]`, the query scaled; position p sees those before it, position 0 nothing."""
     count = query.shape[1]
-    earlier = torch.ones(count, count, device=query.device).tril(-1)
+    earlier = torch.ones(count, count, dtype=torch.bool, device=query.device).tril(-1)
     if exact:
         none = query.new_zeros(())
         pairs = zip(query, keys, strict=True)
@@ -148,7 +148,7 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, exact: bool) -> Tenso
     weights = _exponential(scores - largest) * earlier
     if not exact:
         return weights @ values / weights.sum(-1, keepdim=True).clamp(min=1e-30)
-    total = torch.zeros(*scores.shape[:2], LANES, device=query.device)
+    total = torch.zeros(*scores.shape[:2], LANES, dtype=torch.float32, device=query.device)
     for part in F.pad(weights, (0, -count % LANES)).unflatten(-1, (-1, LANES)).unbind(-2):
         total = total + part
     while total.shape[-1] > 1:
@@ -270,7 +270,9 @@ def plan_logits(
                 bias = (bias + layers.classes[n][labels])[:, None, None]  # [B, 1, 1, 2C]
             if plan.condition is not None and layers.condition is not None:
                 weight = _padded(layers.condition.current[n], -2)
-                added = _product(features, weight, torch.zeros(()), exact)
+                added = _product(
+                    features, weight, torch.zeros((), dtype=torch.float32, device="cpu"), exact
+                )
                 down, right = plan.condition.scale
                 added = added.repeat_interleave(down, 1).repeat_interleave(right, 2)
                 bias = bias + added

@@ -6,44 +6,42 @@ Every `Prior` can be drawn from; registering one function adds a type that is no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import singledispatch
-from typing import TYPE_CHECKING
+from functools import cached_property, singledispatch
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
 
 from vqvae2_fast.models.label_layout import LabelLayout
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling.bounds import check_plan, check_weights
-from vqvae2_fast.sampling.fingerprint import fingerprint
-from vqvae2_fast.sampling.kept import Kept
+from vqvae2_fast.sampling.bounds import ActivationHook, check_plan, check_weights
+from vqvae2_fast.sampling.kept import WeightsChangedError, made_of, tensors_of
+from vqvae2_fast.sampling.plan import copied
 from vqvae2_fast.sampling.request import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from vqvae2_fast.sampling.plan import SamplingPlan
 
 __all__ = [
     "NO_PLAN",
-    "NoPlanError",
     "PriorInterface",
-    "altered_forward",
+    "alteration",
+    "check_prior",
     "checked_interface",
-    "checked_prior",
     "interface_of",
     "interface_of_prior",
+    "layers_of",
+    "made_from",
     "plan_of",
 ]
 
+Value = TypeVar("Value")
+
 NO_PLAN = "this type of prior has no sampling plan, from which all other engines draw"
-
-
-class NoPlanError(ValueError):
-    """A prior from which only engine `reference` can draw, though its type has a plan."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,10 @@ class PriorInterface:
         condition_sizes: Sizes of the maps that condition it, coarse to fine.
         logits: (codes `[B, h, W]`, maps, labels) -> `[B, K, h, W]`: the full forward pass on the
             first h rows. It defines the prior.
+        plan: Makes the plan from the current weights, partly in their own memory; None if only
+            engine `reference` can draw.
+        altered: Says how the prior is not the one that the plan describes, if it is not.
         num_subclasses, num_variants: As in `PriorConfig`.
-        plan: Makes the plan from the current weights; None if only engine `reference` can draw.
-        why_no_plan: Why it is None.
     """
 
     size: tuple[int, int]
@@ -68,9 +67,9 @@ class PriorInterface:
     condition_sizes: tuple[tuple[int, int], ...]
     logits: Callable[[Tensor, list[Tensor], Tensor | None], Tensor]
     plan: Callable[[], SamplingPlan] | None = None
+    altered: Callable[[], str | None] = lambda: None
     num_subclasses: int = 0
     num_variants: int = 0
-    why_no_plan: str = NO_PLAN
 
     @property
     def label_layout(self) -> LabelLayout:
@@ -81,19 +80,23 @@ class PriorInterface:
         """Labels that the prior takes, 0 without classes."""
         return self.label_layout.count
 
+    @cached_property
+    def why_no_plan(self) -> str:
+        """Why only engine `reference` can draw; empty if others can."""
+        if self.plan is None:
+            return NO_PLAN
+        altered = self.altered()
+        return f"{altered}, which no plan knows of" if altered else ""
+
     def new_plan(self) -> SamplingPlan:
-        """The plan of the current weights.
+        """The plan of the current weights, partly in their own memory.
 
         Raises:
             EngineError: The prior has none.
         """
-        return self.plan_maker()()
-
-    def plan_maker(self) -> Callable[[], SamplingPlan]:
-        """`plan`. Raises EngineError if the prior has none."""
-        if self.plan is None:
+        if self.why_no_plan or self.plan is None:
             raise EngineError(f"prior: {self.why_no_plan}; expected engine='reference'.")
-        return self.plan
+        return self.plan()
 
 
 @singledispatch
@@ -126,25 +129,96 @@ def _unknown(where: str, prior: object) -> TypeError:
     return TypeError(f"{where}: do not know how to draw from a {type(prior).__name__}. {remedy}")
 
 
-def altered_forward(prior: nn.Module, kind: type[nn.Module]) -> str | None:
-    """How the forward of a prior of this kind was changed, of which its plan knows nothing: by a
-    subclass, a hook, or a forward in its place. None if it was not."""
-    own = type(prior)
-    for name in ("forward", "logits"):
-        if getattr(own, name, None) is not getattr(kind, name, None):
-            return f"{own.__name__} replaces {kind.__name__}.{name}"
-    for module in prior.modules():
-        replaced = "forward" in vars(module)
-        if replaced or module._forward_hooks or module._forward_pre_hooks:
-            path = next(path for path, other in prior.named_modules() if other is module)
-            whose = f"its module {path}" if path else "it"
-            return f"{whose} has {'another forward' if replaced else 'a hook on its forward'}"
+# What nn.Module keeps of itself, and what drawing never reads: the rates and places of dropout.
+_UNREAD = {*vars(nn.Module()), "_compiled_call_impl", "dropout", "dropout_on", "p"}
+# What a subclass may define without any effect on a draw, beside special methods.
+_OF_TRAINING = {"extra_repr", "load_state_dict", "loss", "mean_nats", "segments", "state_dict"}
+_CALLS = {"__call__", "__getattr__", "__getattribute__"}
+
+
+class _Layer(NamedTuple):
+    """A module as it was made: its type and settings, and which weights and children it has. The
+    shapes of weights are not among them, because a plan takes them from the weights."""
+
+    path: str
+    kind: type[nn.Module]
+    names: frozenset[str]
+    settings: tuple[tuple[str, object], ...]
+    has: tuple[tuple[str, bool], ...]
+
+
+def layers_of(made: nn.Module, path: str = "") -> list[_Layer]:
+    """What `alteration` compares a prior with: another one that was made from the same settings and
+    never changed."""
+    own = vars(made)
+    settings = tuple((name, value) for name, value in own.items() if name not in _UNREAD)
+    held = {**made._parameters, **made._modules}
+    has = tuple((name, value is not None) for name, value in held.items())
+    layers = [_Layer(path, type(made), frozenset(own), settings, has)]
+    for name, child in made._modules.items():
+        if child is not None:
+            layers += layers_of(child, f"{path}.{name}" if path else name)
+    return layers
+
+
+def alteration(prior: nn.Module, layers: list[_Layer]) -> str | None:
+    """How a prior was changed in a way of which its plan knows nothing: a layer of another type, a
+    hook, a parametrization, another forward or setting. None if it was not."""
+    left: list[nn.Module] = [prior]
+    for path, kind, names, settings, has in layers:
+        module = left.pop()
+        own, found = type(module), vars(module)
+        children, parameters = module._modules, module._parameters
+        change = None
+        if "parametrizations" in children:
+            change = "is parametrized"
+        elif own is not kind and not issubclass(own, kind):
+            change = f"is a {own.__name__}, not a {kind.__name__}"
+        elif own is not kind and (replaced := _replaced(own, kind)):
+            return f"{own.__name__} replaces {kind.__name__}.{replaced}"
+        elif _is_hooked(module):
+            change = "has a hook on its forward"
+        elif len(has) != len(parameters) + len(children):
+            change = "has other layers or weights"
+        else:
+            for name, is_there in has:
+                found_there = parameters.get(name, children.get(name)) is not None
+                if found_there != is_there and name != "weight_g":  # plans are made without it too
+                    change = f"has another {name}"
+            for name, value in settings:
+                if name not in found or found[name] != value:
+                    change = f"has another {name}: {found.get(name)!r}, not {value!r}"
+            if found.keys() != names:
+                for name in found.keys() - names - _UNREAD:
+                    if callable(getattr(kind, name, None)):
+                        change = f"has another {name}"
+        if change is not None:
+            return f"its module {path} {change}" if path else f"it {change}"
+        if children:
+            left += [child for child in reversed(children.values()) if child is not None]
+    return None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not isinstance(hook, ActivationHook) for hook in hooks)
+
+
+def _replaced(own: type[nn.Module], kind: type[nn.Module]) -> str | None:
+    """What a subclass replaces of the methods that draw."""
+    for base in own.__mro__[: own.__mro__.index(kind)]:
+        for name in vars(base):
+            harmless = name.startswith("__") and name not in _CALLS
+            if hasattr(kind, name) and not harmless and name not in _OF_TRAINING:
+                return name
     return None
 
 
 @interface_of.register(Prior)
 def interface_of_prior(
-    prior: Prior, plan: Callable[[], SamplingPlan] | None = None, why_no_plan: str = NO_PLAN
+    prior: Prior,
+    plan: Callable[[], SamplingPlan] | None = None,
+    altered: Callable[[], str | None] = lambda: None,
 ) -> PriorInterface:
     """The interface of a `Prior`."""
     config = prior.config
@@ -160,50 +234,58 @@ def interface_of_prior(
         config.condition_sizes,
         logits,
         plan,
+        altered,
         config.num_subclasses,
         config.num_variants,
-        why_no_plan,
     )
 
 
-_plans: Kept[nn.Module, SamplingPlan] = Kept(capacity=1)
+def made_from(
+    prior: nn.Module,
+    interface: PriorInterface,
+    form: Hashable,
+    make: Callable[[SamplingPlan], Value],
+) -> Value:
+    """What `make` gives for the plan of a prior with its weights as they are now, kept as
+    `made_of` says.
+
+    Args:
+        make: Copies what it keeps of the plan, whose tensors may be the prior's own.
+
+    Raises:
+        EngineError: The prior has no plan.
+        ValueError: A weight is beyond `SAMPLING_BOUND` or NaN.
+        RuntimeError: As `made_of`.
+    """
+    if interface.why_no_plan:  # before looking for what was kept: the prior may be altered
+        interface.new_plan()
+
+    def made() -> Value:
+        check_weights(tensors_of(prior))
+        with torch.inference_mode(), _native.default_floats():
+            plan = interface.new_plan()
+            check_plan(plan)
+            value = make(plan)
+        if interface_of(prior).why_no_plan:
+            raise WeightsChangedError
+        return value
+
+    return made_of(prior, form, made)
 
 
 def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
-    """The prior's plan, folded again only if its weights have changed since the last call.
-
-    It is a second copy of the weights and is kept for as long as the prior lives. Raises as
-    `PriorInterface.new_plan`, and ValueError if a weight is beyond `SAMPLING_BOUND` or NaN.
-    """
-    make = interface.plan_maker()  # before looking for one that was kept: the prior may be altered
-    # In less than half the time of parameters() and buffers().
-    modules = list(prior.modules())
-    held = [of for module in modules for of in (module._parameters, module._buffers)]
-    tensors = [tensor for of in held for tensor in of.values() if tensor is not None]
-
-    def fold() -> SamplingPlan:
-        check_weights(tensors)
-        with torch.inference_mode(), _native.default_floats():
-            plan = make()
-            check_plan(plan)
-        return plan
-
-    if any(isinstance(module, ParametrizationList) for module in modules):
-        return fold()  # its values may depend on more than its tensors
-    return _plans.get(prior, fingerprint(tensors), fold)
+    """The prior's plan, in memory of its own, folded again only if its weights have changed since
+    the last call. Raises as `made_from`."""
+    return made_from(prior, interface, "plan", copied)
 
 
-def checked_prior(prior: nn.Module, interface: PriorInterface) -> nn.Module:
-    """The prior, after the checks of its weights by which other engines draw or refuse.
+def check_prior(prior: nn.Module, interface: PriorInterface) -> None:
+    """The checks of a prior's weights by which all engines draw or refuse.
 
     Raises:
-        ValueError: As `plan_of`.
+        ValueError: As `made_from`.
     """
-    try:
-        if interface.plan is not None:
-            plan_of(prior, interface)
-            return prior
-    except NoPlanError:
-        pass
-    check_weights([*prior.parameters(), *prior.buffers()])
-    return prior
+    if interface.why_no_plan:
+        check_weights(tensors_of(prior))
+    else:
+        made_from(prior, interface, "checked", lambda plan: None)

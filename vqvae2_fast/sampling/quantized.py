@@ -22,7 +22,6 @@ from torch import Tensor
 
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.models.weights_hash import weights_hash
-from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import EngineError
 
 if TYPE_CHECKING:
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from vqvae2_fast.sampling.plan import SamplingPlan
     from vqvae2_fast.sampling.request import Drawn
     from vqvae2_fast.sampling.settings import DrawSettings
 
 __all__ = [
     "Calibration",
     "InputRanges",
+    "calibration_of",
     "check_terms",
     "checked_ranges",
     "quantized",
@@ -126,34 +125,32 @@ def quantized_inputs(x: Tensor, scales: Tensor) -> Tensor:
 # `warn_of_clamped` warns if more than this part of a draw's inputs is clamped.
 CLAMPED_PART = 1e-3
 
-_checked: Kept[SamplingPlan, InputRanges] = Kept(capacity=1)
+_REMEDY = "Calibrate it with vqvae2-fast calibrate, or vqvae2_fast.calibrate(prior, batches)."
 
 
-def checked_ranges(prior: nn.Module, plan: SamplingPlan) -> InputRanges:
-    """The ranges of a prior's calibration, which must be of its weights as they are.
+def calibration_of(prior: nn.Module) -> Calibration:
+    """A prior's calibration. Raises EngineError if there is none."""
+    calibration = getattr(prior, "calibration", None)
+    if not isinstance(calibration, Calibration):
+        raise EngineError(f"engine cpu_w8a8: the prior has no calibration. {_REMEDY}")
+    return calibration
 
-    Args:
-        plan: The prior's; its weights are hashed once for each.
+
+def checked_ranges(prior: nn.Module, calibration: Calibration) -> InputRanges:
+    """The ranges of a calibration, which must be of the prior's weights as they are.
+
 
     Raises:
-        EngineError: There is none, or it is of other weights.
+        EngineError: It is of other weights.
     """
-    calibration = getattr(prior, "calibration", None)
-    remedy = "Calibrate it with vqvae2-fast calibrate, or vqvae2_fast.calibrate(prior, batches)."
-    if not isinstance(calibration, Calibration):
-        raise EngineError(f"engine cpu_w8a8: the prior has no calibration. {remedy}")
-
-    def checked() -> InputRanges:
-        found = weights_hash(prior)
-        if found != calibration.weights_hash:
-            raise EngineError(
-                "engine cpu_w8a8: the prior's calibration is of weights "
-                f"{printable(calibration.weights_hash[:12])}, but its weights are {found[:12]}. "
-                f"{remedy}"
-            )
-        return calibration.ranges
-
-    return _checked.get(plan, calibration, checked)
+    found = weights_hash(prior)
+    if found != calibration.weights_hash:
+        raise EngineError(
+            "engine cpu_w8a8: the prior's calibration is of weights "
+            f"{printable(calibration.weights_hash[:12])}, but its weights are {found[:12]}. "
+            f"{_REMEDY}"
+        )
+    return calibration.ranges
 
 
 def warn_of_clamped(drawn: Drawn) -> None:

@@ -117,7 +117,11 @@ def sample_codes(
 
     Note:
         The first call folds the prior's weights into a plan, which is kept with the prior until the
-        weights change. Each call reads all weights once to see whether they have.
+        weights change. Each call reads all weights once to see whether they have. A draw is of the
+        weights at its beginning, whatever becomes of them, or is refused (RuntimeError) if they
+        change while they are read. A prior with a hook, a parametrization, or a layer of another
+        type or setting than its configuration makes is drawn by `reference`, which is slow: fold
+        such changes into the weights first.
     """
     settings = DrawSettings(
         temperature=temperature,
@@ -294,6 +298,7 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
     choice = choose(
         settings.engine,
         prior,
+        interface,
         batch_size=request.batch_size,
         guided=settings.guided,
     )

@@ -189,10 +189,13 @@ def resolved_settings(
         choose(
             level.engine,
             prior,
+            interface,
             batch_size=batch_size,
-            guided=level.guided and interface_of(prior).num_classes > 0,
+            guided=level.guided and interface.num_classes > 0,
         )
-        for level, prior in zip(levels, pipeline.priors, strict=True)
+        for level, prior, interface in zip(
+            levels, pipeline.priors, map(interface_of, pipeline.priors), strict=True
+        )
     ]
     for choice in choices:
         tell_once(choice.warning)

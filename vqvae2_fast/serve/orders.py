@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import vqvae2_fast
-from vqvae2_fast.codec.codes import Coder
+from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.console.words import counted
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling.fill import encoded, masks_of_levels
@@ -50,7 +50,7 @@ class Desk:
         self.sizes = [interface_of(prior).size for prior in priors]
         self.num_embeddings = [interface_of(prior).num_embeddings for prior in priors]
         # A coder has the priors' sampling plans made too, before the first request.
-        self.hash = Coder.of(pipeline).hash.hex()
+        self.hash = pipeline_hash(pipeline).hex()
         config = self.vqvae.config
         self.image_shape = (config.image_channels, *config.image_size)
 

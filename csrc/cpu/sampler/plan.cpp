@@ -16,7 +16,7 @@ constexpr int64_t kLineBytes = 64;
 // the kernels trust them.
 class Reader {
  public:
-  Reader(const Description& description, const float* words, std::map<std::string, int64_t>& places)
+  Reader(const Description& description, const float* words, std::map<std::string, Place>& places)
       : description_(description), words_(words), places_(places) {}
 
   static int64_t size_of(const Description& description) {
@@ -43,10 +43,10 @@ class Reader {
       fail("tensor '" + name + "': expected " + std::to_string(size) + " values, got " +
            std::to_string(found->second.size));
     }
-    const int64_t place = next_;
-    places_[name] = place;
+    const int64_t start = next_;
+    places_[name] = {start, size};
     next_ += padded(size);
-    return words_ + place;
+    return words_ + start;
   }
 
   // Of all but the conditioning stack, which is float32.
@@ -115,7 +115,7 @@ class Reader {
   const Description& description_;
   const float* words_;
   int64_t next_ = 0;
-  std::map<std::string, int64_t>& places_;
+  std::map<std::string, Place>& places_;
 };
 
 }  // namespace
@@ -137,7 +137,17 @@ int64_t Plan::reach() const {
   return columns;
 }
 
-float* Plan::memory(const std::string& name) const { return memory_.data() + places_.at(name); }
+float* Plan::memory(const std::string& name) const {
+  return memory_.data() + places_.at(name).start;
+}
+
+float* Plan::memory(const std::string& name, int64_t size) const {
+  if (places_.at(name).size < size) {
+    throw std::invalid_argument("sampler: tensor '" + name + "' has fewer than " +
+                                std::to_string(size) + " words.");
+  }
+  return memory(name);
+}
 
 void Plan::read(const Description& description) {
   Reader read(description, memory_.data(), places_);

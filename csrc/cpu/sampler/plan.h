@@ -126,6 +126,11 @@ struct Condition {
   Matrices first, second;       // inputs = kernel * kernel * channels, taps in raster order
 };
 
+// Where a tensor lies among a plan's words.
+struct Place {
+  int64_t start = 0, size = 0;
+};
+
 struct Plan {
   // Allocates its own memory, whose pages `threads` threads touch first.
   explicit Plan(const Description& description, int threads = 1);
@@ -154,12 +159,15 @@ struct Plan {
   int64_t weight_bytes() const { return memory_.size() * static_cast<int64_t>(sizeof(float)); }
   // Where a tensor is kept. Throws std::out_of_range for a name that the plan does not read.
   float* memory(const std::string& name) const;
+  // The same, of at least `size` words. Throws std::invalid_argument if there are fewer.
+  float* memory(const std::string& name, int64_t size) const;
+  int64_t size(const std::string& name) const { return places_.at(name).size; }
 
  private:
   void read(const Description& description);
 
   Buffer memory_;
-  std::map<std::string, int64_t> places_;
+  std::map<std::string, Place> places_;
 };
 
 }  // namespace vqvae2_fast::cpu::sampler

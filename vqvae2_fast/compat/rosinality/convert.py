@@ -26,7 +26,6 @@ from vqvae2_fast.models.code_checks import check_pixels
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.ops._checks import check_tensor, dtype_name
-from vqvae2_fast.sampling.prior import NoPlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -261,7 +260,7 @@ def _from_native_vqvae(model: VQVAE2) -> VQVAE:
 
 def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
     if not (len(model.blocks) and len(model.blocks[0].resblocks)):  # type: ignore[arg-type]
-        raise NoPlanError(
+        raise ValueError(
             "to_native: expected a prior with blocks of gated layers, got n_block or n_res_block "
             "0. Draw from it as it is, with engine='reference'."
         )
@@ -269,7 +268,7 @@ def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
     height, width = arguments["shape"]
     conditioned = hasattr(model, "cond_resnet")
     if model.activated_skip:
-        raise NoPlanError(
+        raise ValueError(
             "to_native: expected a prior without activated_skip: native layers add x, not ELU(x). "
             "Draw from it as it is, with engine='reference'."
         )

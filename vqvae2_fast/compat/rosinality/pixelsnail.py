@@ -251,6 +251,22 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
                 "PixelSNAIL: expected channel to be a multiple of 16 with attention (8 heads on "
                 f"channel // 2), got {channel}."
             )
+        # By which drawing knows the modules as they were made.
+        self._arguments = (
+            (height, width),
+            n_class,
+            channel,
+            kernel_size,
+            n_block,
+            n_res_block,
+            res_channel,
+            attention,
+            dropout,
+            n_cond_res_block,
+            cond_res_channel,
+            cond_res_kernel,
+            n_out_res_block,
+        )
         self.n_class = n_class
         self.horizontal = CausalConv2d(
             n_class, channel, [kernel_size // 2, kernel_size], padding="down"

@@ -5,12 +5,16 @@ The port's own forward defines the prior; its plan is that of the native prior o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vqvae2_fast.compat.rosinality.convert import to_native
 from vqvae2_fast.compat.rosinality.pixelsnail import PixelSNAIL
+from vqvae2_fast.modules.unfilled import unfilled
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
-from vqvae2_fast.sampling.prior import PriorInterface, interface_of
+from vqvae2_fast.sampling.prior import PriorInterface, alteration, interface_of, layers_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +35,13 @@ def _interface_of_port(prior: PixelSNAIL) -> PriorInterface:
     def plan() -> SamplingPlan:
         return pixelsnail_plan(to_native(prior))
 
+    def altered() -> str | None:
+        if prior.activated_skip:
+            return "its layers add ELU(x) (activated_skip)"
+        if 0 in prior._arguments[4:6]:
+            return "it has no gated layers (n_block or n_res_block is 0)"
+        return alteration(prior, _layers_of(prior._arguments))
+
     return PriorInterface(
         size=(height, width),
         num_embeddings=prior.n_class,
@@ -38,7 +49,15 @@ def _interface_of_port(prior: PixelSNAIL) -> PriorInterface:
         condition_sizes=((height // 2, width // 2),) if conditioned else (),
         logits=logits,
         plan=plan,
+        altered=altered,
     )
+
+
+@lru_cache(maxsize=8)
+def _layers_of(arguments: tuple[Any, ...]) -> list[Any]:
+    """Those that `to_native` knows how to read."""
+    with torch.device("meta"), unfilled():
+        return layers_of(PixelSNAIL(*arguments))
 
 
 interface_of.register(PixelSNAIL, _interface_of_port)

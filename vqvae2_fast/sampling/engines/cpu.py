@@ -8,6 +8,7 @@ weights are packed.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,8 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
-from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.quantized import checked_ranges, warn_of_clamped
+from vqvae2_fast.sampling.prior import made_from
+from vqvae2_fast.sampling.quantized import calibration_of, checked_ranges, warn_of_clamped
 from vqvae2_fast.sampling.request import Drawn, EngineError
 
 if TYPE_CHECKING:
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vqvae2_fast.sampling.plan import SamplingPlan
+    from vqvae2_fast.sampling.prior import PriorInterface
     from vqvae2_fast.sampling.quantized import InputRanges
     from vqvae2_fast.sampling.request import DrawRequest
 
 __all__ = [
     "SCORED_ROWS",
+    "CpuPlan",
+    "cpu_plan_of",
     "draw_cpu",
     "draw_cpu_timed",
     "draw_w8a8",
@@ -44,8 +48,20 @@ __all__ = [
 # took 1.2 times as long for the bottom of emoji32 (AMD EPYC, Zen 5).
 SCORED_ROWS = 128
 
-# Packed plans, as they are and by the ranges that they are rounded for.
-_packed: Kept[SamplingPlan, Any] = Kept(capacity=4)
+
+@dataclass(frozen=True, eq=False)
+class CpuPlan:
+    """A plan in the library's own memory.
+
+    Args:
+        packed: A `SamplerPlan` of the compiled module.
+        ranges: Of inputs that are rounded to int8, or None.
+    """
+
+    size: tuple[int, int]
+    num_embeddings: int
+    packed: Any
+    ranges: InputRanges | None = None
 
 
 def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -59,35 +75,35 @@ def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def draw_cpu(plan: SamplingPlan, request: DrawRequest, ranges: InputRanges | None = None) -> Drawn:
+def draw_cpu(plan: CpuPlan, request: DrawRequest) -> Drawn:
     """Draw a map with `torch.get_num_threads()` threads.
 
-    Args:
-        ranges: Of a calibration, for int8 weights and inputs; None for float32.
-
     Raises:
-        RuntimeError: No compiled module, a prior on another device or of another dtype, or a system
-            that starts fewer threads than torch is set to.
+        RuntimeError: A system that starts fewer threads than torch is set to.
         KeyboardInterrupt: Between two rows, like anything that `progress` and `on_row` raise.
     """
-    return draw_cpu_timed(plan, request, ranges)[0]
+    return draw_cpu_timed(plan, request)[0]
 
 
-def draw_w8a8(plan: SamplingPlan, prior: nn.Module, request: DrawRequest) -> Drawn:
+def draw_w8a8(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> Drawn:
     """`draw_cpu` with int8 weights and inputs, by the prior's calibration.
 
     Warns if inputs often exceed its ranges: then the codes are unlike those of the calibration.
     """
-    drawn = draw_cpu(plan, request, checked_ranges(prior, plan))
+    calibration = calibration_of(prior)
+    plan = made_from(
+        prior,
+        interface,
+        calibration,
+        lambda plan: packed_plan(plan, checked_ranges(prior, calibration)),
+    )
+    drawn = draw_cpu(plan, request)
     warn_of_clamped(drawn)
     return drawn
 
 
 def draw_cpu_timed(
-    plan: SamplingPlan,
-    request: DrawRequest,
-    ranges: InputRanges | None = None,
-    profile: Tensor | None = None,
+    plan: CpuPlan, request: DrawRequest, profile: Tensor | None = None
 ) -> tuple[Drawn, dict[str, float]]:
     """`draw_cpu`, with the seconds of `condition`, `rows` and `pixels` and the number of `steps`.
 
@@ -96,25 +112,21 @@ def draw_cpu_timed(
             each thread worked in each stage of the pixel phase (`SAMPLER_STAGES` of the compiled
             module) at each position, and waited at its end.
     """
-    reason = why_not_cpu(plan.device, plan.head.dtype)
-    if reason is not None:
-        raise EngineError.refusing("cpu", reason, plan.device, "cpu")
     batch, (height, width) = request.batch_size, plan.size
-    codes = torch.zeros(batch, height, width, dtype=torch.int64)
-    log_prob = torch.zeros(batch, height, width) if request.want_log_prob else None
-    logits = None
-    if request.want_logits:
-        logits = torch.zeros(batch, height, width, plan.num_embeddings)
+
+    def zeros(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(batch, height, width, *sizes, dtype=dtype, device="cpu")
+
+    codes = zeros(dtype=torch.int64)
+    log_prob = zeros() if request.want_log_prob else None
+    logits = zeros(plan.num_embeddings) if request.want_logits else None
+    intervals = zeros(2, dtype=torch.int32) if request.want_intervals else None
     maps = [codes.contiguous() for codes in request.maps]
     inputs = [
         None if tensor is None else tensor.contiguous()
         for tensor in (request.labels, request.known, request.noise.given, request.noise.rows)
     ]
     settings = request.settings
-    intervals = None
-    if request.want_intervals:
-        intervals = torch.zeros(batch, height, width, 2, dtype=torch.int32)
-    draw = packed_plan(plan, ranges).draw
     with _threads_set_inside() as note_threads:
 
         def row_done(rows: int, _: int) -> None:
@@ -123,15 +135,15 @@ def draw_cpu_timed(
             finally:
                 note_threads()
 
-        took, finished, too_large, clamped_inputs = draw(
+        took, finished, too_large, clamped_inputs = plan.packed.draw(
             batch=batch,
-            labels=_address(inputs[0]),
-            maps=[_address(codes) for codes in maps],
-            known=_address(inputs[1]),
-            noise=_address(inputs[2]),
+            labels=inputs[0],
+            maps=maps,
+            known=inputs[1],
+            noise=inputs[2],
             seed=request.noise.seed & (2**64 - 1),
             first_sample=request.noise.first_sample,
-            rows=_address(inputs[3]),
+            rows=inputs[3],
             stream=request.noise.stream,
             temperature=settings.temperature,
             top_k=settings.top_k or 0,
@@ -139,12 +151,12 @@ def draw_cpu_timed(
             guidance=settings.guidance_scale,
             guided=settings.guided,
             largest_logit=settings.largest_logit,
-            codes=_address(codes),
-            log_prob=_address(log_prob),
-            logits=_address(logits),
-            profile=_address(profile),
-            intervals=_address(intervals),
-            streams=[(_address(words), len(words)) for words in request.streams],
+            codes=codes,
+            log_prob=log_prob,
+            logits=logits,
+            profile=profile,
+            intervals=intervals,
+            streams=list(request.streams),
             columns=_columns(request, width),
             threads=torch.get_num_threads(),
             progress=row_done if request.watched else None,
@@ -153,8 +165,8 @@ def draw_cpu_timed(
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     clamped = (0, 0)
-    if ranges is not None:
-        clamped = ranges.clamped_of(codes, settings, clamped_inputs)
+    if plan.ranges is not None:
+        clamped = plan.ranges.clamped_of(codes, settings, clamped_inputs)
     return Drawn(codes, log_prob, logits, intervals, finished, clamped=clamped), took
 
 
@@ -185,15 +197,21 @@ def _columns(request: DrawRequest, width: int) -> int:
     return min(width, max(1, SCORED_ROWS // request.batch_size))
 
 
-def packed_plan(plan: SamplingPlan, ranges: InputRanges | None = None) -> Any:
-    """The plan's packed weights, which the library holds for as long as the plan lives."""
+def packed_plan(plan: SamplingPlan, ranges: InputRanges | None = None) -> CpuPlan:
+    """A plan as the library packs it.
 
-    def packed() -> Any:
-        with _native.default_floats():
-            return described_plan(plan, ranges).packed(_native.module, torch.get_num_threads())
+    Args:
+        ranges: Of a calibration, for int8 weights and inputs; None for float32.
 
-    return _packed.get(plan, ranges, packed)
+    Raises:
+        EngineError: No compiled module, or a plan on another device or of another dtype.
+    """
+    if reason := why_not_cpu(plan.device, plan.head.dtype):
+        raise EngineError.refusing("cpu", reason, plan.device, "cpu")
+    packed = described_plan(plan, ranges).packed(_native.module, torch.get_num_threads())
+    return CpuPlan(plan.size, plan.num_embeddings, packed, ranges)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def cpu_plan_of(prior: nn.Module, interface: PriorInterface) -> CpuPlan:
+    """The packed plan of a prior with its weights as they are now. Raises as `made_from`."""
+    return made_from(prior, interface, "cpu", packed_plan)

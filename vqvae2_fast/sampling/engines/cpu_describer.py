@@ -108,7 +108,7 @@ class Describer:
             whole: Whether the last part is padded too.
         """
         n, num_inputs, num_outputs = weight.shape
-        inputs = pad(torch.arange(num_inputs) * num_outputs, parts, last=whole, value=_ZEROS)
+        inputs = pad(_numbers(num_inputs) * num_outputs, parts, last=whole, value=_ZEROS)
         form = self.form_of(name)
         words, panels = form.words(len(inputs)), num_outputs // PANEL
         self.description.sizes[f"{name}.weight"] = n * panels * words
@@ -118,7 +118,7 @@ class Describer:
             weights=list(weight),
             factors=[],
             output_stride=1,
-            outputs=torch.arange(num_outputs),
+            outputs=_numbers(num_outputs),
             inputs=inputs,
             taps=[0],
             blocks=[Block(f"{name}.weight", 0, 0, 1, panels * words, words)],
@@ -209,8 +209,8 @@ class Describer:
             weights=plan.kernels,
             factors=[scale.flatten() for scale in plan.scales or ()],
             output_stride=num_inputs * area,
-            outputs=padded(torch.arange(num_outputs), _ZEROS),
-            inputs=pad(torch.arange(num_inputs) * area, inputs, last=whole, value=_ZEROS),
+            outputs=padded(_numbers(num_outputs), _ZEROS),
+            inputs=pad(_numbers(num_inputs) * area, inputs, last=whole, value=_ZEROS),
             taps=taps,
             blocks=blocks,
             input_scales=self.input_scales(name, inputs, whole=whole),
@@ -267,6 +267,10 @@ class Describer:
             blocks=[Block(f"{name}.weight", 0, 0, area, panels * words, words)],
             gates=gates,
         )
+
+
+def _numbers(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int64, device="cpu")
 
 
 def _channels(plan: ConvPlan | CentredPlan, gates: bool) -> list[int]:

@@ -83,13 +83,13 @@ class Packing:
         input_scales = None if self.input_scales is None else _readable(self.input_scales)
         made.pack(
             format=self.form.value,
-            weights=[weight.data_ptr() for weight in weights],
-            factors=[factor.data_ptr() for factor in factors],
+            weights=weights,
+            factors=factors,
             output_stride=self.output_stride,
             outputs=self.outputs.tolist(),
             inputs=self.inputs.tolist(),
             taps=self.taps,
-            input_scales=0 if input_scales is None else input_scales.data_ptr(),
+            input_scales=input_scales,
             scales=self.scales,
             blocks=self.blocks,
             threads=threads,
@@ -125,7 +125,7 @@ class Description:
         )
         for name, tensor in self.tensors.items():
             if tensor.numel():
-                memory = torch.frombuffer(made.memory(name, tensor.numel()), dtype=torch.float32)
+                memory = torch.frombuffer(made.memory(name), dtype=torch.float32)
                 memory.view(tensor.shape).copy_(tensor)
         for packing in self.packings:
             packing.write(made, threads)

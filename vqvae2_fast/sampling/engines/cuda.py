@@ -19,7 +19,7 @@ from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.cuda_card import PRECISIONS, Card, Precision
-from vqvae2_fast.sampling.engines.cuda_library import driver_version, native_library
+from vqvae2_fast.sampling.engines.cuda_library import address, driver_version, native_library
 from vqvae2_fast.sampling.engines.cuda_pack import pack, sizes_of
 from vqvae2_fast.sampling.engines.cuda_workspace import zeroed_workspace
 from vqvae2_fast.sampling.kept import Kept
@@ -49,6 +49,20 @@ __all__ = [
 MAX_ROWS_ABOVE = 8  # kMaxSegments of row_product.h
 # The oldest architecture for which the kernels are compiled.
 MIN_CAPABILITY = (8, 0)
+# Of the tensors of a draw, by their names in planner.h.
+_DTYPES = {
+    "labels": torch.int64,
+    "known": torch.int64,
+    "noise": torch.float32,
+    "condition.features": torch.float32,
+    "codes": torch.int64,
+    "log_prob": torch.float32,
+    "logits": torch.float32,
+    "steps": torch.int64,
+    "stage_times": torch.int64,
+    "too_large": torch.int32,
+    "clamped": torch.int64,
+}
 
 
 class LaunchError(RuntimeError):
@@ -207,10 +221,12 @@ def draw_with(
     device, settings = plan.device, request.settings
     shape = (batch, height, width)
     codes = torch.zeros(shape, dtype=torch.int64, device=device)
-    log_prob = torch.zeros(shape, device=device) if request.want_log_prob else None
+    log_prob = (
+        torch.zeros(shape, dtype=torch.float32, device=device) if request.want_log_prob else None
+    )
     logits = None
     if request.want_logits:
-        logits = torch.zeros(*shape, plan.num_embeddings, device=device)
+        logits = torch.zeros(*shape, plan.num_embeddings, dtype=torch.float32, device=device)
     features = None if plan.condition is None else _features(plan.condition, request.maps)
     too_large = torch.zeros(1, dtype=torch.int32, device=device)
     inputs = {
@@ -236,12 +252,12 @@ def draw_with(
         "guidance": float(settings.guidance_scale),
         "largest_logit": settings.largest_logit,
     }
-    values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    values |= {name: 0 if t is None else t.data_ptr() for name, t in inputs.items()}
+    values |= {name: address(name, tensor, device) for name, tensor in tensors.items()}
+    values |= {name: address(name, t, device, _DTYPES[name]) for name, t in inputs.items()}
     sizes = library.sizes(values)
     workspace = zeroed_workspace(library, values, sizes.workspace_bytes, device)
-    values["workspace"] = workspace.data_ptr()
-    program = torch.empty(sizes.program_bytes, dtype=torch.uint8)
+    values["workspace"] = address("workspace", workspace, device)
+    program = torch.empty(sizes.program_bytes, dtype=torch.uint8, device="cpu")
     library.program(values, program.data_ptr())
     on_card = program.to(device)
     for i in range(height):

@@ -17,7 +17,10 @@ from vqvae2_fast.ops import _native
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Library", "Sizes", "driver_version", "native_library"]
+    import torch
+    from torch import Tensor
+
+__all__ = ["Library", "Sizes", "address", "driver_version", "native_library"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,23 @@ class Sizes:
     blocks: int
     stages: int
     shared_bytes: int
+
+
+def address(
+    name: str, tensor: Tensor | None, device: torch.device, dtype: torch.dtype | None = None
+) -> int:
+    """Where a tensor lies that a kernel will read or write; 0 for None.
+
+    Raises:
+        TypeError: It is on another device, of another dtype, or not contiguous.
+    """
+    if tensor is None:
+        return 0
+    fits = tensor.device == device and tensor.is_contiguous() and dtype in (None, tensor.dtype)
+    if not fits:
+        expected = f"a contiguous {dtype or 'tensor'} on {device}"
+        raise TypeError(f"{name}: expected {expected}, got {tensor.dtype} on {tensor.device}.")
+    return tensor.data_ptr()
 
 
 class Library:

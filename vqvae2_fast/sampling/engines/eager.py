@@ -131,11 +131,12 @@ def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest)
     height, width = plan.size
     network.start_map(request)
     codes = torch.zeros(batch, height, width, dtype=torch.int64, device=plan.device)
-    log_prob = torch.zeros(batch, height, width, device=plan.device)
+    log_prob = torch.zeros(batch, height, width, dtype=torch.float32, device=plan.device)
     too_large = torch.zeros((), dtype=torch.bool, device=plan.device)
     logits_map = None
     if request.want_logits:
-        logits_map = torch.zeros(batch, plan.num_embeddings, height, width, device=plan.device)
+        sizes = (batch, plan.num_embeddings, height, width)
+        logits_map = torch.zeros(sizes, dtype=torch.float32, device=plan.device)
     for i in range(height):
         network.start_row(i)
         draw_row()
@@ -191,7 +192,9 @@ class _Network:
         self._request: DrawRequest | None = None
         self._features: Tensor | None = None  # [B, h, w, C_cond]
         self._condition: Tensor | None = None
-        self._noise = torch.zeros(width, batch, plan.num_embeddings, device=plan.device)
+        self._noise = torch.zeros(
+            width, batch, plan.num_embeddings, dtype=torch.float32, device=plan.device
+        )
         self._known = torch.zeros_like(self.codes)
         self._is_known = torch.zeros_like(self.codes, dtype=torch.bool)
         self._drawn = torch.zeros_like(self.codes[0])
@@ -331,7 +334,10 @@ class _Stem:
         padded_width = self._left + width + max(0, max(columns, default=0))
         # K stands for a position outside the map and adds nothing.
         self._codes = torch.full(
-            (batch, self._top + height, padded_width), num_embeddings, device=plan.bias.device
+            (batch, self._top + height, padded_width),
+            num_embeddings,
+            dtype=torch.int64,
+            device=plan.bias.device,
         )
         # What a code adds to the columns after it, next column first: [K, taps·C].
         self._to_right = plan.left.flip(0).transpose(0, 1).flatten(1)

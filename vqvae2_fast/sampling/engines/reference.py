@@ -1,7 +1,8 @@
 """Engine `reference`: runs the whole network on rows 0..i for each code. It is the definition.
 
 It calls the prior's own forward and nothing else, so it is also the baseline of the benchmarks.
-When all codes are known, once more, to see that all activations were within `SAMPLING_BOUND`.
+When all codes are known, once more, to see that all activations were within `SAMPLING_BOUND`. It
+reads the prior's own weights at every code, so it is refused if they change meanwhile.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vqvae2_fast.sampling.bounds import check_logits, watched_activations
+from vqvae2_fast.sampling.fingerprint import fingerprint
+from vqvae2_fast.sampling.kept import WeightsChangedError
+from vqvae2_fast.sampling.prior import check_prior
 from vqvae2_fast.sampling.request import Drawn, beyond, log_prob_of
 
 if TYPE_CHECKING:
@@ -24,14 +28,21 @@ __all__ = ["draw_reference"]
 
 @torch.inference_mode()
 def draw_reference(module: nn.Module, prior: PriorInterface, request: DrawRequest) -> Drawn:
+    check_prior(module, prior)
+    weights: object = None
     height, width = prior.size
     settings, noise, labels = request.settings, request.noise, request.labels
     shape = (request.batch_size, height, width)
     codes = torch.zeros(shape, dtype=torch.int64, device=noise.device)
-    log_prob = torch.zeros(shape, device=noise.device) if request.want_log_prob else None
+    log_prob = (
+        torch.zeros(shape, dtype=torch.float32, device=noise.device)
+        if request.want_log_prob
+        else None
+    )
     logits_map = None
     if request.want_logits:
-        logits_map = torch.zeros(shape[0], prior.num_embeddings, *shape[1:], device=noise.device)
+        sizes = (shape[0], prior.num_embeddings, *shape[1:])
+        logits_map = torch.zeros(sizes, dtype=torch.float32, device=noise.device)
     too_large = torch.zeros((), dtype=torch.bool, device=noise.device)
     no_class = None if labels is None else torch.full_like(labels, prior.num_classes)
     for i in range(height):
@@ -40,6 +51,8 @@ def draw_reference(module: nn.Module, prior: PriorInterface, request: DrawReques
             rows = codes[:, : i + 1]
             logits = prior.logits(rows, request.maps, labels)[:, :, i, j].float()  # [B, K]
             too_large |= beyond(logits, settings)
+            if weights is None:  # the first forward of a port's prior clears its masked weights
+                weights = fingerprint(module.parameters())
             without = known = None
             if settings.guided:
                 without = prior.logits(rows, request.maps, no_class)[:, :, i, j].float()
@@ -59,4 +72,6 @@ def draw_reference(module: nn.Module, prior: PriorInterface, request: DrawReques
         if settings.guided:
             prior.logits(codes, request.maps, no_class)
     check_logits(watch.beyond, settings)
+    if fingerprint(module.parameters()) != weights:
+        raise WeightsChangedError
     return Drawn(codes, log_prob, logits_map)

@@ -143,3 +143,25 @@ def test_a_stream_is_encoded_by_the_weights_at_its_beginning():
     assert all(map(torch.equal, codec.decode_codes(pipeline, data), codes))
     for prior in pipeline.priors:
         torch.testing.assert_close(scores(prior, "cpu"), scores(prior, "reference"))
+
+
+@needs_kernels
+def test_levels_of_different_states_are_refused_and_not_encoded(monkeypatch):
+    pipeline = tiny_pipeline()
+    top, bottom = pipeline.priors
+    codes = pipeline.vqvae.encode(torch.rand(2, 3, 16, 16) * 2 - 1)
+    hash_of = codec.codes.weights_hash
+
+    def changes_all_after_the_top(model):
+        if model is bottom:
+            monkeypatch.undo()
+            other_weights(top)
+            other_weights(bottom)
+        return hash_of(model)
+
+    monkeypatch.setattr(codec.codes, "weights_hash", changes_all_after_the_top)
+    with pytest.raises(RuntimeError, match="weights changed while they were read"):
+        codec.encode_codes(pipeline, codes)
+    assert all(
+        map(torch.equal, codec.decode_codes(pipeline, codec.encode_codes(pipeline, codes)), codes)
+    )

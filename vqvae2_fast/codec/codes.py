@@ -57,7 +57,10 @@ class Coder:
     @classmethod
     def of(cls, pipeline: Pipeline) -> Coder:
         plans, hashed = zip(*map(_packed_and_hashed, pipeline.priors), strict=True)
-        return cls(pipeline, plans, _joined(pipeline, hashed))
+        coder = cls(pipeline, plans, _joined(pipeline, hashed))
+        if pipeline_hash(pipeline) != coder.hash:  # one model was read before a change, one after
+            raise WeightsChangedError
+        return coder
 
     def plan(self, where: str, level: int, engine: str = "cpu") -> CpuPlan:
         """Raises as `check_engine`, or WeightsChangedError if the prior had no plan."""

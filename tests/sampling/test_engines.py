@@ -173,6 +173,12 @@ def test_guided_draws_equal_the_references_one_forward_at_a_time(engine):
     assert torch.equal(drawn(prior, inputs, engine, **rule), expected)
 
 
+@pytest.mark.parametrize("rule", [{"top_k": 3}, {"top_p": 0.8}])
+def test_filters_take_the_logits_of_a_bfloat16_prior(rule):
+    prior = tiny_prior().to(torch.bfloat16)
+    assert_same_draws(prior, prior_inputs(prior, 3), "eager", **rule)
+
+
 @pytest.mark.parametrize("engine", ["reference", *ENGINES])
 def test_known_codes_are_kept_and_the_rest_is_drawn_given_them(engine):
     prior = tiny_prior(mask="include")

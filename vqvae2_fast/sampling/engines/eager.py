@@ -310,8 +310,8 @@ class _Network:
         code = self._drawn if self._kind.keeps_known else self.codes[j]
 
         def draw() -> None:
-            without = logits[batch:] if rule.guided else None
-            rule.draw_into(code, logits[:batch], noise, without, scratch)
+            without = logits[batch:].float() if rule.guided else None
+            rule.draw_into(code, logits[:batch].float(), noise, without, scratch)
 
         if not self._kind.keeps_known:
             return [draw]

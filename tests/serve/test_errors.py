@@ -181,3 +181,20 @@ def test_another_method_is_told_which_ones_there_are(client, method, path, allow
 def test_nothing_is_found_where_nothing_is(client, method, path):
     answer = client.request(method, "http://127.0.0.1" + path)
     assert (answer.status_code, "allow" in answer.headers) == (404, False)
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"0"])
+def test_json_of_more_values_than_any_request_has_is_not_parsed(client, value):
+    content = b'{"known": [' + b",".join([value] * 2**20) + b"]}"
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/v1/images", content=content, headers=headers)
+    assert answer.status_code == 413
+    assert "values" in answer.json()["error"]["expected"]
+
+
+def test_a_mask_and_codes_of_every_pixel_are_few_enough(client):
+    info = client.get("/v1/info").json()
+    mask = [[True] * info["image"]["width"]] * info["image"]["height"]
+    codes = [[[0] * level["width"]] * level["height"] for level in info["levels"]]
+    answer = client.post("/v1/fill", json={"source": {"codes": codes}, "mask": mask})
+    assert answer.status_code == 200

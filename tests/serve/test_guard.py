@@ -72,6 +72,13 @@ def test_a_large_body_is_refused(pipeline, chunked, path):
     assert "1000 bytes" in answer.json()["error"]["expected"]
 
 
+def scope_of(method: str, path: str) -> dict:
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "method": method, "http_version": "1.1"}
+    scope |= {"scheme": "http", "path": unquote(path), "raw_path": path.encode(), "root_path": ""}
+    return scope | {"query_string": b"", "headers": headers}
+
+
 def answer_to(app, method: str, path: str) -> list[dict]:
     """What the server sends for a path that no client has tidied, if no body comes."""
     sent = []
@@ -82,11 +89,7 @@ def answer_to(app, method: str, path: str) -> list[dict]:
     async def send(message):
         sent.append(message)
 
-    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "method": method, "http_version": "1.1"}
-    scope |= {"scheme": "http", "path": unquote(path), "raw_path": path.encode(), "root_path": ""}
-    scope |= {"query_string": b"", "headers": headers}
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+    asyncio.run(asyncio.wait_for(app(scope_of(method, path), receive, send), 20))
     return sent
 
 
@@ -102,10 +105,42 @@ def test_names_that_are_none_are_refused(client, header):
     assert client.get("/v1/info", headers=header).status_code == 403
 
 
-def test_too_many_open_requests_are_refused(pipeline):
-    answer = client_of(pipeline, limits=replace(Limits(), requests=0)).get("/v1/info")
-    assert answer.status_code == 429
-    assert answer.headers["Retry-After"] == "1"
+def test_bodies_that_are_held_leave_room_only_for_small_ones(pipeline):
+    app = create_app(pipeline, replace(Limits(), body=1000))
+
+    async def send_bodies() -> list[int]:
+        arrived, statuses = asyncio.Semaphore(0), []
+
+        async def ask(*parts: bytes) -> None:
+            messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+
+            async def receive():
+                if messages:
+                    return messages.pop(0)
+                arrived.release()
+                await asyncio.Event().wait()
+
+            async def send(message):
+                if "status" in message:
+                    statuses.append(message["status"])
+
+            await app(scope_of("POST", "/v1/images"), receive, send)
+
+        held = [asyncio.create_task(ask(b"x" * 900)) for _ in range(7)]
+        for _ in held:
+            await arrived.acquire()
+        await ask(b"x" * 900)
+        small = asyncio.create_task(ask(b"x" * 90))
+        await arrived.acquire()
+        found = list(statuses)
+        for task in (*held, small):
+            task.cancel()
+        await asyncio.gather(*held, small)
+        await ask(b"x" * 900, b"x" * 900)
+        return [*found, statuses[-1]]
+
+    # What is too large by itself is told so once the others have gone.
+    assert asyncio.run(asyncio.wait_for(send_bodies(), 20)) == [429, 413]
 
 
 @pytest.mark.parametrize("path", ["/", "/main.js", "/v1/info", "/nowhere", "/openapi.json"])

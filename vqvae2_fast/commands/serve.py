@@ -52,6 +52,7 @@ class Serve(Command):
             import uvicorn
 
             from vqvae2_fast.serve.app import create_app
+            from vqvae2_fast.serve.connections import server_config
             from vqvae2_fast.serve.guard import is_loopback
         except ImportError as error:
             raise ImportError(
@@ -70,8 +71,9 @@ class Serve(Command):
             # A server runs for days, and its engine's thread would gain nothing.
             pipeline = self.models.open(self.prepare(keep_memory=False))
             app = create_app(pipeline, limits, token=token, loopback=is_loopback(self.host))
-            config = uvicorn.Config(
+            config = server_config(
                 app,
+                limits,
                 log_level="warning" if self.quiet else "info",
                 access_log=False,
                 server_header=False,

@@ -104,7 +104,7 @@ def create_app(
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.mount("/", StaticFiles(directory=_PAGE, html=True))
-    return Guard(app, limits, metrics, desk.hash, token, loopback)
+    return Guard(app, limits, metrics, desk.elements, desk.hash, token, loopback)
 
 
 async def _problem(_: Request, problem: Exception) -> JSONResponse:
@@ -166,8 +166,6 @@ async def _client_gone(_: Request, __: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     """What the framework itself refuses: unknown paths and methods, bodies that it cannot read."""
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, Problem):  # from reading the body, as the guard refuses it
-        return await _problem(request, error.__cause__)
     status, detail, headers = error.status_code, error.detail, error.headers
     # The page's files answer for all of "/", also for routes of other methods and for nothing.
     if status in (404, 405):

@@ -8,12 +8,15 @@ import ipaddress
 import json
 import logging
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from vqvae2_fast.serve.limits import Problem, stopping
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from vqvae2_fast.serve.limits import Limits
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard", "is_loopback"]
 
+_BODIES = 8  # bodies of the largest size that fit in memory together
 _log = logging.getLogger("vqvae2_fast.serve")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -49,6 +53,7 @@ class Guard:
     """The outermost ASGI application.
 
     Args:
+        elements: The largest number of values in a body of JSON, which the pipeline's sizes give.
         pipeline: Its hash, which every answer names as `Vqvae2-Pipeline`: a page that stays open
             while the server starts anew with another one then knows.
         token: What `Authorization: Bearer` must say below /v1 and at /metrics; None for no token.
@@ -61,16 +66,18 @@ class Guard:
         app: ASGIApp,
         limits: Limits,
         metrics: Metrics,
+        elements: int,
         pipeline: str,
         token: str | None,
         loopback: bool,
     ) -> None:
         self._app, self._limits, self._metrics = app, limits, metrics
+        self._elements = elements
         headers = {**_HEADERS, "Vqvae2-Pipeline": pipeline}
         self._headers = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
         self._token = None if token is None else token.encode()
         self._loopback = loopback
-        self._open = 0
+        self._held = 0  # bytes of the bodies of all open requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -90,12 +97,12 @@ class Guard:
             except asyncio.TimeoutError as error:  # not yet the built-in one in Python 3.10
                 raise _NotTaken from error
 
-        self._open += 1
-        self._metrics.open.set(self._open)
+        self._metrics.open.inc()
         try:
             try:
                 self._check(scope)
-                await self._app(scope, self._bounded(receive), send_more)
+                async with self._body(scope["path"], receive) as receive_body:
+                    await self._app(scope, receive_body, send_more)
             except Problem as problem:
                 await _refuse(problem, send_more)
         except _NotTaken:  # nothing can be told to this client, and its connection is closed
@@ -104,8 +111,7 @@ class Guard:
             if not answered:
                 await _refuse(stopping(), send_more)
         finally:
-            self._open -= 1
-            self._metrics.open.set(self._open)
+            self._metrics.open.dec()
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(time.monotonic() - begun)
@@ -129,8 +135,8 @@ class Guard:
                 "Expected a request of the server's own page.",
                 "Programs send no Origin, and a proxy has to pass on the browser's Host.",
             )
-        path = scope["path"]
-        if self._token is not None and (path.startswith("/v1/") or path == "/metrics"):
+        guarded = scope["path"].startswith("/v1/") or scope["path"] == "/metrics"
+        if self._token is not None and guarded:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self._token):
                 raise Problem(
@@ -139,38 +145,62 @@ class Guard:
                     "Expected the server's token.",
                     "Send `Authorization: Bearer TOKEN`; in a browser, open /#token=TOKEN.",
                 )
-        if path.startswith("/v1/") and self._open > self._limits.requests:
-            raise Problem(
-                429,
-                "",
-                f"At most {self._limits.requests} requests may be open.",
-                "Try again in a second.",
-                retry_after=1,
-            )
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limits.body:
             raise self._too_large()
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """Receives a body of limited size, and in limited time."""
-        left, more = self._limits.body, True
+    @asynccontextmanager
+    async def _body(self, path: str, receive: Receive) -> AsyncIterator[Receive]:
+        """Receives a request whose body has come whole, in limited size and time."""
+        if not path.startswith("/v1/"):  # no other path reads a body
+            yield receive
+            return
+        body, size = bytearray(), 0
         end = time.monotonic() + self._limits.seconds
+        try:
+            message: Message = {"more_body": True}
+            while message.get("more_body", False):
+                try:
+                    message = await asyncio.wait_for(receive(), end - time.monotonic())
+                except asyncio.TimeoutError as error:
+                    raise self._too_late() from error
+                body += message.get("body", b"")
+                self._held += len(body) - size
+                size = len(body)
+                if size > self._limits.body:
+                    raise self._too_large()
+                # A body may be as large as what is left, so that there is always room for small
+                # ones, however many large or slow ones come.
+                if size > _BODIES * self._limits.body - self._held:
+                    raise Problem(
+                        429,
+                        "",
+                        "The bodies of other requests leave no room for this one.",
+                        "Try again in a second.",
+                        retry_after=1,
+                    )
+            if path != "/v1/encode":  # all others take JSON
+                self._check_elements(body)
+            messages = [{**message, "body": bytes(body)}]
+            body.clear()
 
-        async def receive_bounded() -> Message:
-            nonlocal left, more
-            if not more:  # all that can still come is that the client goes
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), end - time.monotonic())
-            except asyncio.TimeoutError as error:
-                raise self._too_late() from error
-            more = message.get("more_body", False)
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise self._too_large()
-            return message
+            async def receive_body() -> Message:  # then all that can come is that the client goes
+                return messages.pop() if messages else await receive()
 
-        return receive_bounded
+            yield receive_body
+        finally:
+            self._held -= size
+
+    def _check_elements(self, body: bytearray) -> None:
+        """Refuses JSON that would take seconds to parse. In another thread it would stop the event
+        loop all the same, because Python's parser and pydantic's hold the GIL throughout."""
+        if len(body) - len(body.translate(None, b",[{")) > self._elements:
+            raise Problem(
+                413,
+                "",
+                f"Expected JSON of at most {self._elements} values.",
+                "See /v1/info for the sizes of maps and masks.",
+            )
 
     def _too_late(self) -> Problem:
         return Problem(

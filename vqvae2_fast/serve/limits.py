@@ -20,8 +20,10 @@ class Limits:
         count: The largest number of images of one request.
         waiting: The largest number of images that are being drawn or wait for it; more are refused
             with 429.
-        requests: The largest number of requests that are open at once; more are refused with 429.
-        body: The largest number of bytes of a request's body.
+        connections: The largest number of open connections. For one more, that is closed of which
+            the server has waited longest for a request.
+        body: The largest number of bytes of a request's body. The bodies of all open requests hold
+            at most eight times as much; one that is larger than what is left is refused with 429.
         pixels: The largest number of pixels of an uploaded image.
         decoders: The largest number of uploads that are decoded at once, each of which may take the
             memory of its pixels several times; the others wait.
@@ -29,18 +31,22 @@ class Limits:
         seconds: A request whose body takes longer to come is given up, with 408, and one that takes
             longer from then on, with 504. A client that takes nothing of its answer for so long is
             given up too.
+        head: A connection is closed on which no head of a request has come whole for so many
+            seconds, since it was opened or the last request was answered. This limit and
+            `connections` are kept by `vqvae2-fast serve`, and not by the app in another server.
     """
 
     batch: int = 64
     batch_wait: float = 0.003
     count: int = 16
     waiting: int = 256
-    requests: int = 256
+    connections: int = 512
     body: int = 8 * 2**20
     pixels: int = 2**24
     decoders: int = 2
     candidates: int = 64
     seconds: float = 60.0
+    head: float = 10.0
 
 
 class Problem(Exception):

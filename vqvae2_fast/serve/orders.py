@@ -53,6 +53,10 @@ class Desk:
         self.hash = pipeline_hash(pipeline).hex()
         config = self.vqvae.config
         self.image_shape = (config.image_channels, *config.image_size)
+        # Of the largest request, a mask or the codes of an image for each level, with a list for
+        # each value at worst; and some more, so that errors in small requests are named exactly.
+        codes = (len(priors) + 1) * sum(map(math.prod, self.sizes))
+        self.elements = 2**14 + 2 * (math.prod(config.image_size) + codes)
 
     def info(self) -> dict[str, Any]:
         """What a client needs to know to make requests."""

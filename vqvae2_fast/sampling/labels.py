@@ -99,6 +99,7 @@ def class_number(
                 f'for "no class", got {label!r}.'
             )
         return number
+    given = short(repr(label), 200)
     text, names = label.lower(), [name.lower() for name in class_names]
     found = [number for number, name in enumerate(class_names) if name == label]
     found = found or [number for number, name in enumerate(names) if name == text]
@@ -113,13 +114,13 @@ def class_number(
         return found[0]
     if found:
         raise ValueError(
-            f"{where}: {label!r} is the beginning of {_listed([class_names[n] for n in found])}; "
+            f"{where}: {given} is the beginning of {_listed([class_names[n] for n in found])}; "
             "write more of the one you mean."
         )
     if not class_names:
         raise ValueError(
             f"{where}: expected a number below {num_classes}, or {NO_CLASS!r} for no class, got "
-            f"{label!r}: no class names are known here. Names can be used with a pipeline that has "
+            f"{given}: no class names are known here. Names can be used with a pipeline that has "
             "class_names."
         )
     groups = group_names(class_names)
@@ -128,7 +129,7 @@ def class_number(
         listed = f"the name of a group ({_listed(groups)}) or class ({_listed(class_names, 4)})"
     raise ValueError(
         f"{where}: expected a number below {num_classes} or the beginning of {listed}, got "
-        f"{label!r}.{perhaps(label, (*groups, *class_names))}"
+        f"{given}.{perhaps(label, (*groups, *class_names))}"
     )
 
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from vqvae2_fast.codec.bitstream import UnfitFileError
+from vqvae2_fast.files.printable import short
 
 __all__ = ["Limits", "Problem", "in_words", "stopping", "too_slow"]
 
@@ -64,7 +65,8 @@ class Problem(Exception):
         self, status: int, field: str, expected: str, remedy: str, *, retry_after: int | None = None
     ) -> None:
         super().__init__(expected)
-        self.status, self.field, self.expected, self.remedy = status, field, expected, remedy
+        self.status, self.field = status, short(field, 200)  # it may be a name of the client's
+        self.expected, self.remedy = expected, remedy
         self.retry_after = retry_after
 
     def body(self) -> dict[str, dict[str, str]]:

@@ -11,6 +11,7 @@ import torch
 import vqvae2_fast
 from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.console.words import counted
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling.fill import encoded, masks_of_levels
 from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers, in_turn
@@ -273,4 +274,4 @@ class Desk:
 
 
 def _unfit(field: str, expected: str, found: object, remedy: str) -> Problem:
-    return Problem(422, field, f"Expected {expected}, got {found}.", remedy)
+    return Problem(422, field, f"Expected {expected}, got {short(found, 200)}.", remedy)

@@ -145,7 +145,8 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
     async def encode(
         request: Request,
         label: Annotated[
-            str | None, Query(description="The class whose probabilities code the image.")
+            schemas.LabelText | None,
+            Query(description="The class whose probabilities code the image."),
         ] = None,
     ) -> Any:
         number = desk.label(label)

@@ -27,9 +27,10 @@ Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-Label = int | str | None
-# Errors are gathered before one of them is shown, and a body holds millions of numbers: of a long
-# list only the first error is looked for.
+LabelText = Annotated[str, Field(max_length=1024)]  # as long as the name of a class may be
+Label = int | LabelText | None
+# Errors are gathered before one of them is shown, and a body holds many numbers: of a long list
+# only the first error is looked for.
 _FIRST_ERROR = Field(fail_fast=True)
 Code = Annotated[int, Field(ge=-1, le=2**31 - 1)]
 Map = Annotated[list[Annotated[list[Code], _FIRST_ERROR]], _FIRST_ERROR]

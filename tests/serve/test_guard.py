@@ -105,6 +105,20 @@ def test_names_that_are_none_are_refused(client, header):
     assert client.get("/v1/info", headers=header).status_code == 403
 
 
+@pytest.mark.parametrize("path", ["/v1/codebooks", "/v1/info", "/metrics"])
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_what_a_page_of_another_site_embeds_is_refused(client, path, site):
+    answer = client.get(path, headers={"Sec-Fetch-Site": site})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (403, "Sec-Fetch-Site")
+
+
+@pytest.mark.parametrize(
+    ("path", "site"), [("/v1/info", "same-origin"), ("/v1/info", "none"), ("/", "cross-site")]
+)
+def test_the_own_page_typed_addresses_and_links_to_the_page_are_served(client, path, site):
+    assert client.get(path, headers={"Sec-Fetch-Site": site}).is_success
+
+
 def test_bodies_that_are_held_leave_room_only_for_small_ones(pipeline):
     app = create_app(pipeline, replace(Limits(), body=1000))
 

@@ -136,6 +136,15 @@ class Guard:
                 "Programs send no Origin, and a proxy has to pass on the browser's Host.",
             )
         guarded = scope["path"].startswith("/v1/") or scope["path"] == "/metrics"
+        # Browsers send no Origin with what a page of another site embeds, such as an image. They
+        # say "none" where a person has typed the address.
+        if guarded and headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+            raise Problem(
+                403,
+                "Sec-Fetch-Site",
+                "Expected a request of the server's own page.",
+                "Open the page itself, or ask by a program.",
+            )
         if self._token is not None and guarded:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self._token):

@@ -22,6 +22,7 @@ from vqvae2_fast.runs.folder import (
     best_record,
     better,
     check_run_folder,
+    clear_run,
     locked_run,
     remove_old,
     set_newer_aside,
@@ -356,3 +357,15 @@ def test_a_figure_is_better_than_none_and_nan_than_nothing():
 def test_a_record_that_is_none_of_ours_is_refused():
     with pytest.raises(ValueError, match="best to be a step, metric and value, got 3"):
         best_record({"best": 3})
+
+
+@pytest.mark.parametrize("name", ["best", "checkpoints", "tensorboard"])
+def test_clearing_a_run_deletes_links_to_folders_but_nothing_behind_them(tmp_path, name: str):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    for path in (run / "log.jsonl", run / "notes.txt", disk / "step-000000001/config.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (run / name).symlink_to(disk)
+    clear_run(run)
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+    assert (disk / "step-000000001/config.json").exists()

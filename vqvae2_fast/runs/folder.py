@@ -73,12 +73,13 @@ def set_newer_aside(run: Path, whole: Path | None) -> None:
 
 def clear_run(run: Path) -> None:
     """Delete the checkpoints, logs and results of a run, in a folder that is locked; what else is
-    there stays."""
-    for name in (_BEST, CHECKPOINTS, "tensorboard"):
-        if (run / name).exists():
-            shutil.rmtree(run / name)
-    for name in ("log.jsonl", *_RESULTS):
-        (run / name).unlink(missing_ok=True)
+    there stays. Of a link to a folder only the link is deleted."""
+    for name in (_BEST, CHECKPOINTS, "tensorboard", "log.jsonl", *_RESULTS):
+        path = run / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def check_run_folder(run: Path) -> None:

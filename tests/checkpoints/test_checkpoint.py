@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from vqvae2_fast.checkpoints import checkpoint
 from vqvae2_fast.checkpoints.checkpoint import load, load_training, save
 from vqvae2_fast.checkpoints.pretrained import pretrained_folder
+from vqvae2_fast.checkpoints.sums import write_sums
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -109,6 +110,23 @@ def test_int8_keeps_the_matrices_of_priors_in_integers_and_all_else_in_bfloat16(
             assert torch.equal(tensor, before[key].bfloat16().float()), key
     kinds = {integers[key].dtype for key in before}
     assert kinds == {torch.int8, torch.bfloat16}
+
+
+def test_a_scale_that_carries_int8_weights_beyond_float32_is_refused(tmp_path):
+    prior = small_priors()[0]
+    save(prior, tmp_path / "prior", dtype=torch.int8)
+    file = tmp_path / "prior" / "model.safetensors"
+    tensors = load_file(file)
+    scale = next(name for name in tensors if name.endswith(".scale"))
+    tensors[scale].fill_(3e38)
+    save_file(tensors, file)
+    write_sums(tmp_path / "prior")
+    with pytest.raises(
+        ValueError, match=f"expected finite numbers.*{scale.removesuffix('.scale')}"
+    ):
+        load(tmp_path / "prior")
+    weights = load(tmp_path / "prior", check_finite=False).state_dict()
+    assert weights[scale.removesuffix(".scale")].isinf().any()
 
 
 @pytest.mark.parametrize(("dtype", "version"), [(torch.bfloat16, 1), (torch.int8, 2)])

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 import torch
 
-from vqvae2_fast.checkpoints.files import read_json, read_tensors, write_json, write_tensors
+from vqvae2_fast.checkpoints.files import (
+    check_finite_tensors,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from vqvae2_fast.checkpoints.shards import part_headers, part_path, read_part
 from vqvae2_fast.checkpoints.sums import CALIBRATION
 from vqvae2_fast.data.images import check_class_names
@@ -238,7 +244,10 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
     check_tensors(expected, folder, "model", DTYPES[header["dtype"]])
     with torch.random.fork_rng(devices=[]), unfilled():
         model: Model = model_class(config).float()  # whatever torch's default is
-    model.load_state_dict(restored(read_part(folder, "model", check_finite=check_finite)))
+    weights = restored(read_part(folder, "model", check_finite=False))
+    if check_finite:  # of the weights themselves, since a scale of int8 can carry them beyond
+        check_finite_tensors(weights, part_path(folder, "model"))
+    model.load_state_dict(weights)
     if not isinstance(model, Classifier):
         model.vqvae_hash = header.get("vqvae_hash", "")
         if "calibration" in header:

@@ -119,6 +119,16 @@ def test_an_averaged_model_keeps_the_codebook_that_it_was_given() -> None:
     assert torch.equal(averaged.module.codebook, codes)
 
 
+def test_buffers_can_be_averaged() -> None:
+    module = VectorQuantize(DIM, NUM_CODES)
+    averaged = AveragedModel(module, use_buffers=True)
+    first = module.codebook.clone()
+    averaged.update_parameters(module)
+    module.codebook = torch.randn(NUM_CODES, DIM)
+    averaged.update_parameters(module)
+    torch.testing.assert_close(averaged.module.codebook, (first + module.codebook) / 2)
+
+
 @pytest.mark.usefixtures("_reading")
 def test_a_functional_call_uses_the_buffers_that_it_is_given() -> None:
     module = VectorQuantize(DIM, NUM_CODES, kmeans_init=True).eval()

@@ -77,15 +77,24 @@ def test_an_averaged_model_keeps_the_codebook_that_it_was_given() -> None:
     assert torch.equal(averaged.module.codebook, codes)
 
 
-def test_buffers_can_be_averaged_by_a_function_that_takes_flags() -> None:
-    module = quantizer()
-    averaged = AveragedModel(module, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    for _ in range(2):
-        module(torch.randn(20, D))
-        module.update_codebook_()
-        averaged.update_parameters(module)
+@pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.5)])
+def test_buffers_can_be_averaged(average) -> None:
+    module = quantizer(init="normal")
+    averaged = AveragedModel(module, use_buffers=True, multi_avg_fn=average)
+    averaged.update_parameters(module)
+    first = module.codebook.clone()
+    module.set_codebook_(torch.randn(K, D))
+    averaged.update_parameters(module)
+    torch.testing.assert_close(averaged.module.codebook, (first + module.codebook) / 2)
     assert averaged.module.initialised
-    assert averaged.module.codebook.isfinite().all()
+
+
+def test_a_state_dict_holds_its_flag_as_bool() -> None:
+    state = quantizer(init="normal").state_dict()
+    assert state["initialised"].dtype == torch.bool
+    loaded = quantizer()
+    loaded.load_state_dict(state)
+    assert loaded.initialised
 
 
 @pytest.mark.usefixtures("_reading")

@@ -10,7 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vqvae2_fast.modules.outside_transforms import all_of
@@ -26,6 +26,7 @@ __all__ = [
     "inside_backward",
     "outside_graphs",
     "reading_waits",
+    "register_flag",
 ]
 
 _LIBRARY = torch.library.Library("vqvae2_fast", "FRAGMENT")
@@ -74,6 +75,21 @@ def has_values(tensor: Tensor) -> bool:
 def reading_waits(tensor: Tensor) -> bool:
     """Whether the host has to wait for the tensor's device to read a value of it, or cannot."""
     return not (tensor.is_cpu and has_values(tensor))
+
+
+def register_flag(module: nn.Module, name: str, value: bool) -> None:
+    """Give a module a 0-d buffer of 0 or 1, which its state dict holds as bool.
+
+    `AveragedModel(..., use_buffers=True)` subtracts buffers, which tensors of bool do not allow.
+    """
+    module.register_buffer(name, torch.tensor(value, dtype=torch.uint8))
+    module.register_state_dict_post_hook(functools.partial(_as_bool, name))
+
+
+def _as_bool(
+    name: str, module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
+) -> None:
+    state[prefix + name] = state[prefix + name].bool()
 
 
 class StartFlag:

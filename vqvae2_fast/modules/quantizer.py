@@ -28,6 +28,7 @@ from vqvae2_fast.modules.outside_graphs import (
     has_values,
     inside_backward,
     reading_waits,
+    register_flag,
 )
 from vqvae2_fast.modules.outside_transforms import detached, refuse_vmap
 from vqvae2_fast.modules.pending_statistics import PendingStatistics
@@ -155,7 +156,7 @@ class VectorQuantizerEMA(Quantizer):
         self.register_buffer("embed_avg", torch.zeros(codebook.shape, dtype=codebook.dtype))
         start_averages_(codebook, self.cluster_size, self.embed_avg, ema_start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("initialised", torch.tensor(init != "kmeans"))
+        register_flag(self, "initialised", init != "kmeans")
         self.pending = PendingStatistics(codebook)
         self.usage = torch.zeros((), dtype=torch.float32)
         self._start = StartFlag()
@@ -399,7 +400,7 @@ class VectorQuantizerEMA(Quantizer):
 
     def _read_wait(self) -> None:
         if has_values(self.steps):
-            self._is_waiting = bool((self.steps < self.quantize_after) & ~self.initialised)
+            self._is_waiting = bool((self.steps < self.quantize_after) & (self.initialised == 0))
 
     def _forget_forwards(self) -> None:
         self._seen.forget()

@@ -18,7 +18,12 @@ from vqvae2_fast.compat.lucidrains.codebook_steps import (
     take_ratios_,
 )
 from vqvae2_fast.modules.codebook import perplexity
-from vqvae2_fast.modules.outside_graphs import StartFlag, has_started, has_values
+from vqvae2_fast.modules.outside_graphs import (
+    StartFlag,
+    has_started,
+    has_values,
+    register_flag,
+)
 from vqvae2_fast.modules.outside_transforms import refuse_vmap
 
 __all__ = ["Codebook"]
@@ -88,7 +93,7 @@ class Codebook(nn.Module):
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
             embed = l2norm(embed) if use_cosine_sim else embed
-        self.register_buffer("initted", torch.tensor(not kmeans_init))
+        register_flag(self, "initted", not kmeans_init)
         self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
         self.register_buffer("embed_avg", embed.clone())
         if learnable:

@@ -1,6 +1,7 @@
 """A user's module that holds the quantiser, compiled: one graph, and the numbers of eager mode."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.residual_vq import ResidualVQ
 
 K, D = 32, 8
 OPTIONS = {
@@ -84,3 +86,21 @@ def test_evaluation_breaks_no_graph(gradient: str) -> None:
     compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")(z)
     for a, b in zip(quantizer(z), compiled, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
+@pytest.mark.parametrize("make", [partial(VectorQuantizerEMA, K), partial(ResidualVQ, (K, K))])
+def test_references_break_no_graph(make, gradient: str) -> None:
+    """They compute float64, and everything where there are no compiled kernels."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    quantizer = make(D, init="normal", gradient=gradient)
+    compiled = torch.compile(copy.deepcopy(quantizer), fullgraph=True, backend="aot_eager")
+    z = torch.randn(80, D, dtype=torch.float64)
+    results = []
+    for call in (quantizer, compiled):
+        inputs = z.clone().requires_grad_()
+        z_q, indices, loss = call(inputs)
+        (z_q.square().sum() + loss).backward()
+        results.append([z_q, indices, loss, inputs.grad])
+    torch.testing.assert_close(*results)

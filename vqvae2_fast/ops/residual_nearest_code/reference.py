@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops._rotation import rotated, rotated_back
 from vqvae2_fast.ops.nearest_code.op import NEAREST_CODE
-from vqvae2_fast.ops.vector_quantize.reference import StraightThrough
+from vqvae2_fast.ops.vector_quantize.reference import straight_through
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ def residual_nearest_code_reference(
         indices.append(index)
         commitments.append(residual.double().square().sum() / max(z.numel(), 1))
     source = image.to(z.dtype) if rotate else z
-    z_q = StraightThrough.apply(source, total)  # type: ignore[no-untyped-call]
+    z_q = straight_through(source, total)
     return z_q, torch.stack(indices, 1), torch.stack(commitments).float()
 
 

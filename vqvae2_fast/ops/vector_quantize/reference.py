@@ -10,15 +10,13 @@ from torch import Tensor
 from vqvae2_fast.ops.nearest_code.op import NEAREST_CODE
 
 __all__ = [
-    "StraightThrough",
+    "straight_through",
     "vector_quantize_backward_reference",
     "vector_quantize_reference",
 ]
 
 
-class StraightThrough(torch.autograd.Function):
-    """The code itself rather than z + (code - z), which is off by an ulp; its derivative is z's."""
-
+class _StraightThrough(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -33,15 +31,25 @@ class StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, dz_q: Tensor) -> tuple[Tensor, None]:
         return dz_q, None
 
+
+class _WithForwardMode(_StraightThrough):
     @staticmethod
     def jvp(ctx: Any, z_tangent: Tensor, _code_tangent: Tensor | None) -> Tensor:
         return z_tangent.clone()
 
 
+def straight_through(z: Tensor, code: Tensor) -> Tensor:
+    """The code itself rather than z + (code - z), which is off by an ulp; its derivative is z's."""
+    # Dynamo traces no function that has a `jvp`.
+    function = _StraightThrough if torch.compiler.is_compiling() else _WithForwardMode
+    z_q: Tensor = function.apply(z, code)  # type: ignore[no-untyped-call]
+    return z_q
+
+
 def vector_quantize_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     indices, _ = NEAREST_CODE(z.detach(), codebook.detach())
     code = codebook.detach()[indices]  # [N, D]
-    z_q = StraightThrough.apply(z, code)  # type: ignore[no-untyped-call]
+    z_q = straight_through(z, code)
     commitment = (z.double() - code.double()).square().sum() / max(z.numel(), 1)
     return z_q, indices, commitment.float()
 

@@ -104,3 +104,13 @@ def test_references_break_no_graph(make, gradient: str) -> None:
         (z_q.square().sum() + loss).backward()
         results.append([z_q, indices, loss, inputs.grad])
     torch.testing.assert_close(*results)
+
+
+def test_an_exported_program_takes_any_number_of_vectors() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal").eval()
+    batch = torch.export.Dim("batch", min=1)
+    # Behind an encoder, whose weights need a gradient.
+    module = nn.Sequential(nn.Linear(6, D), quantizer)
+    program = torch.export.export(module, (torch.randn(3, 6),), dynamic_shapes=({0: batch},))
+    x = torch.randn(5 * K, 6)
+    torch.testing.assert_close(program.module()(x), module(x))

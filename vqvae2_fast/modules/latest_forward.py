@@ -45,7 +45,7 @@ class LatestForward:
             self._checkpoint = hooks and weakref.ref(hooks[0])
         return copies
 
-    def recall(self, where: str) -> tuple[Tensor, ...]:
+    def recall(self, where: str, remedy: str) -> tuple[Tensor, ...]:
         """What the recomputed forward kept.
 
         Raises:
@@ -60,7 +60,7 @@ class LatestForward:
         if not is_latest:
             raise RuntimeError(
                 f"{where}: a checkpoint recomputes another forward than the latest, and the "
-                "codebook has moved since. Use update='step' with a call of update_codebook_ "
-                "after each step, or compute the gradients of each forward before the next."
+                "codebook has moved since. Compute the gradients of each forward before the next, "
+                f"or {remedy}."
             )
         return self._state

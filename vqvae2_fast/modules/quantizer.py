@@ -231,7 +231,8 @@ class VectorQuantizerEMA(Quantizer):
         # recomputation need the codes that the forward used.
         if self.update == "step":
             return self.codebook
-        latest = self._latest.recall("VectorQuantizerEMA") if recomputing else ()
+        remedy = "use update='step' with a call of update_codebook_ after each step"
+        latest = self._latest.recall("VectorQuantizerEMA", remedy) if recomputing else ()
         (codebook,) = latest or self._latest.keep(self.codebook)
         return codebook
 

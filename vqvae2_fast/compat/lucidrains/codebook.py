@@ -5,6 +5,9 @@ Letters: h codebooks (one, or one per head), N vectors, K codes, D dimension of 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,11 +25,18 @@ from vqvae2_fast.modules.outside_graphs import (
     StartFlag,
     has_started,
     has_values,
+    inside_backward,
     register_flag,
 )
 from vqvae2_fast.modules.outside_transforms import refuse_vmap
+from vqvae2_fast.ops._registry import transforms_are_active
 
-__all__ = ["Codebook"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from vqvae2_fast.modules.latest_forward import LatestForward
+
+__all__ = ["Codebook", "recomputable"]
 
 
 class Codebook(nn.Module):
@@ -256,13 +266,18 @@ class Codebook(nn.Module):
             sync_choice=self.sync_choice,
         )
 
+    def moves(self, ema_update: bool | None = None) -> bool:
+        """Whether an update changes anything."""
+        follows = self.ema_update if ema_update is None else ema_update
+        return follows or self.has_dead_code_replacement
+
     def update(
         self, x: Tensor, indices: Tensor, mask: Tensor | None, ema_update: bool | None = None
     ) -> None:
         """Move averages and codes by x `[h, N, D]`, indices `[h, N]`; then replace dead codes."""
-        follows = self.ema_update if ema_update is None else ema_update
-        if not follows and not self.has_dead_code_replacement:
+        if not self.moves(ema_update):
             return
+        follows = self.ema_update if ema_update is None else ema_update
         refuse_vmap("VectorQuantize", x, self.embed)
         replaces = self.has_dead_code_replacement and self.training
         lucidrains_move_(
@@ -313,6 +328,47 @@ class Codebook(nn.Module):
             self.reset_cluster_size,
             sync_choice=self.sync_choice,
         )
+
+
+@contextmanager
+def recomputable(
+    where: str, latest: LatestForward | None, books: Iterable[Codebook]
+) -> Iterator[None]:
+    """Keeps the state of codebooks that a forward moves, for a checkpoint's recomputation.
+
+    That starts from this state again, so that it finds the same codes and draws the same numbers.
+    What it moves is undone at its end, which may come early: a checkpoint stops its recomputation
+    by an exception when it has what backward needs.
+    """
+    books = list(books)
+    if latest is None or not books or torch.compiler.is_compiling() or transforms_are_active():
+        yield
+        return
+    state = [
+        tensor.data
+        for book in books
+        for tensor in (book.initted, book.cluster_size, book.embed_avg, book.embed)
+    ]
+    if not inside_backward():
+        # Nothing else is recomputed; checkpoints with use_reentrant=True switch gradients off.
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        in_checkpoint = hooks is not None or not torch.is_grad_enabled()
+        latest.keep(*state if in_checkpoint else ())
+        yield
+        return
+    after = [tensor.clone() for tensor in state]
+    _put_back(books, state, latest.recall(where, "leave the quantiser out of the checkpoint"))
+    try:
+        yield
+    finally:
+        _put_back(books, state, after)
+
+
+def _put_back(books: list[Codebook], state: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(state, values, strict=True):
+        tensor.copy_(value)
+    for book in books:
+        book._start.forget()
 
 
 def _forget_start(module: nn.Module, _incompatible_keys: object) -> None:

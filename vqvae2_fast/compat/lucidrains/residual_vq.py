@@ -22,12 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.compat.lucidrains.arguments import Unsupported, refuse_others
+from vqvae2_fast.compat.lucidrains.codebook import recomputable
 from vqvae2_fast.compat.lucidrains.layout import Layouts
 from vqvae2_fast.compat.lucidrains.losses import directed
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.compat.lucidrains.residual_at_once import at_once, goes_at_once
 from vqvae2_fast.compat.lucidrains.residual_beam import beam_search
 from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
+from vqvae2_fast.modules.latest_forward import LatestForward
 from vqvae2_fast.modules.projections import projections, wide
 
 if TYPE_CHECKING:
@@ -173,6 +175,9 @@ class ResidualVQ(Residual, Layouts):
         self.eval_beam_size = beam_size if eval_beam_size is None else eval_beam_size
         self.register_buffer("beam_score_weights", torch.tensor(weights), persistent=False)
         self.shared_codebook = shared_codebook
+        self._latest = LatestForward()
+        for layer in self._quantizers():
+            layer._latest = None
         if shared_codebook:
             for layer in self._quantizers()[1:]:
                 layer._codebook = self._quantizers()[0]._codebook
@@ -217,6 +222,7 @@ class ResidualVQ(Residual, Layouts):
 
         Raises:
             ValueError: x does not fit the layout.
+            RuntimeError: A checkpoint recomputes a forward after which the codebooks have moved.
             NotImplementedError: indices are given, or a mask with a beam.
         """
         refuse_others("ResidualVQ.forward", {"indices": indices}, _FORWARD)
@@ -226,22 +232,30 @@ class ResidualVQ(Residual, Layouts):
         in_use = self._number_in_use(drops, rand_quantize_dropout_fixed_seed, x.device)
         if beam_size is None:
             beam_size = self.beam_size if self.training else self.eval_beam_size
-        if beam_size is not None and beam_size > 1:
-            if mask is not None:
-                raise NotImplementedError(
-                    "ResidualVQ: a mask with beam_size is not supported: leave one of them out."
-                )
-            found = beam_search(
-                self, projected, beam_size, in_use, sample_codebook_temp, freeze_codebook
+        if beam_size is not None and beam_size > 1 and mask is not None:
+            raise NotImplementedError(
+                "ResidualVQ: a mask with beam_size is not supported: leave one of them out."
             )
-        elif goes_at_once(self, projected, mask, sample_codebook_temp):
-            found = at_once(self, projected, in_use, freeze_codebook)
-        else:
-            found = self._one_by_one(projected, in_use, mask, sample_codebook_temp, freeze_codebook)
-        quantized, codes, losses, residuals = found
-        frozen = self._quantizers()[0].is_frozen(freeze_codebook)
-        if self.training and self.shared_codebook and not frozen:
-            self._move_shared_(residuals)
+        moving = {
+            layer._codebook: None  # once where it is shared
+            for layer in self._quantizers()
+            if self.training and not layer.is_frozen(freeze_codebook) and layer._codebook.moves()
+        }
+        with recomputable("ResidualVQ", self._latest, moving):
+            if beam_size is not None and beam_size > 1:
+                found = beam_search(
+                    self, projected, beam_size, in_use, sample_codebook_temp, freeze_codebook
+                )
+            elif goes_at_once(self, projected, mask, sample_codebook_temp):
+                found = at_once(self, projected, in_use, freeze_codebook)
+            else:
+                found = self._one_by_one(
+                    projected, in_use, mask, sample_codebook_temp, freeze_codebook
+                )
+            quantized, codes, losses, residuals = found
+            frozen = self._quantizers()[0].is_frozen(freeze_codebook)
+            if self.training and self.shared_codebook and not frozen:
+                self._move_shared_(residuals)
         if self.diveq:
             quantized = directed(projected, quantized, 5e-3)
         quantized = self.project_out(quantized)

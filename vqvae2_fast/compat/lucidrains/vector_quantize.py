@@ -19,6 +19,7 @@ and your state dicts. The tests compare the module with the package itself. What
 - `update_indices` leaves out vectors of index −1, which the package counts as code 0.
 - `perplexity` and `usage` say how the latest batch used the codes.
 - `torch.compile` makes one graph of a training step without a mask.
+- Activation checkpoints do not move the codebook twice.
 
 Letters: B batch, N positions, h heads, c codebooks (1 or h), M rows of a codebook, K codes, D
 codebook_dim.
@@ -39,9 +40,11 @@ from vqvae2_fast.compat.lucidrains.arguments import (
     check_together,
     refuse_others,
 )
-from vqvae2_fast.compat.lucidrains.codebook import Codebook
+from vqvae2_fast.compat.lucidrains.codebook import Codebook, recomputable
 from vqvae2_fast.compat.lucidrains.losses import LossBreakdown, Losses, directed, masked_error
 from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.latest_forward import LatestForward
+from vqvae2_fast.modules.outside_graphs import inside_backward
 from vqvae2_fast.ops._rotation import rotate_gradient
 
 if TYPE_CHECKING:
@@ -219,6 +222,7 @@ class VectorQuantize(CodebookAccess):
         self.manual_in_place_optimizer_update = manual_in_place_optimizer_update
         self.register_buffer("zero", torch.zeros(()), persistent=False)
         self._latest_indices: Tensor | None = None
+        self._latest: LatestForward | None = LatestForward()  # None: a residual quantiser has it
 
     def forward(
         self,
@@ -256,6 +260,8 @@ class VectorQuantize(CodebookAccess):
         Raises:
             ValueError: Shapes that do not fit the layout, or mask and lens together.
             TypeError: indices are not int64.
+            RuntimeError: A checkpoint recomputes a forward after which the codebook has moved, or
+                one with an in-place optimiser.
             NotImplementedError: Another argument of the package is given, or the codebook would
                 start or move under `torch.func.vmap`.
         """
@@ -288,7 +294,14 @@ class VectorQuantize(CodebookAccess):
             )
 
         in_place = self.in_place_codebook_optimizer is not None and learning
-        with without_autocast(x.device):
+        if in_place and inside_backward():
+            raise RuntimeError(
+                "VectorQuantize: a checkpoint recomputes a forward in which the in-place optimiser "
+                "steps. Leave the quantiser out of the checkpoint."
+            )
+        moves = learning and topk is None and self._codebook.moves(ema_update)
+        moving = [self._codebook] if moves else []
+        with without_autocast(x.device), recomputable("VectorQuantize", self._latest, moving):
             quantized, row_indices, distances = find(
                 # The loss in place is the codebook's alone.
                 rows.detach() if in_place else rows,

@@ -9,6 +9,12 @@ answer is compared, byte for byte, with what the library gave for the same reque
 started. Then the same clients ask for nothing but new images, which gives the images per second to
 compare with `draw_batch` in the same number of threads.
 
+    python benchmarks/serve_load.py --seconds 300 --attack
+
+Only orders new images, while a second process holds 1,000 connections with half a head, 200 with
+slow bodies, and sends 100 bodies of 8 MiB at once, again and again. Fails if /healthz takes more
+than 0.5 s (p99) or the server more than 600 MiB.
+
 Server and clients share the machine. The exit code is 1 if an answer is wrong or lost.
 """
 
@@ -16,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
+import multiprocessing
 import os
 import random
 import signal
@@ -59,6 +67,7 @@ async def main() -> int:
     parser.add_argument("--leave", type=float, default=1 / 3, help="share that leaves early")
     parser.add_argument("--threads", type=measure.count, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attack", action="store_true", help="hold connections, send much")
     options = parser.parse_args()
     if options.seconds <= 0:
         parser.error(f"--seconds: expected more than 0, got {options.seconds:g}")
@@ -74,6 +83,8 @@ async def main() -> int:
     server = subprocess.Popen([Path(sys.executable).with_name("vqvae2-fast"), *serve.split()])
     try:
         await ready(server, port)
+        if options.attack:
+            return await under_attack(server, port, plain, options)
         print(f"{options.clients} clients, {options.seconds:g} s of mixed requests")
         record = await run(server, port, mixed, options, options.seconds, options.leave)
         show(record)
@@ -94,6 +105,84 @@ async def main() -> int:
         print(fault)
     print(f"the server stopped with exit code {stopped}")
     return 1 if faults or stopped not in (0, -signal.SIGTERM) else 0
+
+
+async def under_attack(
+    server: subprocess.Popen[bytes], port: int, asked: list[Case], options: argparse.Namespace
+) -> int:
+    """Prints what clients get while others attack the server; 1 if that is too little."""
+    print(f"{options.clients} clients, {options.seconds:g} s under attack")
+    attackers = multiprocessing.get_context("spawn").Process(target=attack, args=(port,))
+    attackers.start()
+    try:
+        record, times = await asyncio.gather(
+            run(server, port, asked, options, options.seconds, 0),
+            asyncio.to_thread(healthz, port, options.seconds),
+        )
+    finally:
+        attackers.kill()
+    p50, p99 = (times[int(share * len(times))] for share in (0.5, 0.99))
+    memory = max(record.memory)
+    show(record)
+    print(
+        f"/healthz: {len(times)} times, p50 {p50:.3f} s, p99 {p99:.3f} s, at most {times[-1]:.3f}"
+    )
+    print(f"memory: at most {memory:.0f} MiB")
+    for fault, count in Counter(record.faults).most_common(20):
+        print(f"{count} x {fault}")
+    return 1 if record.faults or p99 > 0.5 or memory > 600 or not record.images else 0
+
+
+def healthz(port: int, seconds: float) -> list[float]:
+    """How long /healthz takes on a connection of its own, five times a second, in order."""
+    times, end = [], time.monotonic() + seconds
+    while (begun := time.monotonic()) < end:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            times.append(time.monotonic() - begun)
+        except (OSError, http.client.HTTPException):
+            times.append(10.0)
+        connection.close()
+        time.sleep(0.2)
+    return sorted(times)
+
+
+def attack(port: int) -> None:
+    """1,000 half heads, 200 slow bodies and 100 large bodies, until the process is killed."""
+    head = b"POST /v1/complete HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    text = b'{"source": {"image": "' + b"A" * (8 * MIB - 64) + b'"}}'
+    lists = b'{"known": [' + b"[0]," * (2 * MIB - 16) + b"0]}"
+
+    async def attacker(begun: bytes, body: bytes | None = None) -> None:
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(begun)
+                if body is None:
+                    while not writer.is_closing():
+                        await asyncio.sleep(1)
+                        writer.write(b"x")
+                else:
+                    writer.write(b"Content-Length: %d\r\n\r\n" % len(body))
+                    for start in range(0, len(body), 2**16):
+                        writer.write(body[start : start + 2**16])
+                        await writer.drain()
+                    await reader.read(2**16)
+                    writer.close()
+            except OSError:
+                pass  # being cut off is what attackers get
+            await asyncio.sleep(1 if body is None else 10)
+
+    async def attackers() -> None:
+        await asyncio.gather(
+            *(attacker(head + b"X: ") for _ in range(1000)),
+            *(attacker(head + b"Content-Length: 1000000\r\n\r\n") for _ in range(200)),
+            *(attacker(head, body) for body in (text, lists) for _ in range(50)),
+        )
+
+    asyncio.run(attackers())
 
 
 def bare_sampler(pipeline: vq2.Pipeline) -> tuple[float, float]:

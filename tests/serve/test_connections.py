@@ -87,7 +87,7 @@ def test_a_header_without_end_is_not_taken(pipeline):
             one.sendall(b"x" * 2**16)
 
 
-@pytest.mark.parametrize(("descriptors", "connections"), [(100, 50), (2**20, 512)])
+@pytest.mark.parametrize(("descriptors", "connections"), [(100, 50), (2**20, 2048)])
 def test_connections_leave_half_of_the_file_descriptors_free(monkeypatch, descriptors, connections):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))

@@ -41,7 +41,7 @@ class Limits:
     batch_wait: float = 0.003
     count: int = 16
     waiting: int = 256
-    connections: int = 512
+    connections: int = 2048
     body: int = 8 * 2**20
     pixels: int = 2**24
     decoders: int = 2

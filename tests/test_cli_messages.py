@@ -13,12 +13,11 @@ import warnings
 import pytest
 
 import vqvae2_fast
-from vqvae2_fast.cli import _parse, main
+from vqvae2_fast.cli import COMMANDS, _parse, main
 from vqvae2_fast.commands.flags import flags_of
 from vqvae2_fast.commands.info import Info
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.sampling.request import EngineError
-from vqvae2_fast_command import COMMANDS
 
 
 def test_debug_shows_the_traceback(capsys):
@@ -41,11 +40,6 @@ def test_run_as_a_module_a_variable_that_cannot_be_used_is_a_wrong_request():
     ended = with_an_unknown_level("-m", "vqvae2_fast", "info")
     assert ended.returncode == 2
     assert ended.stderr.startswith("vqvae2-fast: error: VQVAE2_FAST_SIMD: expected a SIMD level")
-
-
-def test_an_import_with_a_variable_that_cannot_be_used_raises():
-    ended = with_an_unknown_level("-c", "import vqvae2_fast", "-m")
-    assert "RuntimeError: VQVAE2_FAST_SIMD: expected a SIMD level" in ended.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,8 +8,7 @@ import tempfile
 
 import pytest
 
-_READ = "import os, sys; import vqvae2_fast_command as c\n{then}"
-_WITHOUT_TORCH = "assert 'torch' not in sys.modules"
+_READ = "import os, sys; import vqvae2_fast.cli as c\n{then}"
 _RUN = "sys.argv[1:] = ['info']; c.main(); print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
@@ -27,8 +26,9 @@ def _python(then: str, **environment: str) -> str:
     ).stdout
 
 
-def test_is_loaded_before_torch():
-    _python(_WITHOUT_TORCH)
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_what_needs_no_torch_does_not_load_it(argument):
+    _python(f"c.main([{argument!r}]); assert 'torch' not in sys.modules")
 
 
 def test_threads_spin_less_than_openmp_lets_them():
@@ -100,39 +100,6 @@ def test_runs_as_a_module():
         text=True,
     ).stdout
     assert said.startswith("vqvae2-fast ")
-
-
-def _program(main: str) -> tuple[int, str]:
-    """Exit code and output of the program, where `main` is this body of a function."""
-    code = f"import atexit, threading\ndef main():\n    {main}\nc.main = main\nc.script()"
-    ended = subprocess.run(
-        [sys.executable, "-c", _READ.format(then=code)],
-        cwd=tempfile.gettempdir(),
-        # Unbuffered output would arrive without being flushed.
-        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.stderr == ""
-    return ended.returncode, ended.stdout
-
-
-def test_the_program_passes_on_its_exit_code_and_all_that_it_printed():
-    assert _program("print('said'); return 3") == (3, "said\n")
-
-
-def test_the_program_runs_what_is_registered_for_its_end():
-    assert _program("atexit.register(print, 'end'); return 0") == (0, "end\n")
-
-
-def test_the_program_waits_for_its_threads():
-    late = "threading.Timer(0.2, print, ['late']).start(); return 2"
-    assert _program(late) == (2, "late\n")
-
-
-def test_what_torch_consists_of_is_not_searched_for_garbage():
-    said = "import gc; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
-    assert _python(f"{_RUN}; {said}").splitlines()[-1] == "True True"
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])

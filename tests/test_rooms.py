@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import vqvae2_fast
-from vqvae2_fast_command import COMMANDS
+from vqvae2_fast.cli import COMMANDS
 
 PACKAGE = Path(vqvae2_fast.__file__).parent
 # From the ground floor up. A room imports rooms of lower floors and its own files; rooms on the
@@ -35,7 +36,7 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-ROOT = "vqvae2_fast"  # its public names come from everywhere, and it may import every room
+ROOT = "vqvae2_fast"  # its public names come from every room
 
 
 def _module(path: Path) -> str:
@@ -57,13 +58,16 @@ def _source(module: str, name: str) -> str:
     return PUBLIC.get(name, ROOT) if module == ROOT else module
 
 
-# Where the names that the root exports come from.
-PUBLIC = {
-    alias.asname or alias.name: _source(statement.module or "", alias.name)
-    for statement in ast.parse(MODULES[ROOT].read_text(encoding="utf-8")).body
-    if isinstance(statement, ast.ImportFrom)
-    for alias in statement.names
-}
+# Where the names that the root exports come from, as type checkers see it.
+PUBLIC: dict[str, str] = {}
+for _block in ast.parse(MODULES[ROOT].read_text(encoding="utf-8")).body:
+    if isinstance(_block, ast.If):
+        PUBLIC |= {
+            alias.name: _source(statement.module or "", alias.name)
+            for statement in _block.body
+            if isinstance(statement, ast.ImportFrom)
+            for alias in statement.names
+        }
 
 
 def _imports(module: str, source: str | None = None, *, for_types: bool) -> set[str]:
@@ -154,8 +158,8 @@ def test_imports_go_down(room: str) -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    graph = {module: _imports(module, for_types=False) - {module} for module in MODULES}
-    graph[ROOT] = set()
+    graph = {module: _imports(module, for_types=True) - {module} for module in MODULES}
+    graph[ROOT] = set()  # it imports a name's home when the name is first used
     TopologicalSorter(graph).prepare()
 
 
@@ -164,3 +168,14 @@ def test_commands_do_not_import_one_another() -> None:
     for name in commands:
         others = _imports(name, for_types=True) & commands
         assert not others, f"{name} imports {others}"
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    assert PUBLIC.keys() == set(vqvae2_fast.__all__)
+
+
+@pytest.mark.parametrize("name", vqvae2_fast.__all__)
+def test_every_public_name_is_found_where_type_checkers_see_it(name: str) -> None:
+    found = getattr(vqvae2_fast, name)
+    home = import_module(PUBLIC[name])
+    assert found is (home if PUBLIC[name] == f"{ROOT}.{name}" else getattr(home, name))

@@ -78,8 +78,6 @@ const Levels& levels() {
 
 const KernelTable* find_level(const char* name) {
   const Levels& list = levels();
-  // Until it was named after the instructions that it uses, avx512_vnni asked for BF16 too.
-  if (strcmp(name, "avx512_bf16") == 0) name = "avx512_vnni";
   std::string known, missing;
   for (int i = 0; i < list.count; ++i) {
     if (strcmp(list.names[i], name) == 0) return list.tables[i];
@@ -88,7 +86,7 @@ const KernelTable* find_level(const char* name) {
   for (int i = 0; i < list.num_missing; ++i) {
     missing += std::string(i ? ", " : "; it lacks ") + list.needs[i] + " for " + list.missing[i];
   }
-  throw std::runtime_error(
+  throw std::invalid_argument(
       "VQVAE2_FAST_SIMD: expected a SIMD level that this CPU and build have (" + known + missing +
       "), got '" + name + "'.");
 }

@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from vqvae2_fast.cli import main
-from vqvae2_fast_command import COMMANDS
+from vqvae2_fast.cli import COMMANDS, main
 
 
 @pytest.fixture

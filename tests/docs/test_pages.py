@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, cli, preset, save
+from vqvae2_fast.cli import COMMANDS
 from vqvae2_fast.commands import demo
 from vqvae2_fast.commands.flags import flags_of
 from vqvae2_fast.data import FASHION_MNIST_CLASSES, ImageTensorDataset, load_emoji
 from vqvae2_fast.data.sources import _SOURCES
-from vqvae2_fast_command import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "tools/README.md"] + sorted(
@@ -185,7 +185,9 @@ def run_by_torchrun(words: list[str]) -> None:
     """Runs torchrun with the command of this environment on the path."""
     program = Path("bin/vqvae2-fast")
     program.parent.mkdir(exist_ok=True)
-    program.write_text(f"#!{sys.executable}\nfrom vqvae2_fast_command import script\nscript()\n")
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom vqvae2_fast.cli import main\nsys.exit(main())\n"
+    )
     program.chmod(0o755)
     ended = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words],

@@ -14,7 +14,7 @@ from vqvae2_fast.ops import _native
 
 def last_line_of_failing_import(preparation: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"{preparation}\nimport vqvae2_fast"],
+        [sys.executable, "-W", "ignore", "-c", f"{preparation}\nimport vqvae2_fast.ops"],
         capture_output=True,
         text=True,
     )

@@ -148,7 +148,7 @@ def test_simd_variable_chooses_the_level():
 
 
 def test_unknown_simd_level_is_refused_with_the_list():
-    result = run_python("import vqvae2_fast", VQVAE2_FAST_SIMD="avx9000")
+    result = run_python("import vqvae2_fast.ops", VQVAE2_FAST_SIMD="avx9000")
     assert "expected a SIMD level that this CPU and build have (scalar" in result.stderr
     assert "got 'avx9000'" in result.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
@@ -18,13 +19,16 @@ from vqvae2_fast.commands.common import (
     check_out,
     load_classifier,
 )
-from vqvae2_fast.commands.known_images import known_images
 from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.console.progress import Progress
+from vqvae2_fast.data import ImageFolder
 from vqvae2_fast.data.groups import groups_in_turn
+from vqvae2_fast.data.pixels import decode_image
 from vqvae2_fast.data.sample_folder import SampleFolder
 from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.files.durable import explained, renamed_into_place
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report.samples import folder_grid
@@ -32,6 +36,7 @@ from vqvae2_fast.runs.interrupt import stop_requests
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling import DrawSettings
 from vqvae2_fast.sampling.drawing import Batches, best_batch_size, draw_into
+from vqvae2_fast.sampling.known import lower_rows, open_known, painted
 from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers
 from vqvae2_fast.sampling.rejection import RejectionRule
 from vqvae2_fast.sampling.series import Judge, SampleSeries, resolved_settings
@@ -42,8 +47,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from vqvae2_fast.models.configs import VQVAE2Config
     from vqvae2_fast.sampling import Pipeline
     from vqvae2_fast.sampling.known import Known
+
 
 __all__ = ["Sample"]
 
@@ -376,3 +383,66 @@ def _described(series: SampleSeries, count: int) -> str:
             texts = ("all" if value is None else f"{value:g}" for value in shown)
             parts.append(f"{name.replace('_', ' ')} {' and '.join(texts)}")
     return ", ".join(parts)
+
+
+def known_images(asked: Sample, pipeline: Pipeline, *, warn: bool = True) -> Known | None:
+    """The images to complete, or None without --known.
+
+    Args:
+        warn: Whether to tell that a model of grey images takes the colour of these.
+
+    Raises:
+        ValueError: Options that need --known or exclude each other, or as `open_known`.
+    """
+    where = {"--keep": asked.keep, "--mask": asked.mask, "--candidates": asked.candidates}
+    given = [flag for flag, value in where.items() if value is not None]
+    skip = {"--skip-corrupt": asked.skip_corrupt, "--skip-small": asked.skip_small}
+    given += [flag for flag, value in skip.items() if value]
+    if asked.known is None:
+        if given:
+            raise ValueError(f"{given[0]}: expected images to complete with it, by --known.")
+        return None
+    if asked.mask is None and asked.candidates is not None:
+        raise ValueError(
+            "--candidates: expected a --mask with it: no known codes follow where only the "
+            "upper rows are kept."
+        )
+    if asked.mask is not None and asked.keep is not None:
+        raise ValueError("--keep: expected either --keep or --mask, got both.")
+    config = pipeline.networks()[0].config
+    if asked.mask is None:
+        hole = lower_rows(0.5 if asked.keep is None else asked.keep, config)
+    else:
+        hole = painted(asked.mask, 1 if asked.candidates is None else asked.candidates, config)
+    known = open_known(
+        asked.known,
+        hole,
+        pipeline,
+        skip_corrupt=asked.skip_corrupt,
+        skip_small=asked.skip_small,
+    )
+    if warn and config.image_channels == 1:
+        _warn_of_colour(known, Path(asked.known), config)
+    return known
+
+
+def _warn_of_colour(known: Known, path: Path, config: VQVAE2Config) -> None:
+    """Name the first image whose colour a model of grey images does not keep."""
+    files, inside = [path], None
+    if isinstance(known.dataset, ImageFolder):
+        files, inside = [path / name for name in known.dataset.names], path
+    elif not path.is_file():  # a store of codes
+        return
+    for file in files:
+        with open_untrusted(file, inside=inside) as opened:
+            # By its pixels: grey photographs are often written with three channels.
+            shape = (3, *config.image_size)
+            pixels = decode_image(opened, f"known: {printable(file)}", shape, convert_channels=True)
+        if (pixels != pixels[:1]).any():
+            others = ", as is that of any such image after it" if len(files) > 1 else ""
+            warnings.warn(
+                f"{printable(file)} has colour, and the model's images are grey: its colour is "
+                f"lost{others}.",
+                stacklevel=2,
+            )
+            return

@@ -9,7 +9,6 @@ Sizes: N vectors of this process, K codes, D embedding_dim.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +28,12 @@ from vqvae2_fast.modules.codebook import (
 )
 from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs, reading_waits
 
-if TYPE_CHECKING:
-    from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
-
 __all__ = [
     "move_codebook_",
     "packed_statistics",
     "start_averages_",
     "start_codebook_",
     "start_residual_codebooks_",
-    "update_codebooks_",
 ]
 
 
@@ -253,21 +248,3 @@ def move_codebook_(
             embed_avg.copy_(torch.where(column, vectors * mean, embed_avg))
             codebook.copy_(torch.where(column, vectors, codebook))
     return (all_counts > 0).float().mean()
-
-
-@torch.no_grad()
-def update_codebooks_(quantizers: list[VectorQuantizerEMA]) -> None:
-    """`update_codebook_` of several quantisers, in one all-reduce where that is possible.
-
-    It is where all of them know which part of the batch they saw: see `batch_part`.
-    """
-    statistics: dict[VectorQuantizerEMA, Tensor] = {}
-    # A compiled graph could not read which have statistics, and one process need not know.
-    moving = [each for each in quantizers if each.has_statistics()] if is_distributed() else []
-    if moving and all(quantizer.knows_its_part for quantizer in moving):
-        flat = [quantizer.statistics() for quantizer in moving]
-        summed = torch.cat(flat)
-        all_reduce_(summed)
-        statistics = dict(zip(moving, summed.split([len(part) for part in flat]), strict=True))
-    for quantizer in quantizers:
-        quantizer.move_(statistics.get(quantizer))

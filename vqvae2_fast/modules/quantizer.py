@@ -5,6 +5,7 @@ Sizes: N vectors (the product of the leading sizes), K codes, D embedding_dim.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import initial_codebook, perplexity
+from vqvae2_fast.modules.codebook import all_reduce_, initial_codebook, is_distributed, perplexity
 from vqvae2_fast.modules.codebook_steps import (
     move_codebook_,
     packed_statistics,
@@ -32,8 +33,12 @@ from vqvae2_fast.modules.outside_graphs import (
 )
 from vqvae2_fast.modules.outside_transforms import detached, refuse_vmap
 from vqvae2_fast.modules.pending_statistics import PendingStatistics
-from vqvae2_fast.modules.quantizer_arguments import check_arguments
-from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
+from vqvae2_fast.modules.quantizer_interface import (
+    Quantizer,
+    check_commitment_cost,
+    check_vectors,
+    perplexity_of,
+)
 from vqvae2_fast.modules.seen_vectors import SeenVectors
 from vqvae2_fast.ops._batch_part import present_part
 from vqvae2_fast.ops._checks import dtype_name
@@ -44,7 +49,15 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.ops._batch_part import BatchPart
 
-__all__ = ["VectorQuantizerEMA"]
+__all__ = ["VectorQuantizerEMA", "update_codebooks_"]
+
+_CHOICES = {
+    "init": ("kmeans", "normal", "uniform"),
+    "ema_start": ("one", "zero", "debiased"),
+    "gradient": ("straight_through", "rotation"),
+    "update": ("forward", "step"),
+    "metric": ("euclidean", "cosine"),
+}
 
 
 class VectorQuantizerEMA(Quantizer):
@@ -146,7 +159,7 @@ class VectorQuantizerEMA(Quantizer):
         self.quantize_after = quantize_after
         self.seed = seed
         self.stream = stream
-        check_arguments(self, init)
+        _check_arguments(self, init)
 
         codebook = self._on_sphere(
             initial_codebook(num_embeddings, embedding_dim, init=init, seed=seed, stream=stream)
@@ -466,3 +479,60 @@ def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:
     quantizer._start.forget()
     quantizer._forget_forwards()
     quantizer._waits()
+
+
+def _check_arguments(quantizer: VectorQuantizerEMA, init: str) -> None:
+    """Raise ValueError unless the arguments that a quantiser has kept fit one another."""
+    for name in ("num_embeddings", "embedding_dim"):
+        if (value := getattr(quantizer, name)) < 1:
+            raise ValueError(f"VectorQuantizerEMA: expected {name} >= 1, got {value}.")
+    for name, known in _CHOICES.items():
+        choice = init if name == "init" else getattr(quantizer, name)
+        if choice not in known:
+            raise ValueError(
+                f"VectorQuantizerEMA: expected {name} to be one of {', '.join(known)}, got "
+                f"{choice!r}."
+            )
+    for name in ("decay", "restart"):
+        if not 0 <= (value := getattr(quantizer, name)) < 1:
+            raise ValueError(f"VectorQuantizerEMA: expected {name} in [0, 1), got {value}.")
+    if not 0 <= quantizer.stream < 1 << 16:  # the bits that `random_words` takes of it
+        raise ValueError(
+            f"VectorQuantizerEMA: expected stream in [0, 65536), got {quantizer.stream}. Codebook "
+            "n of a level's quantiser has the level's stream + 256·n, so there can be 256 of them."
+        )
+    check_commitment_cost("VectorQuantizerEMA", quantizer.commitment_cost)
+    epsilon = quantizer.epsilon
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"VectorQuantizerEMA: expected a finite epsilon >= 0, got {epsilon}.")
+    if epsilon == 0 and not quantizer.restart:
+        raise ValueError(
+            "VectorQuantizerEMA: expected epsilon > 0 with restart=0, got 0: a code that no vector "
+            "takes would be divided by a count of 0. Use epsilon=1e-5, or let unused codes restart."
+        )
+    after, update = quantizer.quantize_after, quantizer.update
+    if after < 0:
+        raise ValueError(f"VectorQuantizerEMA: expected quantize_after >= 0, got {after}.")
+    if after and (init != "kmeans" or update != "step"):
+        raise ValueError(
+            'VectorQuantizerEMA: expected init="kmeans" and update="step" with quantize_after='
+            f"{after}, got init={init!r} and update={update!r}."
+        )
+
+
+@torch.no_grad()
+def update_codebooks_(quantizers: list[VectorQuantizerEMA]) -> None:
+    """`update_codebook_` of several quantisers, in one all-reduce where that is possible.
+
+    It is where all of them know which part of the batch they saw: see `batch_part`.
+    """
+    statistics: dict[VectorQuantizerEMA, Tensor] = {}
+    # A compiled graph could not read which have statistics, and one process need not know.
+    moving = [each for each in quantizers if each.has_statistics()] if is_distributed() else []
+    if moving and all(quantizer.knows_its_part for quantizer in moving):
+        flat = [quantizer.statistics() for quantizer in moving]
+        summed = torch.cat(flat)
+        all_reduce_(summed)
+        statistics = dict(zip(moving, summed.split([len(part) for part in flat]), strict=True))
+    for quantizer in quantizers:
+        quantizer.move_(statistics.get(quantizer))

@@ -11,7 +11,6 @@ import functools
 import importlib
 import os
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,12 +52,6 @@ def _check_torch(version: str) -> None:
 _check_torch(torch.__version__)
 
 
-def _is_program() -> bool:
-    """Whether Python was started by `-m vqvae2_fast` and is about to run it."""
-    # Until the module is found, argv[0] is "-m"; the module's name stands before the arguments.
-    return sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].endswith("vqvae2_fast")
-
-
 module: ModuleType | None = None
 MISSING_REASON = ""
 
@@ -89,16 +82,7 @@ except ImportError as error:
 
 if module is not None:
     # An unsupported VQVAE2_FAST_SIMD raises here, at import, rather than at the first call.
-    try:
-        module.simd_level()
-    except RuntimeError as error:
-        if not _is_program():
-            raise
-        # `python -m vqvae2_fast` imports the package before any code of the command line, which
-        # tells a wrong request in one sentence.
-        from vqvae2_fast_command import refuse
-
-        raise SystemExit(refuse(error)) from None
+    module.simd_level()
 
 
 def simd_level() -> str | None:

@@ -11,10 +11,10 @@ from typing import Literal, get_args
 
 from vqvae2_fast.data.batch_cut import BatchCut
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.training.optimizer import OptimizerName
 
 __all__ = ["TrainConfig", "learning_rate", "step_seed"]
 
+OptimizerName = Literal["adamw", "momentum", "muon"]
 Schedule = Literal["cosine", "steps"]
 Precision = Literal["auto", "float32", "bfloat16"]
 

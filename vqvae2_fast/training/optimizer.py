@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,9 +12,7 @@ from vqvae2_fast.training.muon import Muon
 if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["OptimizerName", "hidden_matrices", "kept_moments", "make_optimizer", "moments_of"]
-
-OptimizerName = Literal["adamw", "momentum", "muon"]
+__all__ = ["hidden_matrices", "kept_moments", "make_optimizer", "moments_of"]
 
 
 def moments_of(config: TrainConfig) -> int:

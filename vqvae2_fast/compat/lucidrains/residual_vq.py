@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast import ops
 from vqvae2_fast.compat.lucidrains.arguments import Unsupported, refuse_others
 from vqvae2_fast.compat.lucidrains.codebook import recomputable
 from vqvae2_fast.compat.lucidrains.layout import Layouts
-from vqvae2_fast.compat.lucidrains.losses import directed
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
-from vqvae2_fast.compat.lucidrains.residual_at_once import at_once, goes_at_once
-from vqvae2_fast.compat.lucidrains.residual_beam import beam_search
-from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
+from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize, directed
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.codebook import stacked_codebooks
 from vqvae2_fast.modules.latest_forward import LatestForward
 from vqvae2_fast.modules.projections import projections, wide
 
@@ -361,3 +361,154 @@ class GroupedResidualVQ(Grouped):
             sample_codebook_temp=sample_codebook_temp,
             freeze_codebook=freeze_codebook,
         )
+
+
+def goes_at_once(
+    module: ResidualVQ, x: Tensor, mask: Tensor | None, temperature: float | None
+) -> bool:
+    """Whether `at_once` finds what calling the layers one by one would."""
+    plain = x.dtype == torch.float32 and mask is None and not module.shared_codebook
+    return (
+        plain
+        and module.quant_grad_frac <= 0
+        and x.numel() > 0
+        and not torch.nn.modules.module._has_any_global_hook()
+        and _are_alike(module)
+        and all(_is_plain(layer, temperature) for layer in module._quantizers())
+        and all(layer._codebook.has_started() for layer in module._quantizers())
+    )
+
+
+def _are_alike(module: ResidualVQ) -> bool:
+    """Whether what `at_once` takes from the first layer holds for all of them."""
+    first = module._quantizers()[0]
+    return all(
+        type(layer) is VectorQuantize
+        and layer.training == module.training
+        and layer.commitment_weight == first.commitment_weight
+        and layer.has_commitment_loss == first.has_commitment_loss
+        and layer.rotation_trick == first.rotation_trick
+        and layer.route_gradients_to_input == first.route_gradients_to_input
+        for layer in module._quantizers()
+    )
+
+
+def _is_plain(layer: VectorQuantize, temperature: float | None) -> bool:
+    """Whether a layer searches by distance, loses by it alone, and nobody listens to its calls."""
+    book = layer._codebook
+    return not (
+        book.use_cosine_sim
+        or book.learnable_codebook
+        or book.samples(temperature)
+        or layer.directional_reparam
+        or layer.orthogonal_reg_weight > 0
+        or layer.codebook_diversity_loss_weight > 0
+        or layer.commitment_use_cross_entropy_loss
+        or layer.in_place_codebook_optimizer is not None
+        or layer._forward_pre_hooks
+        or layer._forward_hooks
+        or layer._backward_pre_hooks
+        or layer._backward_hooks
+    )
+
+
+def at_once(
+    module: ResidualVQ, x: Tensor, in_use: int, freeze_codebook: bool | None
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """What `ResidualVQ._one_by_one` returns, with no residuals."""
+    layers = module._quantizers()[:in_use]
+    first = layers[0]
+    codebooks = stacked_codebooks([layer._codebook.embed[0] for layer in layers])
+    routes = module.training and x.requires_grad and first.route_gradients_to_input
+    with without_autocast(x.device):
+        z_q, indices, commitments = ops.residual_nearest_code(
+            x, codebooks, rotate=first.rotation_trick
+        )
+    quantized = z_q if routes and first.rotation_trick else z_q.detach()
+    if routes and not first.rotation_trick:
+        # Each quantiser passes the gradient straight to x.
+        quantized = quantized + in_use * (x - x.detach())
+    # A compiled graph cannot make a leaf that requires a gradient.
+    leaf = module.training and not torch.compiler.is_compiling()
+    losses = torch.zeros(in_use, device=x.device, requires_grad=leaf)
+    if module.training and first.has_commitment_loss:
+        losses = losses + first.commitment_weight * commitments
+    residual = x.detach()
+    for layer, codebook, index in zip(layers, codebooks, indices.unbind(-1), strict=True):
+        rows, row_index = residual.reshape(1, -1, module.codebook_dim), index.reshape(1, -1)
+        layer._remember(row_index)
+        if module.training:
+            if not layer.is_frozen(freeze_codebook):
+                layer._codebook.update(rows, row_index, None)
+            residual = residual - codebook[index]
+    return quantized, indices, losses, []
+
+
+def beam_search(
+    module: ResidualVQ,
+    x: Tensor,
+    beam_size: int,
+    in_use: int,
+    temperature: float | None,
+    freeze_codebook: bool | None,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The candidate with the least weighted sum of errors, as the package finds it.
+
+    In training only the codebook of the first quantiser moves, as in the package, unless it is
+    frozen. Letters: M vectors, j candidates, k codes of each, q quantisers so far.
+
+    Args:
+        x: `[..., D]`.
+
+    Returns:
+        Sum of codes `[..., D]`, indices `[..., q]`, losses `[q]`, and what the first quantiser saw.
+
+    Raises:
+        ValueError: The layers have no commitment loss in training.
+    """
+    positions = x.shape[:-1]
+    residual = x.reshape(-1, 1, x.shape[-1])  # [M, j, D]
+    total = torch.zeros_like(residual)
+    scores = residual.new_zeros(residual.shape[:2])  # [M, j]
+    # Of each candidate its indices and losses so far, `[M, j]` of each quantiser.
+    indices: list[Tensor] = []
+    losses: list[Tensor] = []
+    layers = module._quantizers()[:in_use]
+    if not all(layer.has_commitment_loss or not layer.training for layer in layers):
+        raise ValueError(
+            "ResidualVQ: expected commitment_weight > 0, without diveq or directional_reparam, "
+            "with a beam in training, which ranks candidates by their commitment loss. Pass "
+            "beam_size=1 to forward in training."
+        )
+    for number, layer in enumerate(layers):
+        candidates = residual.shape[1]
+        codes, index, loss = layer(
+            residual,
+            topk=beam_size,
+            sample_codebook_temp=temperature,
+            freeze_codebook=freeze_codebook,
+        )
+        k = index.shape[-1]
+        scores = (scores[:, :, None] - loss * module.beam_score_weights[number]).flatten(1)
+        # Candidate j with code k is number j·k of the next ones.
+        origin = torch.arange(candidates, device=x.device).repeat_interleave(k)
+        codes = codes.flatten(1, 2)
+        residual = residual[:, origin] - module.passed_on(codes)
+        total = total[:, origin] + codes
+        indices = [*(part[:, origin] for part in indices), index.flatten(1)]
+        losses = [*(part[:, origin] for part in losses), loss.flatten(1)]
+        kept = 1 if number == len(layers) - 1 else beam_size
+        if scores.shape[1] > kept:
+            scores, best = scores.topk(kept, dim=-1)  # [M, j]
+            rows = torch.arange(len(best), device=x.device)[:, None]
+            residual, total = residual[rows, best], total[rows, best]
+            indices = [part[rows, best] for part in indices]
+            losses = [part[rows, best] for part in losses]
+    found = torch.stack([index[:, 0] for index in indices], dim=-1).view(*positions, in_use)
+    if module.training and not layers[0].is_frozen(freeze_codebook):
+        # Not by `update_indices`, which would wait for a GPU: each vector has a code.
+        book = layers[0]._codebook
+        rows = book.transform_input(x.detach().reshape(1, -1, x.shape[-1]))
+        book.update(rows.float(), found[..., 0].reshape(1, -1), None)
+    mean_losses = torch.stack([wide(loss[:, 0]).sum() / max(len(loss), 1) for loss in losses])
+    return total[:, 0].view(x.shape), found, mean_losses, [x]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
-from vqvae2_fast.compat.lucidrains.losses import masked_error
 from vqvae2_fast.compat.lucidrains.residual import Residual
+from vqvae2_fast.compat.lucidrains.vector_quantize import masked_error
 from vqvae2_fast.ops._rotation import rotate_gradient
 
 if TYPE_CHECKING:

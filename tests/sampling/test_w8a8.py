@@ -216,6 +216,12 @@ def test_a_margin_below_one_or_infinite_is_refused(margin):
         calibrate(tiny_prior(), [], margin=margin)
 
 
+def test_a_prior_that_is_not_float32_is_not_calibrated():
+    prior = tiny_prior().double()
+    with pytest.raises(ValueError, match="expected a prior with float32 weights"):
+        calibrate(prior, [(prior_inputs(prior, 2)["codes"], None, None)])
+
+
 def test_a_calibration_without_codes_is_refused():
     with pytest.raises(ValueError, match="calibrate: expected at least one batch"):
         calibrate(tiny_prior(), [])

@@ -57,8 +57,8 @@ def calibrate(
             values are then clamped, and all others are rounded to finer steps.
 
     Raises:
-        ValueError: No batch, a margin that is no number, below 1 or infinite, or codes that do not
-            fit the prior.
+        ValueError: No batch, a margin that is no number, below 1 or infinite, a prior whose weights
+            are not float32, or codes that do not fit the prior.
         TypeError: Batches that are not (codes, condition, labels), or codes or labels not int64.
     """
     if margin is not None and not (isinstance(margin, Real) and 1 <= margin < math.inf):
@@ -71,7 +71,12 @@ def calibrate(
             f"{type_in_words(batches)}."
         )
     interface, digest = checked_interface("calibrate", prior), hashlib.sha256()
-    device = device_of(prior)
+    device, dtype = device_of(prior), next(prior.parameters()).dtype
+    if dtype != torch.float32:
+        raise ValueError(
+            "calibrate: expected a prior with float32 weights, as engine cpu_w8a8 takes, got "
+            f"{dtype}. Call prior.float() first."
+        )
     with evaluating(prior), torch.inference_mode():
         checked: list[_Batch] = []
         for number, batch in enumerate(batches):

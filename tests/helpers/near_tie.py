@@ -28,7 +28,7 @@ from vqvae2_fast.sampling.settings import DrawSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NearTie", "assert_near_tie", "assert_same_draw", "near_tie"]
+__all__ = ["NearTie", "assert_near_tie", "assert_same_draw", "near_tie", "own_rounding"]
 
 # One code in 10^4 may be a near tie that went the other way.
 ALLOWED_SHARE = 1e-4
@@ -177,7 +177,7 @@ def assert_same_draw(
     errors = torch.tensor([result.raw_error, log_prob_error])
     allowed = EXACT_ERROR * max(1.0, result.largest_logit)
     if not (errors <= allowed).all():
-        allowed += ROUNDINGS * _own_rounding(
+        allowed += ROUNDINGS * own_rounding(
             prior, found[0], arguments.get("condition"), arguments.get("labels")
         )
     if not (errors <= allowed).all() or not (equal or result.num_beyond == 0):
@@ -189,7 +189,7 @@ def assert_same_draw(
 
 
 @torch.no_grad()
-def _own_rounding(
+def own_rounding(
     prior: nn.Module,
     codes: Tensor,
     condition: Sequence[Tensor] | Tensor | None,

@@ -17,6 +17,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
         ("fuzz", "--files"),
         ("kill_tests", "--kills"),
         ("quantizer_exactness.py", "--rows"),
+        ("state_fuzz", "--operations"),
         ("torchrun_kill_test.py", "--kills"),
     ],
 )

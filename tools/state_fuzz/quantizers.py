@@ -19,8 +19,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 from world import operation
 
-from vqvae2_fast.modules.codebook_steps import update_codebooks_
-from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA, update_codebooks_
 from vqvae2_fast.modules.residual_vq import ResidualVQ
 
 if TYPE_CHECKING:

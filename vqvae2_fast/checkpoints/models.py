@@ -242,7 +242,7 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
     model_class, config = described_model(header, folder)
     expected = _expected_tensors(model_class, config, folder)
     check_tensors(expected, folder, "model", DTYPES[header["dtype"]])
-    with torch.random.fork_rng(devices=[]), unfilled():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), unfilled():
         model: Model = model_class(config).float()  # whatever torch's default is
     weights = restored(read_part(folder, "model", check_finite=False))
     if check_finite:  # of the weights themselves, since a scale of int8 can carry them beyond

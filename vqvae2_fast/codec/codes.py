@@ -251,9 +251,9 @@ def decoded_codes(
         )
     labels = None
     if segment.labels:
-        labels = torch.tensor(segment.labels)
+        labels = torch.tensor(segment.labels, device="cpu", dtype=torch.int64)
     elif header.label != NO_LABEL:
-        labels = torch.full((batch,), header.label)
+        labels = torch.full((batch,), header.label, device="cpu", dtype=torch.int64)
     given = _told(where, pipeline, labels, batch)
     maps: list[Tensor] = []
     for level, streams in enumerate(segment.streams):
@@ -308,7 +308,11 @@ def _told(where: str, pipeline: Pipeline, labels: Tensor | None, batch: int) -> 
     """Labels for the priors, "no class" if there are none."""
     num_classes = pipeline.num_classes
     if labels is None:
-        return torch.full((batch,), num_classes) if num_classes else None
+        return (
+            torch.full((batch,), num_classes, device="cpu", dtype=torch.int64)
+            if num_classes
+            else None
+        )
     if num_classes > MAX_LABEL:
         raise ValueError(
             f"{where}: expected at most {MAX_LABEL} classes, got {num_classes}; leave labels out."

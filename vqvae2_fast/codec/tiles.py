@@ -85,7 +85,7 @@ class Tiling:
         (rows, columns), margin = self.grid, self._margin(size)
         for axis, count in ((-2, rows), (-1, columns)):
             # Before the first and after the last row or column, that one is repeated.
-            at = torch.arange(-margin[axis], count * size[axis] + margin[axis])
+            at = torch.arange(-margin[axis], count * size[axis] + margin[axis], device="cpu")
             at = at.clamp(0, planes.shape[axis] - 1).to(planes.device)
             planes = planes.index_select(axis, at)
         # [B, ..., rows, columns, h, w] -> [B, rows, columns, ..., h, w], a view
@@ -93,7 +93,7 @@ class Tiling:
         windows = windows.unfold(-2, size[1] + 2 * margin[1], size[1])
         windows = windows.movedim((-4, -3), (1, 2))
         shape = windows.shape[:3]
-        for numbers in torch.arange(shape.numel()).split(_BATCH):
+        for numbers in torch.arange(shape.numel(), device="cpu").split(_BATCH):
             yield windows[torch.unravel_index(numbers, shape)]
 
     def inner(self, windows: Tensor, size: tuple[int, int]) -> Tensor:

@@ -171,7 +171,7 @@ class Demo(Command):
             images = sample_images(
                 pipeline,
                 len(labels),
-                labels=torch.tensor(labels, device=device),
+                labels=torch.tensor(labels, device=device, dtype=torch.int64),
                 seed=self.seed,
                 **_RECOMMENDED,
             )

@@ -189,7 +189,10 @@ def _samples(path: Path) -> Result:
 
 
 def _installation() -> Result:
-    z, codebook = torch.zeros(1, 8), torch.zeros(2, 8)
+    z, codebook = (
+        torch.zeros(1, 8, dtype=torch.float32, device="cpu"),
+        torch.zeros(2, 8, dtype=torch.float32, device="cpu"),
+    )
     values: dict[str, Any] = {
         "vqvae2_fast": vqvae2_fast.__version__,
         "python": platform.python_version(),

@@ -131,7 +131,7 @@ class Samples:
         self.pictures: dict[str, Path] = {}
         self._check()
         generator = torch.Generator().manual_seed(self.options.seed)
-        self.order = torch.randperm(len(self.train_set), generator=generator)
+        self.order = torch.randperm(len(self.train_set), generator=generator, device="cpu")
         if self.options.samples is not None:
             self._check_named(self.options.samples)
         else:
@@ -245,7 +245,7 @@ class Samples:
         count = self.options.images
         other = ImageSubset(self.train_set, self.order[count : 2 * count])
         if len(self.held_out) >= count:
-            rows = torch.randperm(len(self.held_out), generator=generator)[:count]
+            rows = torch.randperm(len(self.held_out), generator=generator, device="cpu")[:count]
             other = ImageSubset(self.held_out, rows)
         return self._training_images(count), other
 
@@ -268,7 +268,7 @@ class Samples:
         return samples_of_folder(path, self.out / "work" / "samples.raw", self.class_names)
 
     def _sets(self) -> Sets:
-        sampled = ImageSubset(self._samples, torch.arange(self.options.images))
+        sampled = ImageSubset(self._samples, torch.arange(self.options.images, device="cpu"))
         self._picture("samples", sampled)
         return {
             "reference": self.reference,
@@ -341,7 +341,7 @@ class Samples:
         real, reconstructed = self._training_images(count), sets["reconstructed"]
         if count != self.options.images:
             reconstructed = self._reconstructed(f"training_{count}", real)
-        sampled = ImageSubset(self._samples, torch.arange(count))
+        sampled = ImageSubset(self._samples, torch.arange(count, device="cpu"))
         train = {"real": real, "reconstructed": reconstructed, "sampled": sampled}
         test = {
             "real": self.held_out,

@@ -149,7 +149,7 @@ class Tune(Command):
             device=device,
         )
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(images), generator=generator)[:number]
+        order = torch.randperm(len(images), generator=generator, device="cpu")[:number]
         trials = _Trials(self, pipeline, ImageSubset(images, order), network)
         best = trials.search()
         recommended: dict[str, Any] = {

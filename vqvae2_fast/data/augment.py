@@ -124,8 +124,8 @@ def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
 def _words(indices: Tensor, seed: int, epoch: int | Tensor, which: int) -> Tensor:
     """One 32-bit word for each image, in int64 `[B]`."""
     return random_words(
-        torch.tensor(which),
-        torch.as_tensor(epoch),
+        torch.tensor(which, dtype=torch.int64, device="cpu"),
+        torch.as_tensor(epoch, dtype=torch.int64, device="cpu"),
         indices.to("cpu"),
         seed=stable_hash(f"augment/{seed}"),
         stream=0,

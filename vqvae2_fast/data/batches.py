@@ -71,7 +71,7 @@ def _steps(count: int, batch_size: int, seed: int, start_step: int) -> Iterator[
 
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(stable_hash(f"order/{seed}/{epoch}"))
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def _large_steps(
@@ -83,7 +83,7 @@ def _large_steps(
         stop = first + batch_size
         epochs = range(first // count, -(-stop // count))
         order = torch.cat([_permutation(count, seed, epoch) for epoch in epochs])
-        number = torch.arange(first, stop)
+        number = torch.arange(first, stop, device="cpu")
         yield number // count, order[number - epochs.start * count]
         first = stop
 
@@ -211,7 +211,7 @@ def codes_in_order(
         ValueError: There is no process of this rank.
     """
     check_rank("codes_in_order", rank, world_size)
-    order = torch.arange(len(store)).split(batch_size)
+    order = torch.arange(len(store), device="cpu").split(batch_size)
     return map(store.batch, order[rank::world_size])
 
 
@@ -247,7 +247,7 @@ def in_order(
             f"in_order: start and stop must be a range of the {len(dataset)} images of the set, "
             f"got {start} and {stop}."
         )
-    order = torch.arange(start, stop).split(batch_size) if start < stop else ()
+    order = torch.arange(start, stop, device="cpu").split(batch_size) if start < stop else ()
     order = order[rank::world_size]
     read = _reader(dataset, iter(order), num_workers)
     return ((to_float(images), labels) for images, labels in map(read, order))
@@ -257,7 +257,7 @@ def raw_in_order(
     dataset: ImageSource, batch_size: int, *, num_workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images as `in_order` gives them, but uint8."""
-    order = torch.arange(len(dataset)).split(batch_size)
+    order = torch.arange(len(dataset), device="cpu").split(batch_size)
     return map(_reader(dataset, iter(order), num_workers), order)
 
 

@@ -105,8 +105,10 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
     @property
     def positions(self) -> Tensor:
         """Which record of the encoded set each one is, int64 `[N]`."""
-        starts = [torch.arange(shard.first, shard.stop) for shard in self.manifest.shards]
-        every = torch.cat(starts) if starts else torch.zeros(0, dtype=torch.int64)
+        starts = [
+            torch.arange(shard.first, shard.stop, device="cpu") for shard in self.manifest.shards
+        ]
+        every = torch.cat(starts) if starts else torch.zeros(0, dtype=torch.int64, device="cpu")
         return every if self._rows is None else every[torch.from_numpy(self._rows)]
 
     @property
@@ -140,7 +142,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
                     f"{short(', '.join(self.class_names), 500)}."
                 )
             wanted.append(label)
-        keep = torch.isin(self.labels, torch.tensor(wanted, dtype=torch.int64))
+        keep = torch.isin(self.labels, torch.tensor(wanted, dtype=torch.int64, device="cpu"))
         return self.select(keep.nonzero()[:, 0])
 
     @property

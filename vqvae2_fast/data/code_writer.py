@@ -141,7 +141,7 @@ class CodeWriter:
                 f"CodeWriter: expected maps of {self._layout.describe()}, got {found.describe()}."
             )
         if labels is None:
-            labels = torch.full((count,), -1, dtype=torch.int64)
+            labels = torch.full((count,), -1, dtype=torch.int64, device="cpu")
         labels = labels.to("cpu")
         check_labels("CodeWriter", labels, count, self._num_classes)
         start, source = self.position, self._empty.source_records

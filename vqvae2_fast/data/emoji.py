@@ -84,7 +84,7 @@ def load_emoji(
         names = tuple(sorted(set(classes)))
     return ImageTensorDataset(
         images,
-        torch.tensor([names.index(classes[i]) for i in chosen]),
+        torch.tensor([names.index(classes[i]) for i in chosen], dtype=torch.int64, device="cpu"),
         names,
         tuple(rows[i]["key"] for i in chosen),
     )

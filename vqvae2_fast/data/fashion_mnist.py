@@ -106,7 +106,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
             "it again."
         )
     if not count:
-        return torch.zeros(sizes, dtype=torch.uint8)
+        return torch.zeros(sizes, dtype=torch.uint8, device="cpu")
     return torch.frombuffer(content, dtype=torch.uint8).view(sizes)
 
 

@@ -142,7 +142,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             )
         self.skipped = tuple(sorted([*corrupt, *small]))
         self.names = tuple(name for name, _ in kept)
-        self.labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
+        self.labels = torch.tensor([label for _, label in kept], dtype=torch.int64, device="cpu")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -121,7 +121,7 @@ def labels_of_prior(
         num_classes, num_subclasses: Of the prior, see `PriorConfig`.
     """
     if len(class_names) == num_classes:
-        return torch.arange(num_classes + 1)
+        return torch.arange(num_classes + 1, device="cpu")
     names = names_of_prior(class_names, num_classes, num_subclasses)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     layout = LabelLayout(num_classes, num_subclasses)
@@ -131,7 +131,7 @@ def labels_of_prior(
         part = layout.of_part(numbers[name], places[name])
         labels.append(part if num_subclasses else numbers[name])
         places[name] += 1
-    return torch.tensor([*labels, layout.no_class])
+    return torch.tensor([*labels, layout.no_class], dtype=torch.int64, device="cpu")
 
 
 def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:
@@ -165,7 +165,9 @@ class GroupedImages:
 
     @cached_property
     def _group_of_class(self) -> Tensor:
-        return torch.tensor([*groups_of_classes(self.images.class_names), -1])
+        return torch.tensor(
+            [*groups_of_classes(self.images.class_names), -1], dtype=torch.int64, device="cpu"
+        )
 
     def __len__(self) -> int:
         return len(self.images)

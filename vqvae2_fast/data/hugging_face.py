@@ -122,9 +122,9 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
             label = _column(where, source, label, "ClassLabel", "label_column")
             self.class_names = tuple(source.features[label].names)
             values = [-1 if value is None else int(value) for value in plain[label]]
-            self.labels = torch.tensor(values, dtype=torch.int64)
+            self.labels = torch.tensor(values, dtype=torch.int64, device="cpu")
         else:
-            self.labels = torch.full((source.num_rows,), -1, dtype=torch.int64)
+            self.labels = torch.full((source.num_rows,), -1, dtype=torch.int64, device="cpu")
         # By which messages name items; another number each for a part of a set that was opened.
         self.row_numbers: Sequence[int] = range(len(self))
         check_class_names(where, self.class_names)

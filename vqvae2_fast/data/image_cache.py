@@ -146,7 +146,7 @@ def _open(path: Path) -> ImageTensorDataset | None:
         return _CachedImages(
             MappedFile(path / _IMAGES, size),
             shape,
-            torch.tensor(meta["labels"], dtype=torch.int64),
+            torch.tensor(meta["labels"], dtype=torch.int64, device="cpu"),
             tuple(meta["class_names"]),
             tuple(meta["names"]),
         )

@@ -218,7 +218,7 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
                 f"got {list(images.shape)}."
             )
         if labels is None:
-            labels = torch.full((len(images),), -1, dtype=torch.int64)
+            labels = torch.full((len(images),), -1, dtype=torch.int64, device="cpu")
         check_class_names("ImageTensorDataset", class_names)
         check_labels("ImageTensorDataset", labels, len(images), len(class_names))
         if names and len(names) != len(images):

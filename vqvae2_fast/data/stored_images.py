@@ -82,7 +82,7 @@ def store_images(
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("wb", buffering=0)
     shape: tuple[int, int, int] | None = None
-    labels = torch.empty(count, dtype=torch.int64)
+    labels = torch.empty(count, dtype=torch.int64, device="cpu")
     done = 0
     with file:
         for images, own in batches:
@@ -116,7 +116,10 @@ def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> S
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for sample, label in zip(samples, labels, strict=True):
-            yield read_sample(folder, sample)[None], torch.tensor([label])
+            yield (
+                read_sample(folder, sample)[None],
+                torch.tensor([label], dtype=torch.int64, device="cpu"),
+            )
 
     return store_images(path, len(samples), batches(), class_names)
 

@@ -144,7 +144,11 @@ class SubclassImages:
 
 
 def _labels(images: ImageSource) -> Tensor:
-    return images.labels if images.class_names else torch.zeros(len(images), dtype=torch.int64)
+    return (
+        images.labels
+        if images.class_names
+        else torch.zeros(len(images), dtype=torch.int64, device="cpu")
+    )
 
 
 def _features(images: ImageSource) -> Tensor:

@@ -49,7 +49,7 @@ class ImageSubset:
 def evenly(count: int, most: int) -> Tensor:
     """At most `most` of the numbers below `count`, int64, at equal distances from first to last."""
     taken = min(count, most)
-    return torch.arange(taken) * (count - 1) // max(taken - 1, 1)
+    return torch.arange(taken, device="cpu") * (count - 1) // max(taken - 1, 1)
 
 
 def spread_evenly(images: ImageSource, most: int) -> ImageSource:

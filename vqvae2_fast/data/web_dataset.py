@@ -124,12 +124,12 @@ def load_web_dataset(
             labels.append(label)
             keys.append(sample.key)
             if len(images) == _BATCH:
-                yield torch.stack(images), torch.tensor(labels)
+                yield torch.stack(images), torch.tensor(labels, dtype=torch.int64, device="cpu")
                 images, labels = [], []
                 if progress is not None:
                     progress(len(keys))
         if images:
-            yield torch.stack(images), torch.tensor(labels)
+            yield torch.stack(images), torch.tensor(labels, dtype=torch.int64, device="cpu")
 
     return write_cache(
         cache,

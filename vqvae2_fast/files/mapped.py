@@ -51,7 +51,7 @@ class MappedFile:
         self._bytes = (
             torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
             if size
-            else torch.zeros(0, dtype=torch.uint8)
+            else torch.zeros(0, dtype=torch.uint8, device="cpu")
         )
 
     def bytes(self) -> Tensor:

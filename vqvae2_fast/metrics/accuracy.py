@@ -52,7 +52,8 @@ def classification_accuracy(
     """
     device = device_of(model)
     classes = model.config.num_classes
-    hits, totals = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
+    hits = torch.zeros(classes, dtype=torch.int64, device="cpu")
+    totals = torch.zeros_like(hits)
     among_five = 0
     with evaluating(model):
         for images, labels in batches:

@@ -48,7 +48,7 @@ def code_counts(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Tensor
     """
     if num_embeddings < 1:
         raise ValueError(f"code_counts: expected num_embeddings >= 1, got {num_embeddings}.")
-    counts = torch.zeros(num_embeddings, dtype=torch.int64)
+    counts = torch.zeros(num_embeddings, dtype=torch.int64, device="cpu")
     for part in [codes] if isinstance(codes, Tensor) else codes:
         if not part.numel():
             continue

@@ -94,7 +94,7 @@ def extract_features(
         OSError: The disk is full or fails; the error names the file, which is as it was.
     """
     paths = {name: folder / f"{name}.npy" for name in _PARTS}
-    labels = torch.empty(count, dtype=torch.int64)
+    labels = torch.empty(count, dtype=torch.int64, device="cpu")
     done, start = 0, time.monotonic()
     with explained(f"cannot write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -32,9 +32,9 @@ class Moments:
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
-        self.counts = torch.zeros(GROUPS, dtype=torch.float64)
-        self.sums = torch.zeros(GROUPS, dim, dtype=torch.float64)
-        self.products = torch.zeros(GROUPS, dim, dim, dtype=torch.float64)
+        self.counts = torch.zeros(GROUPS, dtype=torch.float64, device="cpu")
+        self.sums = torch.zeros(GROUPS, dim, dtype=torch.float64, device="cpu")
+        self.products = torch.zeros(GROUPS, dim, dim, dtype=torch.float64, device="cpu")
         self._origin: Tensor | None = None
 
     @classmethod
@@ -80,7 +80,7 @@ class Moments:
         if self._origin is None:
             self._origin = rows.mean(0)
         rows = rows - self._origin
-        groups = (torch.arange(len(rows)) + self.images) % GROUPS
+        groups = (torch.arange(len(rows), device="cpu") + self.images) % GROUPS
         for group in range(GROUPS):
             own = rows[groups == group]
             self.counts[group] += len(own)

@@ -37,8 +37,8 @@ def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
         ValueError: There are fewer than 100 images, or the probabilities of an image do not sum
             to 1.
     """
-    counts = torch.zeros(GROUPS, dtype=torch.float64)
-    negative_entropy = torch.zeros(GROUPS, dtype=torch.float64)
+    counts = torch.zeros(GROUPS, dtype=torch.float64, device="cpu")
+    negative_entropy = torch.zeros(GROUPS, dtype=torch.float64, device="cpu")
     shares: Tensor | None = None  # [GROUPS, classes]
     for batch in log_probabilities:
         if batch.ndim != 2:
@@ -47,7 +47,7 @@ def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
                 f"{list(batch.shape)}: give a list of batches, [log_probabilities] for one."
             )
         logs = batch.detach().to("cpu", torch.float64)
-        groups = (torch.arange(len(logs)) + int(counts.sum())) % GROUPS
+        groups = (torch.arange(len(logs), device="cpu") + int(counts.sum())) % GROUPS
         probabilities = logs.exp()
         sums = probabilities.sum(1)
         if not ((sums - 1).abs() <= _TOLERANCE).all():
@@ -57,8 +57,8 @@ def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
                 "logits."
             )
         if shares is None:
-            shares = torch.zeros(GROUPS, logs.shape[1], dtype=torch.float64)
-        counts.index_add_(0, groups, torch.ones(len(logs), dtype=torch.float64))
+            shares = torch.zeros(GROUPS, logs.shape[1], dtype=torch.float64, device="cpu")
+        counts.index_add_(0, groups, torch.ones(len(logs), dtype=torch.float64, device="cpu"))
         shares.index_add_(0, groups, probabilities)
         # 0 · log 0 is 0.
         terms = torch.where(probabilities > 0, probabilities * logs, 0.0).sum(1)

@@ -69,12 +69,12 @@ def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Estimate:
     blocks = images // size
     generator = torch.Generator().manual_seed(seed)
     parts = zip(
-        torch.randperm(len(real), generator=generator).split(size),
-        torch.randperm(len(fake), generator=generator).split(size),
+        torch.randperm(len(real), generator=generator, device="cpu").split(size),
+        torch.randperm(len(fake), generator=generator, device="cpu").split(size),
         strict=False,
     )
     values = [
-        squared_discrepancy(torch.as_tensor(real[rows]), torch.as_tensor(fake[columns]))
+        squared_discrepancy(real[rows], fake[columns])
         for rows, columns in parts
         if len(rows) == len(columns) == size
     ][:blocks]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -88,18 +89,21 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     real_radii, fake_radii = _radii(real, real_norms, k), _radii(fake, fake_norms, k)
 
     # Column 0 is of all images, column 1 + g of the balls and members of the groups other than g.
-    in_real = torch.zeros(1 + GROUPS, len(fake), dtype=torch.int64)  # balls that hold each fake
-    in_fake = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
-    holds = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
+    # How many balls hold each fake.
+    in_real = torch.zeros(1 + GROUPS, len(fake), dtype=torch.int64, device="cpu")
+    in_fake = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool, device="cpu")
+    holds = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool, device="cpu")
     for group, members in enumerate(real_groups):
-        for rows in torch.arange(members.start, members.stop).split(_rows(fake)):
+        for rows in torch.arange(members.start, members.stop, device="cpu").split(_rows(fake)):
             distances = _squared(real[rows], real_norms[rows], fake, fake_norms)  # [R, M]
             in_real += _balls_without(distances, real_radii[rows], group)
             nearest = torch.stack([distances[:, own].amin(1) for own in fake_groups], 1)  # [R, G]
             holds[rows] = _least_without(nearest) < real_radii[rows]
             in_fake[rows] = _in_some_ball(distances, fake_radii, fake_groups)
     in_real = in_real.T
-    real_group, fake_group = ((torch.arange(len(x)) % GROUPS).sort().values for x in (real, fake))
+    real_group, fake_group = (
+        (torch.arange(len(x), device="cpu") % GROUPS).sort().values for x in (real, fake)
+    )
 
     def share(members: Tensor, group: Tensor, most: float = 1.0) -> Estimate:
         values = [
@@ -123,7 +127,7 @@ def _by_group(features: Tensor) -> Tensor:
 
 def _groups(images: int) -> list[slice]:
     """Where each group lies in the order of `_by_group`."""
-    ends = torch.tensor([len(range(g, images, GROUPS)) for g in range(GROUPS)]).cumsum(0).tolist()
+    ends = list(accumulate(len(range(g, images, GROUPS)) for g in range(GROUPS)))
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -174,11 +178,11 @@ def _radii(features: Tensor, norms: Tensor, k: int) -> Tensor:
         features: In the order of groups.
         norms: Theirs, squared, `[N]`.
     """
-    radii = torch.empty(len(features), 1 + GROUPS)
+    radii = torch.empty(len(features), 1 + GROUPS, dtype=torch.float32, device="cpu")
     groups = _groups(len(features))
-    for rows in torch.arange(len(features)).split(_rows(features)):
+    for rows in torch.arange(len(features), device="cpu").split(_rows(features)):
         distances = _squared(features[rows], norms[rows], features, norms)
-        distances[torch.arange(len(rows)), rows] = torch.inf
+        distances[torch.arange(len(rows), device="cpu"), rows] = torch.inf
         # The k nearest in each group. The k nearest without a group are among those of the others.
         in_groups = [distances[:, own] for own in groups]
         found = [own.topk(min(k, own.shape[1]), largest=False).values for own in in_groups]

@@ -103,7 +103,7 @@ class LPIPS(nn.Module):
 
         Images with a side below 64 are enlarged so that it is 64 (bilinear).
         """
-        distance = torch.zeros(len(images), device=images.device)
+        distance = torch.zeros(len(images), device=images.device, dtype=torch.float32)
         taps = zip(self._taps(images), self._taps(others), self.heads, strict=True)
         for first, second, head in taps:
             difference = (_unit(first) - _unit(second)).square()  # [B, C, h, w]

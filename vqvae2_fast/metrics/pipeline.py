@@ -190,7 +190,7 @@ def _one_pass(
     config, device = vqvae.config, device_of(vqvae)
     sums = PairSums.of_size(config.image_size, perceptual)
     nats: list[list[float]] = []  # of each batch, by level
-    counts = [torch.zeros(config.num_embeddings, dtype=torch.int64) for _ in priors]
+    counts = [torch.zeros(config.num_embeddings, dtype=torch.int64, device="cpu") for _ in priors]
     size, rank, count = evaluation_batch(config.image_size), processes.rank, processes.count
     firsts = range(rank * size, len(images), count * size)
     own = in_order(images, size, rank=rank, world_size=count)
@@ -218,7 +218,9 @@ def _one_pass(
         Likelihood.of_sum(total, len(images), math.prod(map_size))
         for total, map_size in zip(totals, config.level_sizes, strict=True)
     ]
-    histograms = torch.tensor(processes.gathered([level.tolist() for level in counts])).sum(0)
+    histograms = torch.tensor(
+        processes.gathered([level.tolist() for level in counts]), device="cpu", dtype=torch.int64
+    ).sum(0)
     return _Found(reconstruction, likelihoods, list(histograms))
 
 

@@ -49,7 +49,7 @@ def multi_scale_similarity(images: Tensor, others: Tensor) -> Tensor:
         TypeError: Images that are not floating.
     """
     images, others = _checked("multi_scale_similarity", images, others, MULTI_SCALE_SIDE)
-    product = torch.ones(len(images), device=images.device)
+    product = torch.ones(len(images), device=images.device, dtype=torch.float32)
     for scale, weight in enumerate(_WEIGHTS):
         if scale:
             images, others = F.avg_pool2d(images, 2), F.avg_pool2d(others, 2)

@@ -69,7 +69,7 @@ def code_colours(
     lightness = (0.3 + 0.62 * ranks[:, 0]).tolist()
     chroma = (0.24 * (ranks[:, 1:] - 0.5)).tolist()
     colours = [_rgb(light, *own) for light, own in zip(lightness, chroma, strict=True)]
-    return torch.tensor(colours, dtype=torch.uint8)
+    return torch.tensor(colours, dtype=torch.uint8, device="cpu")
 
 
 @torch.no_grad()

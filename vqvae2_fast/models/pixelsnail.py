@@ -31,7 +31,8 @@ def background_coordinates(height: int, width: int) -> Tensor:
     # From numbers, because for arithmetic on the meta device torch would import its compiler.
     rows = [[(row - height / 2) / height] * width for row in range(height)]
     columns = [[(column - width / 2) / width for column in range(width)]] * height
-    return torch.tensor([[rows, columns]])
+    # Of the defaults, as the layers of the module that holds it.
+    return torch.tensor([[rows, columns]], dtype=None, device=None)
 
 
 class PixelSNAILBlock(nn.Module):

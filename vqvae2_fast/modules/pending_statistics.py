@@ -31,9 +31,9 @@ class PendingStatistics:
     """
 
     def __init__(self, codebook: Tensor) -> None:
-        self.counts = torch.zeros(len(codebook), dtype=torch.int64)
+        self.counts = torch.zeros(len(codebook), dtype=torch.int64, device=codebook.device)
         # Not `zeros_like`, for which torch imports sympy on the meta device (0.4 s).
-        self.sums = torch.zeros(codebook.shape, dtype=codebook.dtype)
+        self.sums = torch.zeros(codebook.shape, dtype=codebook.dtype, device=codebook.device)
 
     def apply_(self, function: Callable[[Tensor], Tensor]) -> None:
         """Convert or move them, as `nn.Module._apply` does with buffers."""

@@ -55,7 +55,7 @@ class Quantizer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.perplexity = torch.ones((), dtype=torch.float32)
+        self.perplexity = torch.ones((), dtype=torch.float32, device="cpu")
 
     def encode(self, z: Tensor) -> Tensor:
         """Only the indices; nothing is learnt from z in either mode."""

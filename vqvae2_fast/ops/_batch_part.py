@@ -65,6 +65,8 @@ def dropout_seed(device: torch.device | None = None) -> Tensor:
 def uniform_of_part(samples: int, device: torch.device) -> Tensor:
     """One number in [0, 1) for each sample of the present part, by torch's generator: `[B]`."""
     if _part is None:
-        return torch.rand(samples, device=device)
+        return torch.rand(samples, device=device, dtype=torch.float32)
     # As many as for the whole batch, so that the generator is left the same for every part.
-    return torch.rand(_part.total, device=device)[_part.first : _part.first + samples]
+    return torch.rand(_part.total, device=device, dtype=torch.float32)[
+        _part.first : _part.first + samples
+    ]

@@ -235,7 +235,7 @@ class Ranks:
             return number
         import torch.distributed as dist
 
-        box = torch.tensor(number)
+        box = torch.tensor(number, dtype=torch.int64, device="cpu")
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 

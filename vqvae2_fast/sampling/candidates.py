@@ -80,7 +80,7 @@ def draw_candidates(
     device = device_of(prior)
     check_not_capturing(where, device)
     if known is None:
-        known = torch.full((batch_size, *interface.size), -1)
+        known = torch.full((batch_size, *interface.size), -1, device="cpu", dtype=torch.int64)
     check_codes(where, "known", known, interface, batch_size, lowest=-1)
     known = known.to(device)
     free = known < 0
@@ -140,10 +140,10 @@ def take_candidates(
     counted = log_prob.masked_fill(~follows[:, None], 0).flatten(0, 1).flatten(1)
     # fsum gives the same number in any batch; torch.sum might not.
     sums = [math.fsum(one) for one in counted.tolist()]
-    log_weights = torch.tensor(sums, dtype=torch.float64).view(batch, candidates)
-    samples = first_sample + torch.arange(batch)[:, None]
+    log_weights = torch.tensor(sums, dtype=torch.float64, device="cpu").view(batch, candidates)
+    samples = first_sample + torch.arange(batch, device="cpu")[:, None]
     words = random_words(
-        torch.arange(candidates)[None],
+        torch.arange(candidates, device="cpu")[None],
         torch.zeros_like(samples),
         samples,
         seed=seed,

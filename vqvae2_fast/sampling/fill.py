@@ -110,7 +110,7 @@ def fill(
         candidates=candidates,
         progress=progress,
     )
-    return filled.images, torch.tensor(filled.effective, dtype=torch.float64)
+    return filled.images, torch.tensor(filled.effective, dtype=torch.float64, device="cpu")
 
 
 def encoded(vqvae: VQVAE2, images: Tensor) -> list[Tensor]:

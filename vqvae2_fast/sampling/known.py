@@ -60,7 +60,7 @@ def lower_rows(keep: float, config: VQVAE2Config) -> Hole:
     if not 0 < keep <= 1:
         raise ValueError(f"keep: expected a share of the rows above 0 and at most 1, got {keep}.")
     pixels, *codes = (
-        (torch.arange(height) >= int(keep * height))[:, None].expand(height, width)
+        (torch.arange(height, device="cpu") >= int(keep * height))[:, None].expand(height, width)
         for height, width in (config.image_size, *config.level_sizes)
     )
     return Hole(pixels, codes, {"keep": keep})

@@ -62,7 +62,7 @@ def label_tensor(
     numbers = in_turn(
         labels, lambda label: class_numbers(f"{where}: labels", label, num_classes, class_names)
     )
-    return torch.tensor(numbers, dtype=torch.int64)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def in_turn(labels: Sequence[Label], classes_of: Callable[[Label], Iterable[T]]) -> list[T]:

@@ -255,7 +255,7 @@ def draw_levels(
         interface, told = interface_of(prior), None
         has_classes = interface.num_classes > 0
         if has_classes and numbers is not None:
-            samples = torch.arange(first_sample, first_sample + len(numbers))
+            samples = torch.arange(first_sample, first_sample + len(numbers), device="cpu")
             told = subclass_labels(interface, numbers, samples, seed=own.seed, known=known or ())
         common: dict[str, Any] = {
             "where": where,

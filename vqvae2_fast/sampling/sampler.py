@@ -278,7 +278,9 @@ def _teacher_forced(
     check_codes(where, "codes", codes, interface, batch_size, lowest=0)
     context = checked_context(where, interface, batch_size, condition, labels, device)
     if not batch_size:
-        empty = torch.zeros(0, interface.num_embeddings, *interface.size, device=device)
+        empty = torch.zeros(
+            0, interface.num_embeddings, *interface.size, device=device, dtype=torch.float32
+        )
         return Drawn(codes, log_prob=empty[:, 0], logits=empty)
     request = DrawRequest(
         batch_size,

@@ -101,7 +101,9 @@ class SampleSeries:
         arguments: dict[str, Any] = {}
         if self.label(samples.start) is not None:
             device = device_of(self.pipeline.priors[0])
-            arguments["labels"] = torch.tensor([self.label(n) for n in samples], device=device)
+            arguments["labels"] = torch.tensor(
+                [self.label(n) for n in samples], device=device, dtype=torch.int64
+            )
         if self.known is not None:
             arguments["known"] = self.known.batch([self.known_image(n) for n in samples])
             arguments["candidates"] = self.known.hole.candidates

@@ -82,11 +82,15 @@ def _draw(
     labels = known = None
     if interface.num_classes:
         none = interface.num_classes
-        labels = torch.tensor([none if r.label is None else r.label for r in requests])
+        labels = torch.tensor(
+            [none if r.label is None else r.label for r in requests],
+            device="cpu",
+            dtype=torch.int64,
+        )
     else:
         settings = replace(settings, guidance_scale=1.0)
     if any(r.known is not None for r in requests):
-        free = torch.full(interface.size, -1)
+        free = torch.full(interface.size, -1, device="cpu", dtype=torch.int64)
         known = torch.stack([free if r.known is None else r.known for r in requests])
     rows = [((r.settings.seed + 2**63) % 2**64 - 2**63, r.sample) for r in requests]
     maps = draw(
@@ -98,7 +102,7 @@ def _draw(
         ],
         labels=labels,
         known=known,
-        rows=torch.tensor(rows),
+        rows=torch.tensor(rows, device="cpu", dtype=torch.int64),
         stream=stream,
         return_log_prob=True,
         on_row=lambda row, codes: on_row(indices, row, codes),

@@ -55,7 +55,7 @@ def _nearest(codebook: Tensor) -> Tensor:
     found = []
     for codes in torch.arange(len(codebook), device=codebook.device).split(_ROWS):
         distances = torch.cdist(codebook[codes], codebook)
-        distances[torch.arange(len(codes)), codes] = torch.inf
+        distances[torch.arange(len(codes), device="cpu"), codes] = torch.inf
         found.append(distances.topk(min(_NEIGHBOURS, len(codebook) - 1), largest=False).indices)
     return torch.cat(found)
 
@@ -64,7 +64,7 @@ def _sheet(patches: Tensor) -> Tensor:
     """`[C, rows·side, columns·side]`."""
     count, channels, side, _ = patches.shape
     rows = -(-count // _COLUMNS)
-    sheet = torch.ones(rows * _COLUMNS, channels, side, side)
+    sheet = torch.ones(rows * _COLUMNS, channels, side, side, dtype=torch.float32, device="cpu")
     sheet[:count] = patches
     grid = sheet.view(rows, _COLUMNS, channels, side, side).permute(2, 0, 3, 1, 4)
     return grid.reshape(channels, rows * side, _COLUMNS * side)

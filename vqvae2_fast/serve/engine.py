@@ -227,7 +227,11 @@ class Engine:
         job, order, labels = slot.job, slot.job.order, None
         if self._pipeline.num_classes:
             label = order.label(slot.index)
-            labels = torch.tensor([self._pipeline.num_classes if label is None else label])
+            labels = torch.tensor(
+                [self._pipeline.num_classes if label is None else label],
+                dtype=torch.int64,
+                device="cpu",
+            )
         known = [None if maps is None else maps[None] for maps in order.known] or None
 
         def check(*_: int) -> None:
@@ -370,8 +374,8 @@ def _label(interface: PriorInterface, slot: Slot, level: int) -> int | None:
         return None
     told = subclass_labels(
         interface,
-        torch.tensor([label]),
-        torch.tensor([order.samples[slot.index]]),
+        torch.tensor([label], dtype=torch.int64, device="cpu"),
+        torch.tensor([order.samples[slot.index]], dtype=torch.int64, device="cpu"),
         seed=order.settings[level].seed,
         known=[None if maps is None else maps[None] for maps in order.known],
     )

@@ -246,7 +246,7 @@ class Desk:
             found = f"{counted(len(rows), 'row')} of {sorted({len(row) for row in rows})}"
             expected = f"{counted(height, 'row')} of {width}"
             raise _unfit(field, expected, found, "See /v1/info for the sizes.")
-        return torch.tensor(rows, dtype=torch.int64)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
     def card(self, order: Order, sample: int) -> dict[str, Any]:
         """All that one image of an order depends on."""

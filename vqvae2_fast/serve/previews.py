@@ -33,7 +33,10 @@ class Previews:
         self._wanted = [n for n, slot in enumerate(slots) if slot.job.order.previews]
         self._last = time.monotonic()
         sizes = [interface_of(prior).size for prior in priors]
-        self._maps = [torch.full((len(slots), *size), -1) for size in sizes[level:]]
+        self._maps = [
+            torch.full((len(slots), *size), -1, dtype=torch.int64, device="cpu")
+            for size in sizes[level:]
+        ]
 
     def after(self, indices: Sequence[int], row: int, codes: Tensor) -> list[tuple[Job, Event]]:
         """The previews that are due after a row of some slots."""

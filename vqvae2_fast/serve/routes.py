@@ -290,7 +290,7 @@ def _encoded(desk: Desk, image: Tensor, label: int | None) -> dict[str, Any]:
     reason = _why_no_codec(desk)
     if reason is not None:
         return answer | {"no_vq2": reason}
-    labels = None if label is None else torch.tensor([label])
+    labels = None if label is None else torch.tensor([label], dtype=torch.int64, device="cpu")
     data = encode_images(desk.pipeline, image[None], labels=labels)
     bits = dict(zip(desk.names, describe(data).payload_bits, strict=True))
     return answer | {"bits": bits, "vq2": base64.b64encode(data).decode()}

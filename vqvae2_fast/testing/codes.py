@@ -65,7 +65,10 @@ def random_codes(
 ) -> CodeSet:
     """Codes that include the smallest and the largest value, some without a label."""
     generator = torch.Generator().manual_seed(seed)
-    codes = [torch.randint(num_embeddings, (count, h, w), generator=generator) for h, w in sizes]
+    codes = [
+        torch.randint(num_embeddings, (count, h, w), generator=generator, device="cpu")
+        for h, w in sizes
+    ]
     codes[0][0, 0, 0], codes[-1][-1, -1, -1] = 0, num_embeddings - 1
-    labels = torch.randint(-1, len(class_names), (count,), generator=generator)
+    labels = torch.randint(-1, len(class_names), (count,), generator=generator, device="cpu")
     return CodeSet(codes, num_embeddings, labels, class_names, "sha256:0f")

@@ -149,7 +149,7 @@ def relative_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tens
 
     Compare it as `<= bound`: it is NaN if a tensor holds a NaN, or infinity where one is expected.
     """
-    worst = torch.zeros((), dtype=torch.float64)
+    worst = torch.zeros((), dtype=torch.float64, device="cpu")
     for name, value in expected.items():
         if value.is_floating_point():
             difference = (found[name].double() - value.double()).abs().max()

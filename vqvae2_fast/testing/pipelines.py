@@ -29,7 +29,7 @@ def tiny_pipeline(
     )
     vqvae = VQVAE2(config)
     # In training mode, so that the codebooks start from the vectors.
-    vqvae(torch.rand(64, image_channels, 16, 16) * 2 - 1)
+    vqvae(torch.rand(64, image_channels, 16, 16, dtype=torch.float32, device="cpu") * 2 - 1)
     torch.random.set_rng_state(state)
     classes = {"num_classes": num_classes, "num_subclasses": num_subclasses}
     top = tiny_prior(0, size=(4, 4), **classes)

@@ -88,11 +88,11 @@ def prior_inputs(prior: Prior, batch_size: int, seed: int = 0) -> dict[str, Any]
 
     def random_map(size: tuple[int, int]) -> Tensor:
         shape = (batch_size, *size)
-        return torch.randint(config.num_embeddings, shape, generator=generator)
+        return torch.randint(config.num_embeddings, shape, generator=generator, device="cpu")
 
     labels = None
     if config.num_classes:
-        labels = torch.randint(config.num_labels, (batch_size,), generator=generator)
+        labels = torch.randint(config.num_labels, (batch_size,), generator=generator, device="cpu")
     return {
         "codes": random_map(config.size),
         "condition": [random_map(size) for size in config.condition_sizes],

@@ -179,7 +179,7 @@ class Fidelity:
         made = reconstruction
         if self.adversary is not None:
             made = reconstruction.detach().float().requires_grad_()
-        distance = torch.zeros((), device=images.device)
+        distance = torch.zeros((), device=images.device, dtype=torch.float32)
         if self.perceptual is not None and self.perceptual_weight:
             # In bfloat16 its gradient with respect to the pixels has a cosine of 0.91 to this one.
             with without_autocast(images.device):

@@ -165,7 +165,9 @@ class ClassHead(Companion):
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `tensors` gave; see `Companion.take`."""
         # The checkpoints of the first versions have no spread.
-        super().take({"network.spread": torch.ones(()), **tensors})
+        super().take(
+            {"network.spread": torch.ones((), dtype=torch.float32, device="cpu"), **tensors}
+        )
 
 
 def _moments_of(maps: Tensor) -> Tensor:

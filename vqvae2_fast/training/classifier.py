@@ -146,7 +146,9 @@ def classifier_stage(
         if (first := next(own, None)) is not None:
             found = classification_accuracy(model, chain([first], own))
             hits += torch.tensor(
-                [round(share * found.images) for share in (found.top1, found.top5)]
+                [round(share * found.images) for share in (found.top1, found.top5)],
+                dtype=torch.int64,
+                device="cpu",
             ).to(hits)
         top1, top5 = (count / len(validation) for count in ranks.sum_(hits).tolist())
         return {"accuracy": top1, "top5": top5}

@@ -50,7 +50,7 @@ class Companion:
         for name, weight in self.network.named_parameters():
             moments = self.optimizer.state[weight]
             found |= {f"{key}.{name}": value for key, value in moments.items()}
-        return {**found, "steps": torch.tensor(self.steps)}
+        return {**found, "steps": torch.tensor(self.steps, dtype=torch.int64, device="cpu")}
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `tensors` gave.

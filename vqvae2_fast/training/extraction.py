@@ -122,7 +122,9 @@ class Variants:
         """
         count = len(class_names)
         numbers = (class_numbers("unflipped", name, count, class_names) for name in self.unflipped)
-        labels = torch.tensor([label for own in numbers for label in own], dtype=torch.int64)
+        labels = torch.tensor(
+            [label for own in numbers for label in own], dtype=torch.int64, device="cpu"
+        )
         return labels.masked_fill(labels == count, -1)
 
     def apply(
@@ -305,7 +307,7 @@ def _encoded(
         for batch, labels in in_order(images, size, num_workers=workers, start=at, stop=end):
             batch = variants.apply(
                 batch,
-                torch.arange(at, at + len(batch)),
+                torch.arange(at, at + len(batch), device="cpu"),
                 variant,
                 torch.isin(labels.cpu(), unflipped),
             )

@@ -162,7 +162,7 @@ def _held_out_metrics(model: VQVAE2, images: ImageSource, batch_size: int) -> di
     """
     config, device, ranks = model.config, device_of(model), Ranks.of_group()
     total = torch.zeros((), dtype=torch.float64, device=device)
-    counts = torch.zeros(config.num_levels, config.num_embeddings, dtype=torch.int64)
+    counts = torch.zeros(config.num_levels, config.num_embeddings, dtype=torch.int64, device="cpu")
     own = in_order(images, batch_size, rank=ranks.rank, world_size=ranks.count)
     for batch, _ in own:
         batch = batch.to(device)

@@ -164,7 +164,7 @@ def prior_stage(
     told_as = labels_of
     if prior.config.num_variants:
         records = _told_of_variants(seen, prior.config, labels_of)
-        told_as = torch.arange(prior.config.num_labels)
+        told_as = torch.arange(prior.config.num_labels, device="cpu")
 
     def loss(
         model: nn.Module, batch: tuple[list[Tensor], Tensor]
@@ -186,7 +186,7 @@ def prior_stage(
         ranks = Ranks.of_group()
         own = codes_in_order(shown, config.batch_size, rank=ranks.rank, world_size=ranks.count)
         # All processes call a sharded prior equally often, some with an empty batch at the end.
-        empty = repeat(shown.batch(torch.arange(0)))
+        empty = repeat(shown.batch(torch.arange(0, device="cpu")))
         rounds = -(-len(shown) // (config.batch_size * ranks.count))
         nats = torch.zeros((), dtype=torch.float64, device=device_of(prior))
         for maps, labels in islice(chain(own, empty), rounds):
@@ -297,7 +297,9 @@ def balanced(codes: CodeStore, power: float) -> CodeStore:
     sizes = torch.bincount(codes.labels + 1, minlength=len(codes.class_names) + 1).double()
     times = (sizes[1:].max() / sizes).pow(power).round().clamp(min=1)  # [1 + classes]
     times[0] = 1  # no label
-    return codes.select(torch.arange(len(codes)).repeat_interleave(times[codes.labels + 1].long()))
+    return codes.select(
+        torch.arange(len(codes), device="cpu").repeat_interleave(times[codes.labels + 1].long())
+    )
 
 
 def _check_one_source(train_set: CodeStore, held_out: CodeStore) -> None:

@@ -73,14 +73,16 @@ class CodebookAccess(Layouts):
         Before the first forward it is 1, and `usage` is 0.
         """
         indices = self._latest_indices
-        return torch.ones(()) if indices is None else self._codebook.perplexity(indices)
+        if indices is None:
+            return torch.ones((), dtype=torch.float32, device="cpu")
+        return self._codebook.perplexity(indices)
 
     @property
     def usage(self) -> Tensor:
         """Share of the codes that the latest forward used, 0-d."""
         indices = self._latest_indices
         if indices is None:
-            return torch.zeros(())
+            return torch.zeros((), dtype=torch.float32, device="cpu")
         return (self._codebook.counts(indices) > 0).float().mean()
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def replace_codes_(
             too_few = gone.sum() > limit
             # The package draws for a choice of codes only where it needs one.
             if limit < num_codes and (reading_waits(too_few) or bool(too_few)):
-                key = torch.rand(num_codes, device=rows.device)
+                key = torch.rand(num_codes, device=rows.device, dtype=torch.float32)
                 key = key.masked_fill(~gone, 2.0)  # the dead ones first, in random order
                 rank = torch.where(gone & too_few, key.argsort().argsort(), rank)
                 gone = gone & (rank < limit)

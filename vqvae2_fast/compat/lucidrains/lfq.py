@@ -271,7 +271,7 @@ class LFQ(nn.Module):
         if self.frac_per_sample_entropy < 1:
             count = int(len(chosen) * self.frac_per_sample_entropy)
             # The argsort is what the package compares; it holds each number once.
-            order = torch.randn(len(chosen)).argsort()
+            order = torch.randn(len(chosen), dtype=torch.float32, device="cpu").argsort()
             chosen = chosen[(order < count).to(chosen.device)]
         # softmax(2·inv_temperature·x·c) over the codes c, by bits.
         logits = chosen * (4 * inv_temperature * self.code_value)

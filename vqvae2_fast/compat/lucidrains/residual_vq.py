@@ -430,7 +430,7 @@ def at_once(
         quantized = quantized + in_use * (x - x.detach())
     # A compiled graph cannot make a leaf that requires a gradient.
     leaf = module.training and not torch.compiler.is_compiling()
-    losses = torch.zeros(in_use, device=x.device, requires_grad=leaf)
+    losses = torch.zeros(in_use, device=x.device, requires_grad=leaf, dtype=torch.float32)
     if module.training and first.has_commitment_loss:
         losses = losses + first.commitment_weight * commitments
     residual = x.detach()

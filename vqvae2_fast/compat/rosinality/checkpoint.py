@@ -187,7 +187,9 @@ def _with_codes_as_columns(plain: dict[str, Tensor]) -> dict[str, Tensor]:
         if table is not None:
             turned[f"{level}.embed"] = table.t().contiguous()
             turned.setdefault(f"{level}.embed_avg", turned[f"{level}.embed"].clone())
-            turned.setdefault(f"{level}.cluster_size", torch.ones(len(table)))
+            turned.setdefault(
+                f"{level}.cluster_size", torch.ones(len(table), dtype=torch.float32, device="cpu")
+            )
         embed, sizes = turned.get(f"{level}.embed"), turned.get(f"{level}.cluster_size")
         if embed is None or sizes is None or embed.dim() != 2 or sizes.dim() != 1:
             continue

@@ -224,9 +224,11 @@ def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) ->
         with CodeWriter(
             out, num_embeddings, first, class_names=names, source_records=len(dataset)
         ) as writer:
-            for rows in torch.arange(len(dataset)).split(_STEP):
+            for rows in torch.arange(len(dataset), device="cpu").split(_STEP):
                 levels = zip(*(dataset[int(row)][:2] for row in rows), strict=True)
-                labels = torch.tensor([number[folders[int(row)]] for row in rows])
+                labels = torch.tensor(
+                    [number[folders[int(row)]] for row in rows], dtype=torch.int64, device="cpu"
+                )
                 writer.add([torch.stack(maps) for maps in levels], labels)  # [n, h, w], [n, 2h, 2w]
     except ValueError as error:
         raise ValueError(f"{error} (read from {printable(path)})") from error

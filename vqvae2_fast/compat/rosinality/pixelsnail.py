@@ -68,8 +68,8 @@ def causal_mask(size: int) -> tuple[Tensor, Tensor]:
 
     For code that used them; `CausalAttention` needs neither.
     """
-    mask = torch.ones(size, size, dtype=torch.uint8).tril(-1)
-    start_mask = torch.ones(size)
+    mask = torch.ones(size, size, dtype=torch.uint8, device="cpu").tril(-1)
+    start_mask = torch.ones(size, dtype=torch.float32, device="cpu")
     start_mask[0] = 0
     return mask.unsqueeze(0), start_mask.unsqueeze(1)
 

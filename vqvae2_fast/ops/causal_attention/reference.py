@@ -76,7 +76,7 @@ def dropped_attention_backward_reference(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights, keep = _dropped_weights(q, k, dropout_p, dropout_on, seed)
-    kept_scale = keep / (1 - dropout_p)
+    kept_scale = keep.to(weights.dtype) / (1 - dropout_p)
     # Position 0 gives zeros, whatever its inputs.
     dout = F.pad(dout[:, :, 1:], (0, 0, 1, 0))[:, :, : q.shape[2]]
     dweights, dropped = dout @ v.transpose(2, 3), weights  # [B, heads, L, L]

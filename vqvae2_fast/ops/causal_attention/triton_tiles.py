@@ -56,7 +56,7 @@ def probabilities(product, keep, queries, keys, log_sum, gain, L):
 
 def least_kept_word(dropout_p: float) -> int:
     """The smallest word that is kept: (word >> 9) + 0.5 ≥ 2²³ p in float32."""
-    rounded = torch.tensor(dropout_p, dtype=torch.float32).item()
+    rounded = torch.tensor(dropout_p, dtype=torch.float32, device="cpu").item()
     return math.ceil(rounded * 2.0**23 - 0.5) << 9
 
 

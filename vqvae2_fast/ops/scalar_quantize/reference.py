@@ -89,7 +89,7 @@ def scalar_quantize_reference(
     values = numbers / width - 1 if symmetric else numbers / width
     # A NaN has no digit; here it is 0.
     digits = (numbers - least).nan_to_num(nan=0.0).to(torch.int64)
-    indices = (digits * torch.tensor(places_of(levels), device=z.device)).sum(-1)
+    indices = (digits * torch.tensor(places_of(levels), device=z.device, dtype=torch.int64)).sum(-1)
     # The gradient of the bound goes straight through the rounding.
     smooth = bounded if symmetric else bounded * (half / width)
     values = (values + (smooth - smooth.detach())).to(z.dtype)

@@ -126,9 +126,11 @@ def _constants(
     levels: tuple[int, ...], symmetric: bool, hard: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Columns float32 `[6, d]` and places int64 `[d]`, copied to the device once a grid."""
-    like = torch.empty((), dtype=torch.float32)
+    like = torch.empty((), dtype=torch.float32, device="cpu")
     columns = torch.stack(columns_of(levels, symmetric, hard, like))
-    return columns.to(device), torch.tensor(places_of(levels)).to(device)
+    return columns.to(device), torch.tensor(places_of(levels), device="cpu", dtype=torch.int64).to(
+        device
+    )
 
 
 def blocks_of(z: Tensor) -> tuple[tuple[int], dict[str, int]]:

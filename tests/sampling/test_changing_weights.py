@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from vqvae2_fast import codec
 from vqvae2_fast.ops import _native
@@ -109,6 +110,20 @@ def collect(value, into):
 
 
 @needs_kernels
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_what_was_made_of_a_parametrized_weight_is_not_taken_for_the_plain_one():
+    module = torch.nn.Linear(2, 2)
+    register_parametrization(module, "weight", Doubled())
+    kept.made_of(module, "weight", lambda: module.weight.clone())
+    remove_parametrizations(module, "weight", leave_parametrized=False)
+    found = kept.made_of(module, "weight", lambda: module.weight.clone())
+    assert torch.equal(found, module.weight)
+
+
 def test_a_calibration_is_of_the_weights_after_the_last_batch():
     prior = tiny_prior(num_classes=3)
     inputs = prior_inputs(prior, 2)

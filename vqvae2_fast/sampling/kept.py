@@ -116,11 +116,11 @@ def made_of(module: nn.Module, form: Hashable, make: Callable[[], Value]) -> Val
     """
     attempts = 3
     while True:
-        before = fingerprint(tensors_of(module))
+        before = _state_of(module)
 
         def checked(before: Hashable = before) -> Value:
             value = make()
-            if fingerprint(tensors_of(module)) != before:
+            if _state_of(module) != before:
                 raise WeightsChangedError
             return value
 
@@ -131,6 +131,12 @@ def made_of(module: nn.Module, form: Hashable, make: Callable[[], Value]) -> Val
             attempts -= 1
             if not attempts:
                 raise
+
+
+def _state_of(module: nn.Module) -> Hashable:
+    # With their names, since a parametrization has the same tensors under others.
+    names = tuple((type(part), *part._parameters, *part._buffers) for part in module.modules())
+    return names, fingerprint(tensors_of(module))
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

@@ -4,6 +4,7 @@ wrong is kept."""
 from __future__ import annotations
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -110,6 +111,26 @@ def collect(value, into):
 
 
 @needs_kernels
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_that_change_while_a_plan_is_made_and_change_back_are_not_in_it(
+    monkeypatch, engine
+):
+    prior = tiny_prior(num_classes=3)
+    expected = scores(copy.deepcopy(prior), engine)
+    module = importlib.import_module("vqvae2_fast.sampling.prior")
+    check = module.check_weights
+
+    def changed_for_a_while(tensors):
+        check(tensors)
+        monkeypatch.undo()
+        other_weights(prior, 2.0)
+        monkeypatch.setattr(module, "check_plan", lambda plan: other_weights(prior, 0.5))
+
+    monkeypatch.setattr(module, "check_weights", changed_for_a_while)
+    assert torch.equal(scores(prior, engine), expected)
+    assert torch.equal(scores(prior, engine), expected)
+
+
 class Doubled(torch.nn.Module):
     def forward(self, weight):
         return 2 * weight
@@ -118,9 +139,9 @@ class Doubled(torch.nn.Module):
 def test_what_was_made_of_a_parametrized_weight_is_not_taken_for_the_plain_one():
     module = torch.nn.Linear(2, 2)
     register_parametrization(module, "weight", Doubled())
-    kept.made_of(module, "weight", lambda: module.weight.clone())
+    kept.made_of(module, "weight", lambda copy: copy.weight.clone())
     remove_parametrizations(module, "weight", leave_parametrized=False)
-    found = kept.made_of(module, "weight", lambda: module.weight.clone())
+    found = kept.made_of(module, "weight", lambda copy: copy.weight)
     assert torch.equal(found, module.weight)
 
 
@@ -165,10 +186,11 @@ def test_levels_of_different_states_are_refused_and_not_encoded(monkeypatch):
     pipeline = tiny_pipeline()
     top, bottom = pipeline.priors
     codes = pipeline.vqvae.encode(torch.rand(2, 3, 16, 16) * 2 - 1)
-    hash_of = codec.codes.weights_hash
+    hash_of, calls = codec.codes.weights_hash, []
 
     def changes_all_after_the_top(model):
-        if model is bottom:
+        calls.append(model)
+        if len(calls) == 2:
             monkeypatch.undo()
             other_weights(top)
             other_weights(bottom)

@@ -22,7 +22,7 @@ from vqvae2_fast.models.code_checks import check_labels, check_maps, is_list
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._checks import checked_integer
-from vqvae2_fast.sampling.engines.cpu import cpu_plan_of, why_not_cpu
+from vqvae2_fast.sampling.engines.cpu import packed_plan, why_not_cpu
 from vqvae2_fast.sampling.kept import WeightsChangedError, made_of
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import check_is_pipeline, sample_levels
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.engines.cpu import CpuPlan
     from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.pipeline import Pipeline
-    from vqvae2_fast.sampling.plan import SamplingPlan
 
 __all__ = ["decode_codes", "decode_stream", "encode_codes", "encode_stream", "pipeline_hash"]
 
@@ -76,10 +75,9 @@ def _packed_and_hashed(prior: nn.Module) -> tuple[CpuPlan | None, str]:
     if interface.why_no_plan or why_not_cpu(device_of(prior), next(prior.parameters()).dtype):
         return None, _weights_hash(prior)
 
-    def both(_: SamplingPlan) -> tuple[CpuPlan, str]:
-        return cpu_plan_of(prior, interface), _weights_hash(prior)
-
-    return made_from(prior, interface, "codec", both)
+    return made_from(
+        prior, interface, "codec", lambda plan, copy: (packed_plan(plan), weights_hash(copy))
+    )
 
 
 def pipeline_hash(pipeline: Pipeline) -> bytes:
@@ -95,7 +93,7 @@ def _joined(pipeline: Pipeline, hashes: Iterable[str]) -> bytes:
 
 
 def _weights_hash(model: nn.Module) -> str:
-    return made_of(model, "hash", lambda: weights_hash(model))
+    return made_of(model, "hash", weights_hash)
 
 
 def _settings(model: nn.Module) -> str:

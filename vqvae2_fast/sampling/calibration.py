@@ -15,7 +15,6 @@ from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import check_tensor, type_in_words
-from vqvae2_fast.sampling.plan import copied
 from vqvae2_fast.sampling.plan_network import plan_logits
 from vqvae2_fast.sampling.prior import checked_interface, made_from
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs
@@ -95,7 +94,7 @@ def calibrate(
                 digest.update(tensor.cpu().contiguous().numpy().data)
         # After the last batch, whose maker may change the weights.
         plan, hash_of_weights = made_from(
-            prior, interface, "calibration", lambda plan: (copied(plan), weights_hash(prior))
+            prior, interface, "calibration", lambda plan, copy: (plan, weights_hash(copy))
         )
         ranges = _largest(plan, checked)
         if margin is None:

@@ -101,15 +101,14 @@ class WeightsChangedError(RuntimeError):
         )
 
 
-def made_of(module: nn.Module, form: Hashable, make: Callable[[], Value]) -> Value:
+def made_of(module: nn.Module, form: Hashable, make: Callable[[nn.Module], Value]) -> Value:
     """What `make` gives for a module with its weights as they are now.
 
-    It is made once for each form and kept until the weights change. It is kept, and returned, only
-    if the weights are the same afterwards as before.
+    It is made once for each form and kept until the weights change.
 
     Args:
         form: A key for what `make` gives.
-        make: Copies what it keeps of the weights. It may raise WeightsChangedError itself.
+        make: Called with a copy of the module that nobody else has, whose memory it may keep.
 
     Raises:
         WeightsChangedError: They changed at each of three attempts.
@@ -119,10 +118,12 @@ def made_of(module: nn.Module, form: Hashable, make: Callable[[], Value]) -> Val
         before = _state_of(module)
 
         def checked(before: Hashable = before) -> Value:
-            value = make()
-            if _state_of(module) != before:
+            # The copy is compared: weights that are swapped with others and back, while they are
+            # read, look the same afterwards.
+            copy = _copy_of(module)
+            if _state_of(copy) != before:
                 raise WeightsChangedError
-            return value
+            return make(copy)
 
         try:
             value: Value = _made.get(_states.get(module, before, _State), form, checked)
@@ -137,6 +138,33 @@ def _state_of(module: nn.Module) -> Hashable:
     # With their names, since a parametrization has the same tensors under others.
     names = tuple((type(part), *part._parameters, *part._buffers) for part in module.modules())
     return names, fingerprint(tensors_of(module))
+
+
+def _copy_of(module: nn.Module) -> nn.Module:
+    """A module with weights of its own. Everything else is shared: a deepcopy would refuse what
+    users hang on a module, such as locks."""
+    copies: dict[int, Any] = {}
+
+    def tensor(held: Tensor | None) -> Tensor | None:
+        if held is None:
+            return None
+        return copies.setdefault(id(held), held.detach().clone())
+
+    def part(held: nn.Module | None) -> nn.Module | None:
+        if held is None:
+            return None
+        if id(held) not in copies:
+            copy = copies[id(held)] = object.__new__(type(held))
+            own = {name: dict(vars(held)[name]) for name in ("_parameters", "_buffers", "_modules")}
+            copy.__dict__.update(vars(held))
+            copy.__dict__["_parameters"] = {n: tensor(t) for n, t in own["_parameters"].items()}
+            copy.__dict__["_buffers"] = {n: tensor(t) for n, t in own["_buffers"].items()}
+            copy.__dict__["_modules"] = {n: part(m) for n, m in own["_modules"].items()}
+        return copies[id(held)]
+
+    copied = part(module)
+    assert copied is not None
+    return copied
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

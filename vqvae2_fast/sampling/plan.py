@@ -2,9 +2,9 @@
 
 A plan holds weights (with what weight normalisation and masks make of them), tap positions and
 sizes. It does not refer to the module that it came from, but some of its tensors may be the prior's
-own memory, so an engine makes what it needs of a plan while nobody changes the weights
-(`prior.made_from`), or takes a copy of it. Every engine except `reference` needs only the plan, so
-all of them can draw from any prior that can be written as a plan.
+own memory, so engines make it of a copy of the prior (`prior.made_from`). Every engine except
+`reference` needs only the plan, so all of them can draw from any prior that can be written as a
+plan.
 
 The network
 -----------
@@ -43,9 +43,9 @@ current tap reads j: if no layer's does, all layers' convolutions at a position 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -64,7 +64,6 @@ __all__ = [
     "SamplingPlan",
     "StemPlan",
     "conv_plan",
-    "copied",
     "stem_plan",
 ]
 
@@ -303,21 +302,6 @@ class SamplingPlan:
     @property
     def device(self) -> torch.device:
         return self.head.device
-
-
-_Plan = TypeVar("_Plan")
-
-
-def copied(plan: _Plan) -> _Plan:
-    """A plan, or a part of one, in memory of its own."""
-    value: Any = plan
-    if isinstance(value, Tensor):
-        value = value.detach().clone()
-    elif isinstance(value, tuple):
-        value = tuple(map(copied, value))
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})
-    return value
 
 
 def conv_plan(

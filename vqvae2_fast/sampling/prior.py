@@ -17,8 +17,7 @@ from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.bounds import ActivationHook, check_plan, check_weights
-from vqvae2_fast.sampling.kept import WeightsChangedError, made_of, tensors_of
-from vqvae2_fast.sampling.plan import copied
+from vqvae2_fast.sampling.kept import made_of, tensors_of
 from vqvae2_fast.sampling.request import EngineError
 
 if TYPE_CHECKING:
@@ -244,13 +243,13 @@ def made_from(
     prior: nn.Module,
     interface: PriorInterface,
     form: Hashable,
-    make: Callable[[SamplingPlan], Value],
+    make: Callable[[SamplingPlan, nn.Module], Value],
 ) -> Value:
     """What `make` gives for the plan of a prior with its weights as they are now, kept as
     `made_of` says.
 
     Args:
-        make: Copies what it keeps of the plan, whose tensors may be the prior's own.
+        make: Called with the plan, and with the copy of the prior that it was made of.
 
     Raises:
         EngineError: The prior has no plan.
@@ -260,15 +259,12 @@ def made_from(
     if interface.why_no_plan:  # before looking for what was kept: the prior may be altered
         interface.new_plan()
 
-    def made() -> Value:
-        check_weights(tensors_of(prior))
+    def made(copy: nn.Module) -> Value:
+        check_weights(tensors_of(copy))
         with torch.inference_mode(), _native.default_floats():
-            plan = interface.new_plan()
+            plan = interface_of(copy).new_plan()
             check_plan(plan)
-            value = make(plan)
-        if interface_of(prior).why_no_plan:
-            raise WeightsChangedError
-        return value
+            return make(plan, copy)
 
     return made_of(prior, form, made)
 
@@ -276,7 +272,7 @@ def made_from(
 def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
     """The prior's plan, in memory of its own, folded again only if its weights have changed since
     the last call. Raises as `made_from`."""
-    return made_from(prior, interface, "plan", copied)
+    return made_from(prior, interface, "plan", lambda plan, _: plan)
 
 
 def check_prior(prior: nn.Module, interface: PriorInterface) -> None:
@@ -288,4 +284,4 @@ def check_prior(prior: nn.Module, interface: PriorInterface) -> None:
     if interface.why_no_plan:
         check_weights(tensors_of(prior))
     else:
-        made_from(prior, interface, "checked", lambda plan: None)
+        made_from(prior, interface, "checked", lambda *_: None)

@@ -90,12 +90,14 @@ def draw_w8a8(prior: nn.Module, interface: PriorInterface, request: DrawRequest)
 
     Warns if inputs often exceed its ranges: then the codes are unlike those of the calibration.
     """
+    if interface.why_no_plan:  # such a prior cannot be calibrated either
+        interface.new_plan()
     calibration = calibration_of(prior)
     plan = made_from(
         prior,
         interface,
         calibration,
-        lambda plan: packed_plan(plan, checked_ranges(prior, calibration)),
+        lambda plan, copy: packed_plan(plan, checked_ranges(copy, calibration)),
     )
     drawn = draw_cpu(plan, request)
     warn_of_clamped(drawn)
@@ -214,4 +216,4 @@ def packed_plan(plan: SamplingPlan, ranges: InputRanges | None = None) -> CpuPla
 
 def cpu_plan_of(prior: nn.Module, interface: PriorInterface) -> CpuPlan:
     """The packed plan of a prior with its weights as they are now. Raises as `made_from`."""
-    return made_from(prior, interface, "cpu", packed_plan)
+    return made_from(prior, interface, "cpu", lambda plan, _: packed_plan(plan))

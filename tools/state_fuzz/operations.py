@@ -415,9 +415,11 @@ class Change:
             raise self.refusal
 
 
-@operation(1.5)
+@operation(3)
 def change_within_draw(world: World, rng: Random) -> None:
     number = some_prior(world, rng)
+    if rng.random() < 0.7:
+        world.swap(number)  # so that the draw reads the weights
     prior = world.models[number]
     engine = rng.choice(("auto", "cpu", "eager")) if world.is_plain(number) else "cpu"
     arguments, change, before = (

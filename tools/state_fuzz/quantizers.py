@@ -125,7 +125,7 @@ class Twins:
             return world.must(self.tested, z)
 
 
-@operation(7)
+@operation(12)
 def quantizer_forward(world: World, rng: Random) -> None:
     """Training forwards of some vectors, and then one backward of all of them."""
     twins, manner, inputs = Twins.of(world, rng), rng.choice(MANNERS), [vectors(rng)]
@@ -158,7 +158,7 @@ def quantizer_forward(world: World, rng: Random) -> None:
     twins.check_state()
 
 
-@operation(3)
+@operation(6)
 def quantizer_update(world: World, rng: Random) -> None:
     """The codebook moves, if it moves by the step."""
     twins = Twins.of(world, rng)

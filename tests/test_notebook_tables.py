@@ -88,7 +88,7 @@ def test_every_quantiser_shows_its_number_of_codes(make, codes):
 
 def test_a_quantiser_without_numbers_can_be_shown():
     with torch.device("meta"):
-        assert shown(vq2.VectorQuantizerEMA(16, 4))[1] == ["", "16", "4", "", ""]
+        assert shown(vq2.VectorQuantizerEMA(16, 4))[1] == ["", "16", "4", "1", ""]
 
 
 def test_a_pipeline_shows_its_levels_and_classes_in_a_few_lines():

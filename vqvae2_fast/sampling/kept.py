@@ -155,11 +155,11 @@ def _copy_of(module: nn.Module) -> nn.Module:
             return None
         if id(held) not in copies:
             copy = copies[id(held)] = object.__new__(type(held))
-            own = {name: dict(vars(held)[name]) for name in ("_parameters", "_buffers", "_modules")}
-            copy.__dict__.update(vars(held))
-            copy.__dict__["_parameters"] = {n: tensor(t) for n, t in own["_parameters"].items()}
-            copy.__dict__["_buffers"] = {n: tensor(t) for n, t in own["_buffers"].items()}
-            copy.__dict__["_modules"] = {n: part(m) for n, m in own["_modules"].items()}
+            copy.__dict__ |= vars(held) | {
+                "_parameters": {name: tensor(t) for name, t in held._parameters.items()},
+                "_buffers": {name: tensor(t) for name, t in held._buffers.items()},
+                "_modules": {name: part(m) for name, m in held._modules.items()},
+            }
         return copies[id(held)]
 
     copied = part(module)

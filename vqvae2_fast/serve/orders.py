@@ -50,7 +50,6 @@ class Desk:
         self.names = level_names(len(priors))
         self.sizes = [interface_of(prior).size for prior in priors]
         self.num_embeddings = [interface_of(prior).num_embeddings for prior in priors]
-        # A coder has the priors' sampling plans made too, before the first request.
         self.hash = pipeline_hash(pipeline).hex()
         config = self.vqvae.config
         self.image_shape = (config.image_channels, *config.image_size)

@@ -135,9 +135,10 @@ def made_of(module: nn.Module, form: Hashable, make: Callable[[nn.Module], Value
 
 
 def _state_of(module: nn.Module) -> Hashable:
+    parts = _parts_of(module)
     # With their names, since a parametrization has the same tensors under others.
-    names = tuple((type(part), *part._parameters, *part._buffers) for part in module.modules())
-    return names, fingerprint(tensors_of(module))
+    names = tuple([(type(part), *part._parameters, *part._buffers) for part in parts])
+    return names, fingerprint(_tensors_of(parts))
 
 
 def _copy_of(module: nn.Module) -> nn.Module:
@@ -155,11 +156,12 @@ def _copy_of(module: nn.Module) -> nn.Module:
             return None
         if id(held) not in copies:
             copy = copies[id(held)] = object.__new__(type(held))
-            copy.__dict__ |= vars(held) | {
-                "_parameters": {name: tensor(t) for name, t in held._parameters.items()},
-                "_buffers": {name: tensor(t) for name, t in held._buffers.items()},
-                "_modules": {name: part(m) for name, m in held._modules.items()},
-            }
+            vars(copy).update(
+                vars(held),
+                _parameters={name: tensor(t) for name, t in held._parameters.items()},
+                _buffers={name: tensor(t) for name, t in held._buffers.items()},
+                _modules={name: part(m) for name, m in held._modules.items()},
+            )
         return copies[id(held)]
 
     copied = part(module)
@@ -169,8 +171,23 @@ def _copy_of(module: nn.Module) -> nn.Module:
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
     """All parameters and buffers, in less than half the time of parameters() and buffers()."""
-    held = [of for part in module.modules() for of in (part._parameters, part._buffers)]
+    return _tensors_of(_parts_of(module))
+
+
+def _tensors_of(parts: list[nn.Module]) -> list[Tensor]:
+    held = [of for part in parts for of in (part._parameters, part._buffers)]
     return [tensor for of in held for tensor in of.values() if tensor is not None]
+
+
+def _parts_of(module: nn.Module) -> list[nn.Module]:
+    """What modules() gives, level by level. It takes a tenth of the time."""
+    parts, known = [module], {id(module)}
+    for part in parts:
+        for child in part._modules.values():
+            if child is not None and id(child) not in known:
+                known.add(id(child))
+                parts.append(child)
+    return parts
 
 
 def _renew_locks() -> None:

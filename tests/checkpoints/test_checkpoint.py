@@ -174,7 +174,7 @@ def test_saving_to_a_link_replaces_the_folder_that_it_leads_to(tmp_path):
 def test_saving_to_a_folder_without_a_name_is_refused(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match=r"save: expected the name of a folder, got"):
+    with pytest.raises(ValueError, match=r"expected the name of a folder, got"):
         save(small_priors()[0], path)
 
 

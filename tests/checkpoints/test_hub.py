@@ -82,7 +82,7 @@ def test_what_is_neither_a_folder_nor_a_name():
         vq2.from_pretrained("a/b/c")
     with pytest.raises(
         TypeError,
-        match="^from_pretrained: expected source to be a folder or a repository .*, got None",
+        match="^expected source to be a folder or a repository .*, got None",
     ):
         vq2.from_pretrained(None)
 
@@ -92,7 +92,7 @@ def test_a_repository_that_cannot_be_reached_is_named(monkeypatch):
         raise huggingface_hub.errors.LocalEntryNotFoundError("Got: ConnectError")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    message = "^from_pretrained: expected source .*, got 'owner/name'.* the Hub cannot be reached"
+    message = "^expected source .*, got 'owner/name'.* the Hub cannot be reached"
     with pytest.raises(FileNotFoundError, match=message):
         vq2.from_pretrained("owner/name")
 

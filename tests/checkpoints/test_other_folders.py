@@ -43,12 +43,12 @@ def test_a_file_is_no_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("path", "found"), [(None, "None"), (3, "an int")])
 def test_what_is_no_path_is_told(path, found):
-    with pytest.raises(TypeError, match=f"^load: expected path to be .*, got {found}"):
+    with pytest.raises(TypeError, match=f"^expected path to be .*, got {found}"):
         load(path)
 
 
 def test_a_path_in_the_place_of_the_model_is_told(tmp_path):
     model = VQVAE2(preset("emoji32").vqvae)
-    message = r"^save: expected path to be .*, got a VQVAE2. The order is save\(obj, path\)\.$"
+    message = r"^expected path to be .*, got a VQVAE2. The order is save\(obj, path\)\.$"
     with pytest.raises(TypeError, match=message):
         save(tmp_path / "model", model)

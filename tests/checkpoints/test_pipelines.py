@@ -68,7 +68,7 @@ def test_a_loaded_pipeline_is_saved_with_all_it_had(tmp_path):
 def test_recommended_settings_of_a_file_are_checked(tmp_path, field, value, message):
     save(Pipeline(VQVAE2(SMALL_VQVAE), small_priors()), tmp_path)
     edit(tmp_path, **{field: value})
-    with pytest.raises(ValueError, match=f"load: {tmp_path}: .*{message}"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*{message}"):
         load(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_a_prior_of_another_vqvae_does_not_get_into_a_pipeline(tmp_path, dtype):
         load(tmp_path / "first")
     second = load(tmp_path / "second", expect=Pipeline)
     mixed = Pipeline(vqvae, second.priors)
-    with pytest.raises(ValueError, match=r"save: .* but prior_top was trained on codes of VQ-VAE"):
+    with pytest.raises(ValueError, match=r".* but prior_top was trained on codes of VQ-VAE"):
         save(mixed, tmp_path / "third")
     assert not (tmp_path / "third").exists()
     second.vqvae.bfloat16()
@@ -191,7 +191,7 @@ def test_class_names_that_do_not_fit_are_refused(tmp_path, names, message):
     prior = PixelSNAIL(replace(SMALL_TOP, num_classes=2))
     save(prior, tmp_path / "prior", class_names=["cat", "dog"])
     assert class_names(tmp_path / "prior") == ("cat", "dog")
-    with pytest.raises(ValueError, match="save: expected class_names to name each of the 2"):
+    with pytest.raises(ValueError, match="expected class_names to name each of the 2"):
         save(prior, tmp_path / "prior", class_names=["cat"])
     edit(tmp_path / "prior", class_names=names)
     with pytest.raises(ValueError, match=message) as caught:

@@ -79,7 +79,7 @@ def test_any_batch_decodes(pipeline: Pipeline, batch_size: int) -> None:
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5])
 def test_a_batch_without_images_is_refused(pipeline: Pipeline, batch_size: int) -> None:
     data = codec.encode_codes(pipeline, some_codes(pipeline, 2)[0])
-    with pytest.raises(ValueError, match="decode_stream: expected batch_size to be an integer"):
+    with pytest.raises(ValueError, match="expected batch_size to be an integer"):
         next(codec.decode_stream(pipeline, data, batch_size=batch_size))
 
 
@@ -182,7 +182,7 @@ def test_a_file_is_read_whole_from_what_gives_few_bytes_at_a_time(pipeline: Pipe
 @pytest.mark.parametrize("argument", [{"levels": 0}, {"levels": 1.0}, {"seed": -1}, {"seed": 0.5}])
 def test_a_number_that_is_none_is_named(pipeline: Pipeline, argument: dict[str, int]) -> None:
     (name,) = argument
-    with pytest.raises(ValueError, match=f"encode_codes: expected {name} to be an integer from"):
+    with pytest.raises(ValueError, match=f"expected {name} to be an integer from"):
         codec.encode_codes(pipeline, some_codes(pipeline, 1)[0], **argument)
 
 
@@ -190,7 +190,7 @@ def test_a_number_that_is_none_is_named(pipeline: Pipeline, argument: dict[str, 
 def test_maps_that_do_not_fit_are_named_by_the_argument(pipeline: Pipeline, level: int) -> None:
     codes, _ = some_codes(pipeline, 2)
     codes[level] = codes[level][:, 1:]
-    with pytest.raises(ValueError, match=rf"encode_codes: expected codes\[{level}\] \[2, "):
+    with pytest.raises(ValueError, match=rf"expected codes\[{level}\] \[2, "):
         codec.encode_codes(pipeline, codes)
 
 
@@ -199,14 +199,14 @@ def test_maps_beyond_the_levels_of_the_pipeline_are_refused(
     pipeline: Pipeline, levels: int | None
 ) -> None:
     codes, _ = some_codes(pipeline, 2)
-    with pytest.raises(ValueError, match="encode_codes: expected codes to be at most 2 maps, .* 3"):
+    with pytest.raises(ValueError, match="expected codes to be at most 2 maps, .* 3"):
         codec.encode_codes(pipeline, [*codes, codes[1]], levels=levels)
 
 
 def test_priors_elsewhere_are_refused_with_the_remedy() -> None:
     prior = tiny_pipeline(num_classes=3).priors[0].to("meta")
     with pytest.raises(RuntimeError, match=r"the prior is on meta\. Move .* with device=cpu\.$"):
-        check_engine("encode_codes", prior, "cpu")
+        check_engine(prior, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_labels_are_numbers_or_names_as_in_sample_images(labels) -> None:
 
 @pytest.mark.parametrize("labels", ["cow", 3])
 def test_a_label_that_is_no_list_is_refused(pipeline: Pipeline, labels) -> None:
-    told = f"encode_codes: expected labels to be a list, one per sample, got {labels!r}"
+    told = f"expected labels to be a list, one per sample, got {labels!r}"
     with pytest.raises(ValueError, match=told):
         codec.encode_codes(pipeline, some_codes(pipeline, 3)[0], labels=labels)
 
@@ -237,7 +237,7 @@ def test_a_label_that_is_no_list_is_refused(pipeline: Pipeline, labels) -> None:
     ],
 )
 def test_codes_that_are_no_tensors_are_refused(pipeline: Pipeline, codes, got: str) -> None:
-    with pytest.raises(TypeError, match=f"encode_codes: expected codes to be .*, got {got}\\."):
+    with pytest.raises(TypeError, match=f"expected codes to be .*, got {got}\\."):
         codec.encode_codes(pipeline, codes)
 
 

@@ -81,7 +81,7 @@ def test_a_file_of_larger_images_than_are_decoded_is_refused(
     monkeypatch.setattr(pixels, "MAX_PIXELS", 919)
     monkeypatch.setattr(Tiling, "decode", lambda *_: pytest.fail("was decoded"))
     told = "at most 919 pixels, the file has some of 40x23, which are 920. To decode them, raise"
-    with pytest.raises(ValueError, match=f"decode_images: expected images of {told}"):
+    with pytest.raises(ValueError, match=f"expected images of {told}"):
         codec.decode_images(pipeline, data)
 
 
@@ -89,7 +89,7 @@ def test_images_that_could_not_be_decoded_are_not_encoded(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pixels, "MAX_PIXELS", 919)
-    with pytest.raises(ValueError, match="encode_images: expected images of at most 919 pixels"):
+    with pytest.raises(ValueError, match="expected images of at most 919 pixels"):
         codec.encode_images(pipeline, images(1, 3, 40, 23))
 
 
@@ -142,14 +142,14 @@ def test_labels_of_images_are_taken_as_numbers(pipeline: Pipeline) -> None:
 )
 def test_images_that_are_no_tensor_are_refused(pipeline: Pipeline, given) -> None:
     got = f"got a {type(given).__name__}"
-    with pytest.raises(TypeError, match=rf"encode_images: expected images to be a tensor, .*{got}"):
+    with pytest.raises(TypeError, match=rf"expected images to be a tensor, .*{got}"):
         codec.encode_images(pipeline, given)
 
 
 @pytest.mark.parametrize("labels", [[1], [[2, 1]]])
 def test_labels_that_are_not_one_per_image_are_refused(pipeline: Pipeline, labels: list) -> None:
     given = images(2, 3, 16, 32)
-    with pytest.raises(ValueError, match=r"encode_images: expected labels \[2\], got \[1"):
+    with pytest.raises(ValueError, match=r"expected labels \[2\], got \[1"):
         codec.encode_images(pipeline, given, labels=torch.tensor(labels))
 
 

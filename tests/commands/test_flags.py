@@ -22,10 +22,10 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
     ("message", "told"),
     [
         ("batches: batch_size must be 1, got 2.", "--train.batch-size must be 1, got 2."),
-        ("TrainConfig: steps must be >= 1.", "--train.steps must be >= 1."),
+        ("steps must be >= 1.", "--train.steps must be >= 1."),
         ("train: out: x holds a run. Pass resume=True.", "--out: x holds a run. Pass --resume."),
-        ("vqvae_stage: size of data_set", "vqvae_stage: size of data_set"),
-        ("load: /a/batch_size/b is no model", "load: /a/batch_size/b is no model"),
+        ("size of data_set", "size of data_set"),
+        ("/a/batch_size/b is no model", "/a/batch_size/b is no model"),
         ("made with flip=True, got False", "made with --flip=True, got False"),
         ("made with batch_size=4", "made with --train.batch-size=4"),
         ("the data and the model of all steps", "the data and the model of all steps"),
@@ -38,7 +38,7 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
         ("{'a': 1}: raise batch_size", "{'a': 1}: raise --train.batch-size"),
         ("x: expected steps to be an integer", "expected --train.steps to be an integer"),
         ("Make room and continue by the same call", "Make room and continue with --resume"),
-        ("load: x: expected steps to be names", "load: x: expected steps to be names"),
+        ("x: expected steps to be names", "x: expected steps to be names"),
     ],
 )
 def test_a_message_names_flags(message, told):

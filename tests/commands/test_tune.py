@@ -186,7 +186,7 @@ def test_images_of_other_classes_than_the_priors_are_refused(run, tmp_path):
 
 def test_the_table_is_not_replaced_before_the_pipeline(drawn, run, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(errno.ENOSPC, "save: cannot write: No space left on device")
+        raise OSError(errno.ENOSPC, "cannot write: No space left on device")
 
     (tmp_path / "tuning.json").write_text("{}")
     monkeypatch.setattr(tune, "save", full)

@@ -336,7 +336,7 @@ def test_an_empty_batch_has_no_loss_of_a_frozen_codebook() -> None:
 )
 def test_sim_vq_says_which_layout_it_expects(channel_first, layout):
     quantizer = SimVQ(dim=DIM, codebook_size=NUM_CODES, channel_first=channel_first)
-    with pytest.raises(ValueError, match=rf"SimVQ: expected x \[{layout}\] with dim={DIM}"):
+    with pytest.raises(ValueError, match=rf"expected x \[{layout}\] with dim={DIM}"):
         quantizer(torch.zeros(2, 5, 5))
 
 

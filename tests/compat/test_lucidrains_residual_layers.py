@@ -57,7 +57,7 @@ def test_channels_before_positions_are_sequences_of_them(kind, layout, positions
 
 
 def test_a_residual_layout_that_does_not_fit_is_explained():
-    with pytest.raises(ValueError, match=r"ResidualVQ: expected x \[B, dim, N\] with dim=8"):
+    with pytest.raises(ValueError, match=r"expected x \[B, dim, N\] with dim=8"):
         lucidrains.ResidualVQ(**BASE, channel_last=False)(torch.randn(2, 9, 8))
 
 

@@ -63,7 +63,7 @@ def test_residual_fsq_takes_single_vectors():
     "argument", [{"return_indices": False}, {"num_codebooks": 2}, {"channel_first": True}]
 )
 def test_arguments_that_a_residual_grid_cannot_take_are_refused(argument):
-    with pytest.raises(ValueError, match=f"ResidualFSQ: expected {next(iter(argument))}="):
+    with pytest.raises(ValueError, match=f"expected {next(iter(argument))}="):
         lucidrains.ResidualFSQ(**RFSQ, **argument)
 
 
@@ -87,7 +87,7 @@ def test_residual_fsq_explains_a_layout_that_does_not_fit(arguments, layout):
 )
 def test_what_the_projections_of_residual_lfq_cannot_take_is_refused(name, arguments, shape):
     module = getattr(lucidrains, name)(codebook_size=16, num_quantizers=2, **arguments)
-    with pytest.raises(ValueError, match=r"ResidualLFQ: expected x \[B, N, dim\] with dim=6"):
+    with pytest.raises(ValueError, match=r"expected x \[B, N, dim\] with dim=6"):
         module(torch.randn(shape))
 
 

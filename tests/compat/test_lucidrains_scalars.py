@@ -68,7 +68,7 @@ def test_lfq_trains_inside_functional_transforms(transform):
 )
 def test_a_mask_that_does_not_fit_lfq_is_explained(shape, mask):
     for mode in (True, False):
-        with pytest.raises(ValueError, match=r"LFQ: expected mask bool \[2, (5|15)\], .* got \[2"):
+        with pytest.raises(ValueError, match=r"expected mask bool \[2, (5|15)\], .* got \[2"):
             lucidrains.LFQ(dim=4).train(mode)(torch.randn(shape), mask=mask)
 
 

@@ -163,7 +163,7 @@ def test_a_shard_that_is_cut_in_use_is_an_error(tmp_path) -> None:
         lambda: store.batch(torch.tensor([1999])),
         lambda: store.labels,
     ):
-        with pytest.raises(ValueError, match=r"CodeStore: shard .*\.bin has 5000 bytes, expected"):
+        with pytest.raises(ValueError, match=r"shard .*\.bin has 5000 bytes, expected"):
             read()
 
 

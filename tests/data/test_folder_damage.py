@@ -88,7 +88,7 @@ def test_a_fifo_is_skipped_on_request(tmp_path) -> None:
     with pytest.warns(UserWarning, match="skipped 1 of 2"):
         assert ImageFolder(tmp_path, 8, skip_corrupt=True).names == ("a.png",)
     skipped: list[str] = []
-    assert [name for name, _ in whole_images("compress", tmp_path, 3, skipped)] == ["a.png"]
+    assert [name for name, _ in whole_images(tmp_path, 3, skipped)] == ["a.png"]
     assert skipped == ["b.png"]
 
 
@@ -119,7 +119,7 @@ def test_a_link_to_nothing_is_named_or_skipped_on_request(tmp_path) -> None:
     with pytest.raises(ValueError, match=f"{told}skip_corrupt=True"):
         ImageFolder(tmp_path, 8)
     with pytest.raises(ValueError, match=f"{told}skip_corrupt=True"):
-        list(whole_images("compress", tmp_path, 3))
+        list(whole_images(tmp_path, 3))
     with pytest.warns(UserWarning, match="skipped 1 of 2"):
         assert ImageFolder(tmp_path, 8, skip_corrupt=True).names == ("a.png",)
 
@@ -344,9 +344,9 @@ def test_one_whole_image_may_be_named_by_a_link(tmp_path) -> None:
     write_image(tmp_path / "a" / "x.png", (1, 2, 3))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "y.png").symlink_to("../a/x.png")
-    assert [name for name, _ in whole_images("compress", tmp_path / "b" / "y.png", 3)] == ["y.png"]
+    assert [name for name, _ in whole_images(tmp_path / "b" / "y.png", 3)] == ["y.png"]
     with pytest.raises(ValueError, match="^compress: .* is a link out of"):
-        list(whole_images("compress", tmp_path / "b", 3))
+        list(whole_images(tmp_path / "b", 3))
 
 
 def test_link_to_a_folder_is_refused(tmp_path) -> None:

@@ -39,7 +39,7 @@ NO_PRIORS = {
     ("name", "value"), [(name, value) for name in NO_PRIORS for value in NO_PRIORS[name]]
 )
 def test_a_prior_that_cannot_be_is_refused_by_its_field(name, value):
-    with pytest.raises(ValueError, match=rf"^PixelSNAILConfig: .*\b{name}\b.* got "):
+    with pytest.raises(ValueError, match=rf"^.*\b{name}\b.* got "):
         replace(CONDITIONED, **{name: value})
 
 
@@ -59,7 +59,7 @@ NO_VQVAES = {
     ("name", "value"), [(name, value) for name in NO_VQVAES for value in NO_VQVAES[name]]
 )
 def test_a_vqvae_that_cannot_be_is_refused_by_its_field(name, value):
-    with pytest.raises(ValueError, match=rf"^VQVAE2Config: .*\b{name}\b.* got "):
+    with pytest.raises(ValueError, match=rf"^.*\b{name}\b.* got "):
         replace(SMALL_VQVAE, **{name: value})
 
 

@@ -35,7 +35,7 @@ def small(**changes: object) -> VQVAE2:
 @pytest.mark.parametrize("wait", [0, 100])
 def test_forgetting_the_updates_warns_once(wait: int) -> None:
     (message,) = train(small(quantize_after=wait), 30)
-    assert message.startswith("VQVAE2: 10 optimiser steps went by without update_codebooks_()")
+    assert message.startswith("10 optimiser steps went by without update_codebooks_()")
 
 
 def update_one_by_one(model: VQVAE2) -> None:

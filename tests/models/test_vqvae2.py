@@ -327,9 +327,7 @@ def test_codes_of_another_dtype_are_named() -> None:
 
 def test_codes_that_are_no_tensors_are_named() -> None:
     codes = [level.numpy() for level in codes_of((1, 4, 4), (1, 8, 8))]
-    message = (
-        r"VQVAE2: expected codes\[0\] to be a tensor, got a numpy array: pass torch.from_numpy"
-    )
+    message = r"expected codes\[0\] to be a tensor, got a numpy array: pass torch.from_numpy"
     with pytest.raises(TypeError, match=message):
         small().decode(codes)
 

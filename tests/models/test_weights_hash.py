@@ -19,5 +19,5 @@ def test_the_weights_are_hashed_once_for_any_number_of_priors(monkeypatch, kept)
     real = module.weights_hash
     own = real(vqvae)
     monkeypatch.setattr(module, "weights_hash", lambda m: calls.append(m) or real(m))
-    check_made_for("load", vqvae, {"top": own, "middle": kept, "bottom": own})
+    check_made_for(vqvae, {"top": own, "middle": kept, "bottom": own})
     assert len(calls) == 1

@@ -70,5 +70,5 @@ def test_plain_weights_have_no_length_of_their_own():
 
 
 def test_even_kernel_that_sees_all_around_is_an_error():
-    with pytest.raises(ValueError, match="SameConv2d: expected an odd kernel_size, got 4"):
+    with pytest.raises(ValueError, match="expected an odd kernel_size, got 4"):
         SameConv2d(3, 4, 4)

@@ -63,5 +63,5 @@ def test_sees_only_codes_before_the_position():
 
 
 def test_kernel_without_taps_is_an_error():
-    with pytest.raises(ValueError, match="CausalStem: expected kernel_size >= 2, got 1"):
+    with pytest.raises(ValueError, match="expected kernel_size >= 2, got 1"):
         CausalStem(7, 6, 1)

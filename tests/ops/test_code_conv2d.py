@@ -17,7 +17,7 @@ OFFSETS = [0, -1, 0, 0]
 def test_a_code_out_of_range_takes_no_row_of_another_tap(code: int) -> None:
     """Taps of K = 4 codes have five rows each, of which the last is for places off the map."""
     codes, table = torch.tensor([[[0, code, 1]]]), torch.randn(2, 4, 3)
-    message = r"code_conv2d: expected codes in 0\.\.3, got one outside"
+    message = r"expected codes in 0\.\.3, got one outside"
     with pytest.raises(RuntimeError, match=message):
         code_conv2d_reference(codes, table, OFFSETS)
     with pytest.raises(RuntimeError, match=message):

@@ -43,12 +43,12 @@ def test_the_first_bad_index_is_named():
 def test_a_bad_index_of_residual_codes_is_an_error(dtype, index):
     z, codebooks = torch.zeros(3, 2, dtype=dtype), torch.zeros(2, 5, 2, dtype=dtype)
     indices = torch.tensor([[0, -1], [4, index], [1, 2]])
-    with pytest.raises(RuntimeError, match=r"residual_code_statistics: expected ind.*-1\.\.4, got"):
+    with pytest.raises(RuntimeError, match=r"expected ind.*-1\.\.4, got"):
         ops.residual_code_statistics(z, codebooks, indices)
 
 
 def test_a_bad_index_of_float64_vectors_is_an_error():
-    with pytest.raises(RuntimeError, match=r"code_statistics: expected indices in 0\.\.4, got one"):
+    with pytest.raises(RuntimeError, match=r"expected indices in 0\.\.4, got one"):
         ops.code_statistics(torch.zeros(2, 2, dtype=torch.float64), torch.tensor([0, 5]), 5)
 
 

@@ -92,17 +92,17 @@ def test_an_index_outside_the_codebook_is_named(index):
         (
             "nearest_code",
             (ROWS, ROWS.double()),
-            "nearest_code: expected codebook float32, bfloat16 or float16, got Double",
+            "expected codebook float32, bfloat16 or float16, got Double",
         ),
         (
             "normed_conv2d",
             (WIDE, KERNEL, None, torch.zeros(5), 1, 1, 3, *REST),
-            r"normed_conv2d: expected bias float32 \[C_out\] with C_out=16, got 5 values of Float",
+            r"expected bias float32 \[C_out\] with C_out=16, got 5 values of Float",
         ),
         (
             "stride2_conv2d",
             (WIDE, torch.zeros(32, 16, 4, 4), torch.zeros(32).double(), False),
-            r"stride2_conv2d: expected bias float32 \[C_out\] with C_out=32, .* of Double",
+            r"expected bias float32 \[C_out\] with C_out=32, .* of Double",
         ),
         (
             "patch_conv2d",

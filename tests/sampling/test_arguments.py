@@ -46,7 +46,7 @@ def test_codes_that_are_no_tensor_are_named(function, kind):
 @pytest.mark.parametrize("kind", OTHERS)
 def test_maps_of_a_draw_that_are_no_tensor_are_named(name, kind):
     value, found = OTHERS[kind]
-    message = f"^sample_codes: expected {name} to be a tensor, got {found}".format(name=name)
+    message = f"^expected {name} to be a tensor, got {found}".format(name=name)
     with pytest.raises(TypeError, match=message):
         sample_codes(tiny_prior(), 2, **{name: value})
 
@@ -55,7 +55,7 @@ def test_maps_of_a_draw_that_are_no_tensor_are_named(name, kind):
 def test_a_condition_that_is_no_tensor_is_named(kind):
     prior = tiny_prior(condition_sizes=((2, 3),))
     value, found = OTHERS[kind]
-    message = f"^sample_codes: expected condition.* got {found}"
+    message = f"^expected condition.* got {found}"
     with pytest.raises(TypeError, match=message.format(name=r"condition\[0\]")):
         sample_codes(prior, 2, condition=[value])
     if kind not in ("list", "tensors"):  # a list is one of maps
@@ -80,7 +80,7 @@ def test_a_condition_that_is_no_tensor_is_named(kind):
     ],
 )
 def test_batches_to_calibrate_with_are_named(batches, message):
-    with pytest.raises(TypeError, match=f"^calibrate: expected {message}"):
+    with pytest.raises(TypeError, match=f"^expected {message}"):
         calibrate(tiny_prior(), batches)
 
 

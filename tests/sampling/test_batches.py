@@ -62,7 +62,7 @@ def test_codes_per_image_counts_all_levels():
     ],
 )
 def test_a_wrong_request_is_told_before_the_first_batch(arguments, message):
-    with pytest.raises(ValueError, match=f"stream_images: expected {message}"):
+    with pytest.raises(ValueError, match=f"expected {message}"):
         stream_images(tiny_pipeline(), **arguments)
 
 

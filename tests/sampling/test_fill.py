@@ -220,12 +220,12 @@ def test_progress_counts_the_rows_of_all_batches(monkeypatch):
 )
 def test_bad_argument_is_named(arguments, error, message):
     given = {"images": IMAGES, "mask": MASK, "labels": LABELS, **arguments}
-    with pytest.raises(error, match=f"^fill: expected {message}"):
+    with pytest.raises(error, match=f"^expected {message}"):
         fill(tiny_pipeline(), **given)
 
 
 def test_known_codes_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"^fill: expected known \[2, 4, 6\], got \[3, 4, 6\]"):
+    with pytest.raises(ValueError, match=r"^expected known \[2, 4, 6\], got \[3, 4, 6\]"):
         draw_candidates(
             tiny_prior(),
             2,
@@ -251,7 +251,7 @@ def test_a_decoder_alone_cannot_encode():
 
 
 def test_a_model_in_place_of_the_pipeline_is_named():
-    with pytest.raises(TypeError, match="^fill: expected a Pipeline, got a VQVAE2"):
+    with pytest.raises(TypeError, match="^expected a Pipeline, got a VQVAE2"):
         fill(tiny_pipeline().vqvae, IMAGES, MASK)
 
 

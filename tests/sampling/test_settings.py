@@ -168,8 +168,8 @@ def test_settings_are_given_once_or_per_level():
 
 @pytest.mark.parametrize("seed", [[1, 2], (1, 2)])
 def test_a_seed_per_level_is_refused(seed):
-    with pytest.raises(ValueError, match="^fill: expected seed to be one integer for all levels"):
-        level_settings(2, where="fill", seed=seed)
+    with pytest.raises(ValueError, match="^expected seed to be one integer for all levels"):
+        level_settings(2, seed=seed)
 
 
 def test_a_list_of_another_length_and_an_unknown_setting_are_named():

@@ -174,5 +174,5 @@ def test_it_trains_in_one_process(monkeypatch):
 )
 def test_settings_are_checked(setting):
     name, _, value = setting.partition("=")
-    with pytest.raises(ValueError, match=f"ClassHeadSettings: class_head.{name} must be >=? "):
+    with pytest.raises(ValueError, match=f"class_head.{name} must be >=? "):
         replace(SETTINGS, **{name: float(value)})

@@ -282,7 +282,7 @@ def test_a_store_of_something_else_is_not_gone_on_with(tmp_path, change, message
 @pytest.mark.parametrize("setting", [{"shift": 0}, {"zoom": 0.1}, {"colour": 0.1}, {"seed": 1}])
 def test_settings_of_copies_need_some(setting):
     (text,) = (f"{name}={value}" for name, value in setting.items())
-    with pytest.raises(ValueError, match=f"Variants: {text} needs copies=1 or more"):
+    with pytest.raises(ValueError, match=f"{text} needs copies=1 or more"):
         Variants(flip=True, **setting)
 
 
@@ -322,20 +322,20 @@ def test_damaged_settings_are_refused(tmp_path, text):
 
 
 def test_images_of_another_size_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"extract_codes: expected images .* got \[3, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"expected images .* got \[3, 4, 4\]"):
         extract_codes(model(), images(size=4), tmp_path / "codes")
     assert not (tmp_path / "codes").exists()
 
 
 @pytest.mark.parametrize("name", ["copies", "shift", "seed"])
 def test_variants_that_are_no_integers_are_refused(name):
-    with pytest.raises(ValueError, match=f"Variants: {name} must be an integer, got 1.5"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer, got 1.5"):
         Variants(**{"copies": 1, name: 1.5})
 
 
 @pytest.mark.parametrize("name", ["copies", "shift", "zoom", "colour", "seed"])
 def test_negative_variants_are_refused(name):
-    with pytest.raises(ValueError, match=f"Variants: {name} must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=f"{name} must be >= 0, got -1"):
         Variants(**{name: -1})
 
 

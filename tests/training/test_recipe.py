@@ -159,7 +159,7 @@ def test_an_array_in_place_of_images_is_an_error_that_names_the_remedy(tmp_path)
         with pytest.raises(TypeError, match=f"{name}.*got Tensor.*ImageTensorDataset"):
             train_pipeline(TINY, train_set, held_out, tmp_path)
     vqvae = VQVAE2(TINY.vqvae)
-    with pytest.raises(TypeError, match=r"vqvae_stage: expected train_set .* got Tensor"):
+    with pytest.raises(TypeError, match=r"expected train_set .* got Tensor"):
         vqvae_stage(vqvae, array, images(4, 0), TRAIN)
-    with pytest.raises(TypeError, match=r"evaluate_pipeline: expected held_out .* got Tensor"):
+    with pytest.raises(TypeError, match=r"expected held_out .* got Tensor"):
         evaluate_pipeline(vqvae, [], array)

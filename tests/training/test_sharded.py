@@ -135,7 +135,7 @@ def test_a_calibration_is_kept_as_that_of_the_weights_before_training(made, tmp_
 def test_one_process_cannot_save_a_sharded_model(tmp_path):
     model = PixelSNAIL(SMALL_TOP)
     model.__class__ = type("FSDPPixelSNAIL", (PixelSNAIL,), {})  # as FSDP2 does
-    with pytest.raises(ValueError, match="save: expected a whole model, got a sharded PixelSNAIL,"):
+    with pytest.raises(ValueError, match="expected a whole model, got a sharded PixelSNAIL,"):
         save(model, tmp_path / "model")
 
 

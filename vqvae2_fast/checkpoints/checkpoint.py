@@ -122,8 +122,8 @@ def save(
             unchanged.
     """
     if dtype not in DTYPES.values():
-        raise TypeError(f"save: expected dtype to be one of {tuple(DTYPES)}, got {dtype}.")
-    place = as_path("save", "path", path, remedy="The order is save(obj, path).")
+        raise TypeError(f"expected dtype to be one of {tuple(DTYPES)}, got {dtype}.")
+    place = as_path("path", path, remedy="The order is save(obj, path).")
     obj = without_compiler(obj)
     with replacing(place) as folder:
         if isinstance(obj, Pipeline):
@@ -138,11 +138,11 @@ def _write_pipeline(
 ) -> None:
     vqvae, names = pipeline.vqvae, level_names(len(pipeline.priors))
     if not isinstance(vqvae, VQVAE2):
-        raise TypeError(f"save: expected vqvae to be a VQVAE2, got {type(vqvae).__name__}.")
+        raise TypeError(f"expected vqvae to be a VQVAE2, got {type(vqvae).__name__}.")
     if next(vqvae.parameters()).dtype == torch.float32:  # the hash depends on the dtype
         hashes = (getattr(prior, "vqvae_hash", "") for prior in pipeline.priors)
         made_for = {f"prior_{name}": digest for name, digest in zip(names, hashes, strict=True)}
-        check_made_for("save", vqvae, made_for)
+        check_made_for(vqvae, made_for)
     header: dict[str, Any] = {
         "kind": "pipeline",
         "version": version_of(dtype),
@@ -269,7 +269,7 @@ def _load(
     classes = {kind: known for kind, (known, _) in known_models().items()} | {"pipeline": Pipeline}
     if expect is not None and not issubclass(classes[found], expect):
         names = {known: kind for kind, known in classes.items()} | {Prior: "prior"}
-        raise ValueError(f"load: {folder}: expected a {names[expect]}, found a {found}.")
+        raise ValueError(f"{folder}: expected a {names[expect]}, found a {found}.")
     if found == "pipeline":
         return _load_pipeline(folder, header, device, check_finite)
     model = read_model(header, folder, check_finite=check_finite)
@@ -290,29 +290,29 @@ def _load_pipeline(
     ]
     if len(levels) != vqvae.config.num_levels:
         raise ValueError(
-            f"load: {folder}: expected priors of the VQ-VAE's {vqvae.config.num_levels} levels, "
+            f"{folder}: expected priors of the VQ-VAE's {vqvae.config.num_levels} levels, "
             f"got {len(levels)}."
         )
     for number, (prior, level) in enumerate(zip(priors, levels, strict=True)):
         check_prior_fits(
-            f"load: {folder}: prior_{level}",
+            f"{folder}/prior_{level}",
             prior.config,
             vqvae.config.num_embeddings,
             vqvae.config.level_sizes[: number + 1],
         )
     made_for = {f"prior_{n}": p.vqvae_hash for n, p in zip(levels, priors, strict=True)}
-    check_made_for(f"load: {folder}", vqvae, made_for)
+    check_made_for(vqvae, made_for)
     tuned_for = header["recommended_for"]
     if tuned_for and tuned_for != [weights_hash(model) for model in (vqvae, *priors)]:
         raise ValueError(
-            f"load: {folder}: its recommended settings were tuned for other weights than these. "
+            f"{folder}: its recommended settings were tuned for other weights than these. "
             "Load the VQ-VAE and the priors one by one, and have `vqvae2-fast tune` find their "
             "settings."
         )
     try:
         return Pipeline(vqvae, priors, header["class_names"], header["recommended"])
     except ValueError as error:
-        raise ValueError(f"load: {folder}: {error}") from error
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def load_training(
@@ -330,7 +330,7 @@ def load_training(
         header = read_config(folder)
         if not (folder / "state.json").exists():
             raise ValueError(
-                f"load_training: {folder} has no state.json: it holds only a model, which is not "
+                f"{folder} has no state.json: it holds only a model, which is not "
                 "enough to continue a run. Name the folder of a run, or a checkpoint in its "
                 "checkpoints folder."
             )
@@ -348,9 +348,7 @@ def load_training(
             fits = weight is not None and shape == (() if key == "step" else tuple(weight.shape))
             if not fits or kind != "F32":
                 where = part_path(folder, "optimizer")
-                raise ValueError(
-                    f"load_training: {where}: {short(name)} fits no weight of the model."
-                )
+                raise ValueError(f"{where}: {short(name)} fits no weight of the model.")
         return TrainingState(
             model=model,
             average=average,
@@ -369,7 +367,7 @@ def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _state(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
-    state, where = read_json(path), f"load_training: {path}"
+    state, where = read_json(path), str(path)
     step = state.get("step")
     if type(step) is not int or step < 0:
         raise ValueError(f"{where}: expected step to be an integer >= 0, got {short(repr(step))}.")

@@ -95,11 +95,11 @@ def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     if size > min(MAX_TEXT_BYTES, path.stat().st_size):
         if start.startswith(_PICKLES):
             raise DamagedError(
-                f"load: {path} is not a safetensors file but a pickle, alone or in an archive of "
+                f"{path} is not a safetensors file but a pickle, alone or in an archive of "
                 "torch.save. Pickles can run code and are never read here."
             )
         raise DamagedError(
-            f"load: {path} is damaged or not a safetensors file: its first 8 bytes say that its "
+            f"{path} is damaged or not a safetensors file: its first 8 bytes say that its "
             f"header has {size} bytes, of a file of {path.stat().st_size} (at most "
             f"{MAX_TEXT_BYTES} are read)."
         )
@@ -131,7 +131,7 @@ def check_finite_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             count = int((~tensor.isfinite()).sum())
             if count:
                 raise ValueError(
-                    f"load: {path}: expected finite numbers, got {count} of {tensor.numel()} in "
+                    f"{path}: expected finite numbers, got {count} of {tensor.numel()} in "
                     f"{short(name)} that are NaN or infinite. Load another checkpoint, or call "
                     "load(..., check_finite=False)."
                 )
@@ -145,11 +145,11 @@ def reading_safetensors(path: Path) -> Iterator[None]:
         yield
     except (SafetensorError, ValueError, OverflowError) as error:
         raise DamagedError(
-            f"load: {path} is damaged or not a safetensors file: {short(error)}."
+            f"{path} is damaged or not a safetensors file: {short(error)}."
         ) from error
     except MemoryError as error:
         raise ValueError(
-            f"load: {path} has {path.stat().st_size} bytes, for which this process has no memory: "
+            f"{path} has {path.stat().st_size} bytes, for which this process has no memory: "
             f"{short(error)}."
         ) from error
 
@@ -164,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except ValueError as error:
-        raise DamagedError(f"load: {error}") from error
+        raise DamagedError(f"{error}") from error
 
 
 def check_regular_file(path: Path) -> int:
@@ -172,9 +172,9 @@ def check_regular_file(path: Path) -> int:
     try:
         return check_regular(path).st_size
     except FileNotFoundError:
-        raise DamagedError(f"load: {path.parent} is damaged: {path.name} is missing.") from None
+        raise DamagedError(f"{path.parent} is damaged: {path.name} is missing.") from None
     except (OSError, ValueError) as error:  # no access, a loop of links, a folder, a FIFO, ...
-        raise DamagedError(f"load: {path.parent} is damaged: {error}") from error
+        raise DamagedError(f"{path.parent} is damaged: {error}") from error
 
 
 def check_replaceable(path: Path) -> None:
@@ -182,7 +182,7 @@ def check_replaceable(path: Path) -> None:
     empty folder, or a checkpoint with nothing beside its own files."""
     if path.name in ("", ".."):
         raise ValueError(
-            f"save: expected the name of a folder, got {str(path)!r}. A save puts a new folder in "
+            f"expected the name of a folder, got {str(path)!r}. A save puts a new folder in "
             "the place of the old one, which it cannot do where a program works."
         )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -193,13 +193,12 @@ def check_replaceable(path: Path) -> None:
         header = {}
     if not {"kind", "version"} <= header.keys():
         raise ValueError(
-            f"save: {path} exists and is not a checkpoint, so it was left unchanged. Name another "
-            "path."
+            f"{path} exists and is not a checkpoint, so it was left unchanged. Name another path."
         )
     for entry in path.iterdir():
         if not (entry.suffix in _SUFFIXES or (entry / "config.json").is_file()):
             raise ValueError(
-                f"save: {path} is a checkpoint and also holds {printable(entry.name)}, so it was "
+                f"{path} is a checkpoint and also holds {printable(entry.name)}, so it was "
                 "left unchanged. Move that, or name another path."
             )
 

@@ -55,7 +55,7 @@ def from_pretrained(
         TypeError: `source` is neither a name nor a path.
     """
     expected = "a folder or a repository OWNER/NAME"
-    if as_path("from_pretrained", "source", source, expected).is_dir():
+    if as_path("source", source, expected).is_dir():
         return load(source, device)
     hub = _hub()
     name = str(source)
@@ -68,14 +68,12 @@ def from_pretrained(
         )
     except hub.errors.LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"from_pretrained: expected source to be {expected}, got {name!r}: there is no such "
+            f"expected source to be {expected}, got {name!r}: there is no such "
             "folder, the Hub cannot be reached, and no copy of the repository is in its cache. "
             "Check the network, or name a folder that `save` wrote."
         ) from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
-        raise ValueError(
-            f"from_pretrained: expected source to be {expected}, got {name!r}: {error}"
-        ) from error
+        raise ValueError(f"expected source to be {expected}, got {name!r}: {error}") from error
     return load(folder, device)
 
 

@@ -37,7 +37,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def as_path(
-    where: str, name: str, value: object, expected: str = "a string or a Path", remedy: str = ""
+    name: str, value: object, expected: str = "a string or a Path", remedy: str = ""
 ) -> Path:
     """The path that an argument is. Raises TypeError for something else.
 
@@ -45,7 +45,7 @@ def as_path(
         remedy: What to do about it, a sentence.
     """
     if not isinstance(value, (str, os.PathLike)):
-        message = f"{where}: expected {name} to be {expected}, got {type_in_words(value)}. {remedy}"
+        message = f"expected {name} to be {expected}, got {type_in_words(value)}. {remedy}"
         raise TypeError(message.rstrip())
     return Path(value)
 
@@ -53,20 +53,17 @@ def as_path(
 def checkpoint_folder(
     path: str | os.PathLike[str],
     expected: str = "the folder of a checkpoint, a pipeline or a run",
-    *,
-    where: str = "load",
 ) -> Path:
     """The checkpoint that `path` means: the one there, or the latest of the run there.
 
     Args:
         expected: What an error message says was expected.
-        where: What an error message begins with: the function, or the option that names `path`.
 
     Raises:
         FileNotFoundError: If `path` is neither.
         TypeError: If it is no path.
     """
-    folder = as_path(where, "path", path)
+    folder = as_path("path", path)
     if (folder / "config.json").is_file():
         return folder
     newest = latest(folder)
@@ -74,10 +71,10 @@ def checkpoint_folder(
         return newest
     if aside(folder).exists():
         raise FileNotFoundError(
-            f"{where}: {folder} is missing, but {aside(folder)} holds the checkpoint that an "
+            f"{folder} is missing, but {aside(folder)} holds the checkpoint that an "
             f"interrupted save was replacing. Rename it to {folder.name}."
         )
-    raise FileNotFoundError(f"{where}: expected {expected}; {folder} {_what_is_there(folder)}.")
+    raise FileNotFoundError(f"expected {expected}; {folder} {_what_is_there(folder)}.")
 
 
 def latest(run: str | os.PathLike[str]) -> Path | None:

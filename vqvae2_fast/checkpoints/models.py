@@ -97,7 +97,7 @@ def write_model(
     """
     if class_of(model) is not type(model):
         raise ValueError(
-            f"save: expected a whole model, got a sharded {class_of(model).__name__}, of which "
+            f"expected a whole model, got a sharded {class_of(model).__name__}, of which "
             "this process has only its rows. Load the checkpoint of its run, and save that."
         )
     dtype = dtype_of(model, dtype)
@@ -127,7 +127,7 @@ def write_config(
     model_class = class_of(model)
     if not isinstance(model, Model) or model_class not in kinds:
         names = ", ".join(known.__name__ for known in kinds)
-        raise TypeError(f"save: expected one of {names} or Pipeline, got {type(model).__name__}.")
+        raise TypeError(f"expected one of {names} or Pipeline, got {type(model).__name__}.")
     folder.mkdir(exist_ok=True)
     header: dict[str, Any] = {
         "kind": kinds[model_class],
@@ -175,43 +175,41 @@ def read_config(folder: Path) -> dict[str, Any]:
     kind, version = header.get("kind"), header.get("version")
     kinds = (*known_models(), "pipeline")
     if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(
-            f"load: {folder}: expected kind to be one of {kinds}, got {short(repr(kind))}."
-        )
+        raise ValueError(f"{folder}: expected kind to be one of {kinds}, got {short(repr(kind))}.")
     if type(version) is not int or version < 1:
         raise ValueError(
-            f"load: {folder}: expected version to be an integer >= 1, got {short(repr(version))}."
+            f"{folder}: expected version to be an integer >= 1, got {short(repr(version))}."
         )
     if version > VERSION:
         raise ValueError(
-            f"load: {folder} has version {short(version)}; this package reads up to {VERSION}. "
+            f"{folder} has version {short(version)}; this package reads up to {VERSION}. "
             "Install a newer vqvae2_fast."
         )
     if not isinstance(header.get("config"), dict):
-        raise ValueError(f"load: {folder}: expected config to be an object in config.json.")
+        raise ValueError(f"{folder}: expected config to be an object in config.json.")
     names = header.setdefault("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"load: {folder}: expected class_names to be a list of names.")
+        raise ValueError(f"{folder}: expected class_names to be a list of names.")
     _check_names(f"load: {folder}", names, header["config"])
     if not isinstance(header.get("vqvae_hash", ""), str):
-        raise ValueError(f"load: {folder}: expected vqvae_hash to be a string in config.json.")
+        raise ValueError(f"{folder}: expected vqvae_hash to be a string in config.json.")
     if not isinstance(header.setdefault("recommended", {}), dict):
-        raise ValueError(f"load: {folder}: expected recommended to be an object in config.json.")
+        raise ValueError(f"{folder}: expected recommended to be an object in config.json.")
     hashes = header.setdefault("recommended_for", [])
     if not isinstance(hashes, list) or not all(isinstance(one, str) for one in hashes):
-        raise ValueError(f"load: {folder}: expected recommended_for to be a list of hashes.")
+        raise ValueError(f"{folder}: expected recommended_for to be a list of hashes.")
     if kind == "pipeline":
         _check_levels(header["config"].get("levels"), folder)
     elif header.setdefault("dtype", "float32") not in tuple(DTYPES):
         raise ValueError(
-            f"load: {folder}: expected dtype to be one of {tuple(DTYPES)}, got "
+            f"{folder}: expected dtype to be one of {tuple(DTYPES)}, got "
             f"{short(repr(header['dtype']))}."
         )
     return header
 
 
 def _check_names(where: str, names: Sequence[str], config: Mapping[str, Any]) -> None:
-    check_class_names(where, names)
+    check_class_names(names)
     classes = config.get("num_classes", 0)
     if names and classes and len(names) != classes:
         raise ValueError(
@@ -225,7 +223,7 @@ def _check_levels(levels: object, folder: Path) -> None:
     known = [list(level_names(count)) for count in range(1, 5)]
     if levels not in known:
         raise ValueError(
-            f"load: {folder}: expected levels to be names of levels, coarse to fine, such as "
+            f"{folder}: expected levels to be names of levels, coarse to fine, such as "
             f"{list(level_names(2))}, got {short(repr(levels))}."
         )
 
@@ -265,9 +263,7 @@ def described_model(header: dict[str, Any], folder: Path) -> tuple[type[Any], An
     """
     known = known_models()
     if header["kind"] not in known:
-        raise ValueError(
-            f"load: {folder} holds a {header['kind']}; expected one of {tuple(known)}."
-        )
+        raise ValueError(f"{folder} holds a {header['kind']}; expected one of {tuple(known)}.")
     model_class, config_class = known[header["kind"]]
     return model_class, _config(config_class, header["config"], folder)
 
@@ -277,12 +273,12 @@ def _calibration(values: Any, folder: Path) -> Calibration:
     if not isinstance(values, dict) or not all(
         type(values.get(name)) is kind for name, kind in expected.items()
     ):
-        raise ValueError(f"load: {folder}: expected calibration to have {', '.join(expected)}.")
+        raise ValueError(f"{folder}: expected calibration to have {', '.join(expected)}.")
     largest = read_tensors(folder / CALIBRATION)
     for name, ranges in largest.items():
         if ranges.dtype != torch.float32 or ranges.ndim != 2 or (ranges < 0).any():
             raise ValueError(
-                f"load: {folder / CALIBRATION}: expected {short(name)} to be float32 [n, inputs], "
+                f"{folder / CALIBRATION}: expected {short(name)} to be float32 [n, inputs], "
                 f"not negative, got {ranges.dtype} {list(ranges.shape)}."
             )
     ranges_of_all = InputRanges(largest, values["margin"])
@@ -303,14 +299,14 @@ def check_tensors(
     missing, unknown = sorted(expected.keys() - found), sorted(found.keys() - expected)
     if missing or unknown:
         raise ValueError(
-            f"load: {path}: the weights do not fit the configuration; missing: "
+            f"{path}: the weights do not fit the configuration; missing: "
             f"{_some(missing)}; unknown: {_some(unknown)}."
         )
     for name, tensor in expected.items():
         kind, shape = found[name]
         if _HEADER_TYPES.get(kind) != tensor.dtype or shape != tuple(tensor.shape):
             raise ValueError(
-                f"load: {path}: expected {name} to be {tensor.dtype} {list(tensor.shape)}, got "
+                f"{path}: expected {name} to be {tensor.dtype} {list(tensor.shape)}, got "
                 f"{_HEADER_TYPES.get(kind, kind)} {list(shape)}."
             )
 
@@ -329,7 +325,7 @@ def _expected_tensors(model_class: type[Any], config: Any, folder: Path) -> dict
     tensors, numbers = config.at_least()
     if tensors > len(headers) or numbers > elements:
         raise ValueError(
-            f"load: {path.parent}: config.json describes a larger model than the {len(headers)} "
+            f"{path.parent}: config.json describes a larger model than the {len(headers)} "
             f"tensors and {elements} numbers of {path.name}."
         )
     try:
@@ -338,7 +334,7 @@ def _expected_tensors(model_class: type[Any], config: Any, folder: Path) -> dict
             return expected
     except _MISFITS as error:
         raise ValueError(
-            f"load: {path.parent}: config.json does not describe a model: {short(error)}"
+            f"{path.parent}: config.json does not describe a model: {short(error)}"
         ) from error
 
 
@@ -349,21 +345,21 @@ def _config(config_class: type[_Config], values: dict[str, Any], folder: Path) -
     for name, value in values.items():
         if name not in known:
             raise ValueError(
-                f"load: {folder}: {config_class.__name__} has no field {short(repr(name))}; it has "
+                f"{folder}: {config_class.__name__} has no field {short(repr(name))}; it has "
                 f"{', '.join(known)}."
             )
         if not _is_a(value, known[name]):
             hint = known[name]
             expected = hint.__name__ if isinstance(hint, type) else str(hint)
             raise ValueError(
-                f"load: {folder}: expected {name} of {config_class.__name__} to be "
+                f"{folder}: expected {name} of {config_class.__name__} to be "
                 f"{expected.removeprefix('typing.')}, got {short(repr(value))}."
             )
     try:
         return config_class(**{name: _tuples(value) for name, value in values.items()})
     except _MISFITS as error:
         raise ValueError(
-            f"load: {folder}: config.json does not describe a model: {short(error)}"
+            f"{folder}: config.json does not describe a model: {short(error)}"
         ) from error
 
 

@@ -43,15 +43,11 @@ def pretrained_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
 
 
-def pretrained_folder(name: str, *, where: str = "from_preset") -> Path:
-    """The folder of a preset's pretrained pipeline. Raises as `from_preset` does.
-
-    Args:
-        where: What an error message begins with: the function, or the option that names the preset.
-    """
+def pretrained_folder(name: str) -> Path:
+    """The folder of a preset's pretrained pipeline. Raises as `from_preset` does."""
     if name not in pretrained_names():
         raise ValueError(
-            f"{where}: the package has no weights of {name!r}; it has those of "
+            f"the package has no weights of {name!r}; it has those of "
             f"{', '.join(pretrained_names()) or 'none'}.{perhaps(str(name), pretrained_names())} "
             "The other presets, which `vqvae2-fast info --presets` lists, have to be trained: "
             "`vqvae2-fast train-vqvae --preset NAME`."

@@ -92,7 +92,7 @@ def part_headers(folder: Path, part: str) -> dict[str, _Header]:
             before, rows = found.get(name, (kind, (0, *shape[1:])))
             unlike = before != kind or rows[1:] != shape[1:]
             if unlike or (name in found and not (rows and shape)):
-                raise DamagedError(f"load: {path}: {short(key)} does not fit that of other shards.")
+                raise DamagedError(f"{path}: {short(key)} does not fit that of other shards.")
             found[name] = kind, (rows[0] + shape[0], *rows[1:]) if shape else ()
     return found
 

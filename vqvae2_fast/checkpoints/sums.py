@@ -85,11 +85,11 @@ def _check_listed(folder: Path, names: Collection[str]) -> None:
         path = folder / name
         if name not in listed:
             if path.exists():
-                raise DamagedError(f"load: {folder} is damaged: {SUMS} does not know {name}.")
+                raise DamagedError(f"{folder} is damaged: {SUMS} does not know {name}.")
             continue
         if difference := _difference(path, listed[name], SUMS):
             raise DamagedError(
-                f"load: {path} is damaged: {difference}. (If you changed the file yourself, delete "
+                f"{path} is damaged: {difference}. (If you changed the file yourself, delete "
                 f"{folder / SUMS}.)"
             )
 
@@ -137,9 +137,7 @@ def _index(folder: Path) -> tuple[object, list[object]]:
     index = read_json(folder / SHARDS)
     shards = index.get("shards")
     if not isinstance(shards, list) or not 1 <= len(shards) <= _MOST_SHARDS:
-        raise DamagedError(
-            f"load: {folder / SHARDS}: expected a list of 1 to {_MOST_SHARDS} shards."
-        )
+        raise DamagedError(f"{folder / SHARDS}: expected a list of 1 to {_MOST_SHARDS} shards.")
     return index.get("save"), shards
 
 
@@ -155,7 +153,7 @@ def _check_shards(folder: Path) -> None:
     if problems:
         whole = len(shards) - len(problems)
         raise DamagedError(
-            f"load: {folder} is damaged: {'; '.join(problems)}. {whole} of {len(shards)} shards "
+            f"{folder} is damaged: {'; '.join(problems)}. {whole} of {len(shards)} shards "
             "are whole, each a safetensors file of its own rows."
         )
 

@@ -181,15 +181,12 @@ class UnfitFileError(ValueError):
         return " ".join(self.args)
 
 
-def read_segments(
-    data: bytes | IO[bytes], *, max_images: int | None = None, where: str = "decode"
-) -> Iterator[Segment]:
+def read_segments(data: bytes | IO[bytes], *, max_images: int | None = None) -> Iterator[Segment]:
     """The segments of a file, one at a time, each checked before it is given.
 
     Args:
         data: All bytes, or a file opened for reading.
         max_images: Refuse a file of more images than this.
-        where: The function that errors name.
 
     Raises:
         TypeError: Data that is neither bytes nor a file of bytes.
@@ -197,34 +194,34 @@ def read_segments(
             (`TooManyImagesError`), or max_images below 1. Nothing is allocated by what a header
             merely claims.
     """
-    limit = None if max_images is None else checked_integer(where, "max_images", max_images, 1)
+    limit = None if max_images is None else checked_integer("max_images", max_images, 1)
     file = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
     if not hasattr(file, "read"):
         raise TypeError(
-            f"{where}: expected data to be bytes, or a file opened for reading, got a "
+            f"expected data to be bytes, or a file opened for reading, got a "
             f"{type(data).__name__}. Open the file of a path with open_compressed."
         )
     if hasattr(file, "encoding"):
         raise TypeError(
-            f"{where}: expected data to be a file of bytes, got one opened in text mode. Open it "
+            "expected data to be a file of bytes, got one opened in text mode. Open it "
             'with open(path, "rb") or open_compressed(path).'
         )
     images = 0
     start = _read(file, _HEADER.size)
     if not start:
-        raise ValueError(f"{where}: expected a .vq2 file, got no bytes.")
+        raise ValueError("expected a .vq2 file, got no bytes.")
     while start:
-        header, flags = _read_header(start, images == 0, where)
+        header, flags = _read_header(start, images == 0)
         # Before the limit: a count that is damaged is no reason to raise it.
-        table = _read_table(file, start, header, where)
+        table = _read_table(file, start, header)
         images += header.num_images
         if limit is not None and images > limit:
             most = counted(limit, "image or tile", "images or tiles")
             raise TooManyImagesError(
-                f"{where}: expected at most {most}, the file has at least {images:,}; raise "
+                f"expected at most {most}, the file has at least {images:,}; raise "
                 "max_images to decode it."
             )
-        yield _read_payloads(file, table, header, flags, where)
+        yield _read_payloads(file, table, header, flags)
         start = _read(file, _HEADER.size)
 
 
@@ -256,7 +253,7 @@ def describe(data: bytes | IO[bytes], *, max_images: int | None = None) -> Descr
         ValueError: As `decode_codes`.
     """
     found = Description()
-    for segment in read_segments(data, max_images=max_images, where="describe"):
+    for segment in read_segments(data, max_images=max_images):
         header = segment.header
         found.pipeline, found.engine = header.pipeline.hex(), CODERS[header.coder]
         found.segments += 1
@@ -274,20 +271,18 @@ def describe(data: bytes | IO[bytes], *, max_images: int | None = None) -> Descr
     return found
 
 
-def _read_table(file: IO[bytes], packed: bytes, header: Header, where: str) -> bytes:
+def _read_table(file: IO[bytes], packed: bytes, header: Header) -> bytes:
     """The table after a header, which is also given as its bytes, if the check of both is right."""
     table = _read(file, header.num_levels * _LEVEL.size)
     if len(table) < header.num_levels * _LEVEL.size:
-        raise ValueError(f"{where}: the file is truncated in a header.")
+        raise ValueError("the file is truncated in a header.")
     unchecked, check = packed[: -_CHECK.size], packed[-_CHECK.size :]
     if check != _check_of(unchecked, table):
-        raise ValueError(f"{where}: a header is damaged: its check differs.")
+        raise ValueError("a header is damaged: its check differs.")
     return table
 
 
-def _read_payloads(
-    file: IO[bytes], table: bytes, header: Header, flags: int, where: str
-) -> Segment:
+def _read_payloads(file: IO[bytes], table: bytes, header: Header, flags: int) -> Segment:
     """The segment whose header and table are given."""
     labels: tuple[int, ...] = ()
     levels: list[list[bytes]] = []
@@ -301,18 +296,18 @@ def _read_payloads(
                 rest = counted(len(payload), "byte")
                 remedy = f"or remove the last {rest} to decode the levels before this one"
             raise ValueError(
-                f"{where}: the file is truncated in the payload of level {level}: expected "
+                f"the file is truncated in the payload of level {level}: expected "
                 f"{counted(size, 'byte')}, got {len(payload):,}. Copy the file again; {remedy}."
             )
         if zlib.crc32(payload) != crc:
-            raise ValueError(f"{where}: the payload of level {level} is damaged: its CRC differs.")
+            raise ValueError(f"the payload of level {level} is damaged: its CRC differs.")
         if level == 0 and flags & _LABELS_PER_IMAGE:
             head = 2 * header.num_images
             if head > len(payload):
-                raise ValueError(f"{where}: expected a label for each image, got fewer.")
+                raise ValueError("expected a label for each image, got fewer.")
             labels = struct.unpack_from(f"<{header.num_images}h", payload)
             payload = payload[head:]
-        levels.append(_split(payload, header.num_images, level, where))
+        levels.append(_split(payload, header.num_images, level))
     return Segment(header, levels, labels)
 
 
@@ -326,35 +321,33 @@ def _read(file: IO[bytes], size: int) -> bytes:
     return b"".join(parts)
 
 
-def _read_header(packed: bytes, is_first: bool, where: str) -> tuple[Header, int]:
+def _read_header(packed: bytes, is_first: bool) -> tuple[Header, int]:
     if packed[:4] != MAGIC:
         place = "it begins with" if is_first else "after the last segment it has"
         raise ValueError(
-            f"{where}: expected a .vq2 file, which begins with {MAGIC!r}; {place} {packed[:4]!r}."
+            f"expected a .vq2 file, which begins with {MAGIC!r}; {place} {packed[:4]!r}."
         )
     if len(packed) < _HEADER.size:
-        raise ValueError(f"{where}: the file is truncated in a header.")
+        raise ValueError("the file is truncated in a header.")
     _, version, coder, flags, levels, pipeline, height, width, label, images, seed, _ = (
         _HEADER.unpack(packed)
     )
     if version == 1:
         raise ValueError(
-            f"{where}: expected version {VERSION} of the format, got version 1, whose "
+            f"expected version {VERSION} of the format, got version 1, whose "
             "probabilities depended on the processor. Encode the images again, if the header is "
             "not damaged."
         )
     if version != VERSION or flags & ~(_LABELS_PER_IMAGE | _MARGINS):
         raise ValueError(
-            f"{where}: expected version {VERSION} of the format, got version {version} with flags "
+            f"expected version {VERSION} of the format, got version {version} with flags "
             f"{flags}. The header is damaged, or a newer release wrote it."
         )
     if coder not in CODERS:
-        raise ValueError(
-            f"{where}: expected probabilities of an engine {CODERS}, got coder {coder}."
-        )
+        raise ValueError(f"expected probabilities of an engine {CODERS}, got coder {coder}.")
     if not 1 <= levels <= MAX_LEVELS or not images:
         raise ValueError(
-            f"{where}: expected 1 to {MAX_LEVELS} levels and at least one image, got {levels} and "
+            f"expected 1 to {MAX_LEVELS} levels and at least one image, got {levels} and "
             f"{images}: the header is damaged."
         )
     margins = bool(flags & _MARGINS)
@@ -371,9 +364,9 @@ def _with_length(stream: bytes) -> bytes:
     return bytes(prefix) + stream
 
 
-def _split(payload: memoryview, num_images: int, level: int, where: str) -> list[bytes]:
+def _split(payload: memoryview, num_images: int, level: int) -> list[bytes]:
     """The streams that a payload consists of."""
-    damaged = f"{where}: the payload of level {level} does not hold a stream for each image."
+    damaged = f"the payload of level {level} does not hold a stream for each image."
     if num_images > len(payload):  # each takes at least one byte
         raise ValueError(damaged)
     streams, position = [], 0

@@ -61,9 +61,9 @@ class Coder:
             raise WeightsChangedError
         return coder
 
-    def plan(self, where: str, level: int, engine: str = "cpu") -> CpuPlan:
+    def plan(self, level: int, engine: str = "cpu") -> CpuPlan:
         """Raises as `check_engine`, or WeightsChangedError if the prior had no plan."""
-        check_engine(where, self.pipeline.priors[level], engine)
+        check_engine(self.pipeline.priors[level], engine)
         plan = self.plans[level]
         if plan is None:
             raise WeightsChangedError
@@ -131,14 +131,13 @@ def encode_codes(
         TypeError: A model in place of the pipeline, or codes that are no tensors.
         RuntimeError: No compiled module, or priors that are not float32 on the CPU.
     """
-    where = "encode_codes"
-    check_is_pipeline(where, pipeline)
-    num_levels = checked_levels(where, pipeline, levels, seed)
-    _check_codes(where, pipeline, codes, num_levels)
-    numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
+    check_is_pipeline(pipeline)
+    num_levels = checked_levels(pipeline, levels, seed)
+    _check_codes(pipeline, codes, num_levels)
+    numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
     coder = Coder.of(pipeline)
     header = Header(coder.hash, len(codes[0]), num_levels, seed=seed)
-    return write_segment(encoded(where, coder, header, codes, numbers, engine))
+    return write_segment(encoded(coder, header, codes, numbers, engine))
 
 
 def decode_codes(
@@ -175,15 +174,14 @@ def encode_stream(
 
     Write them one after the other. Only one batch is held in memory.
     """
-    where = "encode_stream"
-    check_is_pipeline(where, pipeline)
-    num_levels = checked_levels(where, pipeline, levels, seed)
+    check_is_pipeline(pipeline)
+    num_levels = checked_levels(pipeline, levels, seed)
     coder = Coder.of(pipeline)
     for codes, labels in batches:
-        _check_codes(where, pipeline, codes, num_levels)
-        numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
+        _check_codes(pipeline, codes, num_levels)
+        numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
         header = Header(coder.hash, len(codes[0]), num_levels, seed=seed)
-        yield write_segment(encoded(where, coder, header, codes, numbers, engine))
+        yield write_segment(encoded(coder, header, codes, numbers, engine))
 
 
 def decode_stream(
@@ -195,34 +193,31 @@ def decode_stream(
 ) -> Iterator[tuple[list[Tensor], Tensor | None]]:
     """The maps and labels of a `.vq2` file, at most `batch_size` images at a time; see
     `decode_codes`."""
-    where = "decode_codes"
-    check_is_pipeline(where, pipeline)
-    batch_size = checked_integer("decode_stream", "batch_size", batch_size, 1, 2**32 - 1)
+    check_is_pipeline(pipeline)
+    batch_size = checked_integer("batch_size", batch_size, 1, 2**32 - 1)
     coder, first = Coder.of(pipeline), 0
-    for segment in read_segments(data, max_images=max_images, where=where):
-        check_pipeline(where, segment.header, coder.hash)
+    for segment in read_segments(data, max_images=max_images):
+        check_pipeline(segment.header, coder.hash)
         for part in parts_of(segment, batch_size):
-            yield decoded_codes(where, coder, part, first)
+            yield decoded_codes(coder, part, first)
             first += part.header.num_images
 
 
 def encoded(
-    where: str,
     coder: Coder,
     header: Header,
     codes: Sequence[Tensor],
     labels: Tensor | None,
     engine: str,
 ) -> Segment:
-    """A segment of these maps; errors begin with `where`."""
+    """A segment of these maps."""
     pipeline, batch = coder.pipeline, len(codes[0])
-    given = _told(where, pipeline, labels, batch)
+    given = _told(pipeline, labels, batch)
     streams = []
     for level in range(header.num_levels):
-        plan, maps = coder.plan(where, level, engine), list(codes[:level])
+        plan, maps = coder.plan(level, engine), list(codes[:level])
         interface = interface_of(pipeline.priors[level])
         check_maps(
-            where,
             [*maps, codes[level]],
             (*interface.condition_sizes, interface.size),
             interface.num_embeddings,
@@ -238,29 +233,28 @@ def encoded(
 
 
 def decoded_codes(
-    where: str, coder: Coder, segment: Segment, first_sample: int
+    coder: Coder, segment: Segment, first_sample: int
 ) -> tuple[list[Tensor], Tensor | None]:
     """All levels' maps of a segment, and its labels."""
     pipeline, header, batch = coder.pipeline, segment.header, segment.header.num_images
     if len(segment.streams) > len(pipeline.priors):
         raise ValueError(
-            f"{where}: the file has {len(segment.streams)} levels, the pipeline "
-            f"{len(pipeline.priors)}."
+            f"the file has {len(segment.streams)} levels, the pipeline {len(pipeline.priors)}."
         )
     labels = None
     if segment.labels:
         labels = torch.tensor(segment.labels, device="cpu", dtype=torch.int64)
     elif header.label != NO_LABEL:
         labels = torch.full((batch,), header.label, device="cpu", dtype=torch.int64)
-    given = _told(where, pipeline, labels, batch)
+    given = _told(pipeline, labels, batch)
     maps: list[Tensor] = []
     for level, streams in enumerate(segment.streams):
         told = given if interface_of(pipeline.priors[level]).num_classes else None
-        codes, finished = decode_maps(coder.plan(where, level), streams, maps, told)
+        codes, finished = decode_maps(coder.plan(level), streams, maps, told)
         if not all(finished):
             image = first_sample + finished.index(False)
             raise ValueError(
-                f"{where}: the stream of level {level}, image {image} does not end where its "
+                f"the stream of level {level}, image {image} does not end where its "
                 "encoder ended: the file is damaged."
             )
         maps.append(codes)
@@ -281,11 +275,11 @@ def decoded_codes(
     return maps, labels
 
 
-def check_pipeline(where: str, header: Header, expected: bytes) -> None:
+def check_pipeline(header: Header, expected: bytes) -> None:
     """Raises UnfitFileError unless the file was written with this pipeline."""
     if header.pipeline != expected:
         raise UnfitFileError(
-            f"{where}: the file was encoded with pipeline {header.pipeline.hex()}, this is "
+            f"the file was encoded with pipeline {header.pipeline.hex()}, this is "
             f"{expected.hex()}.",
             "Load the one it was encoded with; `vqvae2-fast info FOLDER` shows this hash of a "
             "pipeline.",
@@ -302,7 +296,7 @@ def parts_of(segment: Segment, size: int) -> Iterator[Segment]:
         )
 
 
-def _told(where: str, pipeline: Pipeline, labels: Tensor | None, batch: int) -> Tensor | None:
+def _told(pipeline: Pipeline, labels: Tensor | None, batch: int) -> Tensor | None:
     """Labels for the priors, "no class" if there are none."""
     num_classes = pipeline.num_classes
     if labels is None:
@@ -313,36 +307,36 @@ def _told(where: str, pipeline: Pipeline, labels: Tensor | None, batch: int) -> 
         )
     if num_classes > MAX_LABEL:
         raise ValueError(
-            f"{where}: expected at most {MAX_LABEL} classes, got {num_classes}; leave labels out."
+            f"expected at most {MAX_LABEL} classes, got {num_classes}; leave labels out."
         )
-    check_labels(where, labels, num_classes, batch)
+    check_labels(labels, num_classes, batch)
     return labels
 
 
-def checked_levels(where: str, pipeline: Pipeline, levels: int | None, seed: int) -> int:
+def checked_levels(pipeline: Pipeline, levels: int | None, seed: int) -> int:
     """How many levels to write, with a seed for the others that the header has room for."""
     total = len(pipeline.priors)
-    checked_integer(where, "seed", seed, 0, 2**32 - 1)
-    return total if levels is None else checked_integer(where, "levels", levels, 1, total)
+    checked_integer("seed", seed, 0, 2**32 - 1)
+    return total if levels is None else checked_integer("levels", levels, 1, total)
 
 
-def _check_codes(where: str, pipeline: Pipeline, codes: Sequence[Tensor], levels: int) -> None:
+def _check_codes(pipeline: Pipeline, codes: Sequence[Tensor], levels: int) -> None:
     can_be_maps = is_list(codes) or isinstance(codes, Tensor)
     if not can_be_maps or not all(isinstance(maps, Tensor) for maps in codes):
         got = f"a {type(codes).__name__}"
         if can_be_maps:
             got += f" of {', '.join(sorted({type(maps).__name__ for maps in codes}))}"
         raise TypeError(
-            f"{where}: expected codes to be a list of tensors, int64 [B, h, w], one per level, "
+            f"expected codes to be a list of tensors, int64 [B, h, w], one per level, "
             f"coarse to fine, got {got}. The encode of a VQVAE2 gives such a list."
         )
     if len(codes) > len(pipeline.priors):
         raise ValueError(
-            f"{where}: expected codes to be at most {len(pipeline.priors)} maps, one per level of "
+            f"expected codes to be at most {len(pipeline.priors)} maps, one per level of "
             f"the pipeline, got {len(codes)}: {[list(maps.shape) for maps in codes]}."
         )
     if len(codes) < levels or codes[0].ndim != 3 or not len(codes[0]):
         raise ValueError(
-            f"{where}: expected codes to be {levels} maps int64 [B, h, w] with B >= 1, coarse to "
+            f"expected codes to be {levels} maps int64 [B, h, w] with B >= 1, coarse to "
             f"fine, got {[list(maps.shape) for maps in codes]}."
         )

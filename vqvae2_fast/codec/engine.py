@@ -35,11 +35,11 @@ __all__ = ["MAX_EMBEDDINGS", "check_engine", "decode_maps", "encode_maps"]
 MAX_EMBEDDINGS = 2**16
 
 
-def check_engine(where: str, prior: nn.Module, engine: str) -> None:
+def check_engine(prior: nn.Module, engine: str) -> None:
     """Raises unless `engine` gives portable probabilities of this prior."""
     if engine != "cpu":
         raise ValueError(
-            f"{where}: expected engine 'cpu', whose probabilities are the same bits on every "
+            f"expected engine 'cpu', whose probabilities are the same bits on every "
             f"machine, got {engine!r}: what it encodes, another machine could not decode."
         )
     device = device_of(prior)
@@ -47,11 +47,11 @@ def check_engine(where: str, prior: nn.Module, engine: str) -> None:
     interface = interface_of(prior)
     if reason := interface.why_no_plan or reason:
         remedy = "" if device.type == "cpu" else " Move the pipeline with device=cpu."
-        raise RuntimeError(f"{where}: engine cpu cannot code here: {reason}.{remedy}")
+        raise RuntimeError(f"engine cpu cannot code here: {reason}.{remedy}")
     num_embeddings = interface.num_embeddings
     if num_embeddings > MAX_EMBEDDINGS:
         raise ValueError(
-            f"{where}: expected at most {MAX_EMBEDDINGS} codes, the prior has {num_embeddings}."
+            f"expected at most {MAX_EMBEDDINGS} codes, the prior has {num_embeddings}."
         )
 
 

@@ -62,37 +62,35 @@ def encode_images(
         TypeError: Images that are no tensor; or as `encode_codes`.
         RuntimeError: As `encode_codes`.
     """
-    where = "encode_images"
-    vqvae = _vqvae(where, pipeline)
+    vqvae = _vqvae(pipeline)
     channels = vqvae.config.image_channels
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"{where}: expected images to be a tensor, float [B, {channels}, H, W], got a "
+            f"expected images to be a tensor, float [B, {channels}, H, W], got a "
             f"{type(images).__name__}. Use `to_float` for a tensor of bytes, and "
             "`vqvae2-fast compress` for files."
         )
     if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
         raise ValueError(
-            f"{where}: expected images float [B, {channels}, H, W], got {list(images.shape)} "
+            f"expected images float [B, {channels}, H, W], got {list(images.shape)} "
             f"{dtype_name(images.dtype)}."
         )
     batch, _, height, width = images.shape
     if not batch or not 1 <= height <= MAX_SIDE or not 1 <= width <= MAX_SIDE:
         raise ValueError(
-            f"{where}: expected images with B >= 1 and sides of 1 to {MAX_SIDE}, got "
-            f"{list(images.shape)}."
+            f"expected images with B >= 1 and sides of 1 to {MAX_SIDE}, got {list(images.shape)}."
         )
     if height * width > pixels.MAX_PIXELS:
         raise ValueError(
-            f"{where}: expected images of at most {pixels.MAX_PIXELS:,} pixels, since larger "
+            f"expected images of at most {pixels.MAX_PIXELS:,} pixels, since larger "
             f"ones are not decoded, got {height}x{width}, which are {height * width:,}. Cut them "
             "into several, or raise vqvae2_fast.data.pixels.MAX_PIXELS there and here."
         )
-    check_pixels(where, images)
-    num_levels = checked_levels(where, pipeline, levels, seed)
-    numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
+    check_pixels(images)
+    num_levels = checked_levels(pipeline, levels, seed)
+    numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
     if numbers is not None:  # one per image; below there is one per tile
-        check_labels(where, numbers, pipeline.num_classes, batch)
+        check_labels(numbers, pipeline.num_classes, batch)
     rows, columns = Tiling(vqvae, height, width, margins=False).grid
     tiles = rows * columns
     # One tile is what the model was trained on.
@@ -110,7 +108,7 @@ def encode_images(
         seed=seed,
         margins=tiling.margins,
     )
-    return write_segment(encoded(where, coder, header, codes, numbers, engine))
+    return write_segment(encoded(coder, header, codes, numbers, engine))
 
 
 def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: int = 4096) -> Tensor:
@@ -129,7 +127,7 @@ def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: in
     sizes = {tuple(part.shape[2:]) for part in images}
     if len(sizes) > 1:
         raise ValueError(
-            f"decode_images: expected images of one size, the file has {sorted(sizes)}. Take them "
+            f"expected images of one size, the file has {sorted(sizes)}. Take them "
             "from decode_image_stream."
         )
     return torch.cat(images)
@@ -142,13 +140,12 @@ def decode_image_stream(
 
     See `decode_images`.
     """
-    where = "decode_images"
-    vqvae = _vqvae(where, pipeline)
+    vqvae = _vqvae(pipeline)
     coder, first = Coder.of(pipeline), 0
-    for segment in read_segments(data, max_images=max_images, where=where):
+    for segment in read_segments(data, max_images=max_images):
         header = segment.header
-        check_pipeline(where, header, coder.hash)
-        check_image_size(where, header.height, header.width)
+        check_pipeline(header, coder.hash)
+        check_image_size(header.height, header.width)
         tiling = Tiling(vqvae, header.height, header.width, header.margins)
         rows, columns = tiling.grid
         if not rows * columns or header.num_images % (rows * columns):
@@ -158,34 +155,32 @@ def decode_image_stream(
                     f"{counted(header.num_images, 'code map')} of images of "
                     f"{header.height}x{header.width}"
                 )
-            raise UnfitFileError(
-                f"{where}: expected a file of images, got {found}.", "Use decode_codes."
-            )
+            raise UnfitFileError(f"expected a file of images, got {found}.", "Use decode_codes.")
         # Whole images, few at a time: a small file may have very many.
         for images in parts_of(segment, max(1, _BATCH // (rows * columns)) * rows * columns):
             parts = []
             for part in parts_of(images, _BATCH):
-                parts.append(decoded_codes(where, coder, part, first)[0])
+                parts.append(decoded_codes(coder, part, first)[0])
                 first += part.header.num_images
             yield tiling.decode(pipeline, [torch.cat(maps) for maps in zip(*parts, strict=True)])
 
 
-def check_image_size(where: str, height: int, width: int) -> None:
+def check_image_size(height: int, width: int) -> None:
     """Raises UnfitFileError if images of a file are larger than any that is decoded. A file may be
     much smaller than they are."""
     if height * width > pixels.MAX_PIXELS:
         raise UnfitFileError(
-            f"{where}: expected images of at most {pixels.MAX_PIXELS:,} pixels, the file has some "
+            f"expected images of at most {pixels.MAX_PIXELS:,} pixels, the file has some "
             f"of {height}x{width}, which are {height * width:,}.",
             "To decode them, raise vqvae2_fast.data.pixels.MAX_PIXELS in Python.",
         )
 
 
-def _vqvae(where: str, pipeline: Pipeline) -> VQVAE2:
-    check_is_pipeline(where, pipeline)
+def _vqvae(pipeline: Pipeline) -> VQVAE2:
+    check_is_pipeline(pipeline)
     if not isinstance(pipeline.vqvae, VQVAE2):
         raise TypeError(
-            f"{where}: expected a pipeline with a VQVAE2, got a {type(pipeline.vqvae).__name__}; "
+            f"expected a pipeline with a VQVAE2, got a {type(pipeline.vqvae).__name__}; "
             "encode_codes and decode_codes take the codes of any model."
         )
     return pipeline.vqvae

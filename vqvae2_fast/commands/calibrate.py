@@ -49,15 +49,15 @@ class Calibrate(Command):
         if self.records < 1:
             raise ValueError(f"--records: expected 1 or more, got {self.records}.")
         check_replaceable(self.out)
-        check_one_store("--codes", self.codes)
+        check_one_store(self.codes)
         device = self.prepare_on_cpu()
         pipeline = self.model.open(device)
         store = CodeStore(self.codes)
-        check_codes_of("--codes", pipeline.networks()[0], str(self.codes), store.checkpoint_hash)
+        check_codes_of(pipeline.networks()[0], str(self.codes), store.checkpoint_hash)
         chosen = evenly(len(store), self.records)
         for level, prior in enumerate(pipeline.priors):
             if not isinstance(prior, Prior):
-                raise TypeError(f"calibrate: cannot calibrate a {type(prior).__name__}.")
+                raise TypeError(f"cannot calibrate a {type(prior).__name__}.")
             check_matches(store, prior.config)
             classes, parts = prior.config.num_classes, prior.config.num_subclasses
             labels_of, batches = labels_of_prior(store.class_names, classes, parts), []

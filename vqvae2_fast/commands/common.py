@@ -183,7 +183,7 @@ class ModelOptions:
         made_for = {
             str(p): origin_of(prior, p) for p, prior in zip(self.priors, priors, strict=True)
         }
-        check_made_for("--priors", vqvae, made_for)
+        check_made_for(vqvae, made_for)
         if len(priors) != vqvae.config.num_levels:
             raise ValueError(
                 f"--priors: expected {vqvae.config.num_levels}, one for each level of the VQ-VAE, "
@@ -192,7 +192,7 @@ class ModelOptions:
         for level, (path, prior) in enumerate(zip(self.priors, priors, strict=True)):
             _check_order(path, prior, level, vqvae)
             check_prior_fits(
-                f"--priors: {path}",
+                f"--priors {path}",
                 prior.config,
                 vqvae.config.num_embeddings,
                 vqvae.config.level_sizes[: level + 1],
@@ -229,13 +229,13 @@ def _check_order(path: Path, prior: Prior, level: int, vqvae: VQVAE2) -> None:
 
 def open_preset(name: str, device: torch.device) -> Pipeline:
     """The pretrained pipeline that --preset names. Raises as `from_preset` does."""
-    pretrained_folder(name, where="--preset")
+    pretrained_folder(name)
     return from_preset(name, device)
 
 
 def _load(flag: str, path: Path, device: torch.device) -> Model | Pipeline:
     """What is saved at the path that an option names. Raises as `load` does."""
-    return load(checkpoint_folder(path, where=flag), device)
+    return load(checkpoint_folder(path), device)
 
 
 def load_vqvae(path: Path, device: torch.device) -> VQVAE2:
@@ -306,13 +306,13 @@ def out_is_taken(out: Path) -> str:
     return f"--out: another run is writing to {out}. Wait for it, or name another folder."
 
 
-def check_one_store(where: str, path: Path) -> None:
+def check_one_store(path: Path) -> None:
     """Raises ValueError if `path` holds the stores of an extraction, where one store is
     expected."""
     stores = [path / split for split in _TRAINED_ON if (path / split / MANIFEST).is_file()]
     if stores and not (path / MANIFEST).is_file():
         raise ValueError(
-            f"{where}: {path} is the folder of the stores that `extract` left; name one of them, "
+            f"{path} is the folder of the stores that `extract` left; name one of them, "
             f"{' or '.join(map(str, stores))}."
         )
 

@@ -77,7 +77,7 @@ class Compress(Command):
     def run(self) -> Result:
         self.check_one_process()
         device = self.prepare_on_cpu()
-        check_one_store("compress", Path(self.images))
+        check_one_store(Path(self.images))
         self._check_out()
         pipeline = self.model.open(device)
         names = level_names(len(pipeline.priors))
@@ -169,7 +169,7 @@ class Compress(Command):
             yield path / MANIFEST
             yield from (path / shard.name for shard in CodeStore(path).manifest.shards)
         elif path.is_dir():
-            yield from (path / name for name in image_names("compress", path))
+            yield from (path / name for name in image_names(path))
         elif path.exists():
             yield path
 
@@ -191,7 +191,7 @@ class Compress(Command):
         path = Path(self.images)
         if (path / MANIFEST).is_file():
             return len(CodeStore(path))
-        return len(image_names("compress", path))
+        return len(image_names(path))
 
     def _segments(
         self,
@@ -205,7 +205,7 @@ class Compress(Command):
         if (path / MANIFEST).is_file():
             store, classes = CodeStore(path), pipeline.num_classes
             vqvae, priors = pipeline.networks()
-            check_codes_of("compress", vqvae, str(path), store.checkpoint_hash)
+            check_codes_of(vqvae, str(path), store.checkpoint_hash)
             if classes and store.class_names:
                 check_matches(store, priors[-1].config)
                 names = classes_of_prior(store.class_names, classes)
@@ -238,7 +238,7 @@ def _images_at(path: Path, pipeline: Pipeline, skipped: list[str] | None) -> Ite
     inside = path if path.is_dir() else None
     keeps_colour = channels > 1
     batch: list[torch.Tensor] = []
-    for name, image in whole_images("compress", path, channels, skipped):
+    for name, image in whole_images(path, channels, skipped):
         file = path if inside is None else path / name
         if not keeps_colour and _has_colour(file, inside):
             warnings.warn(

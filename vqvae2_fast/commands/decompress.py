@@ -82,7 +82,7 @@ class Decompress(Command):
         vqvae, total = pipeline.vqvae, 0
         assert isinstance(vqvae, VQVAE2)  # of a checkpoint
         for (height, width), maps in found.maps_of_size.items():
-            check_image_size("decode_images", height, width)  # of all, before any is written
+            check_image_size(height, width)  # of all, before any is written
             rows, columns = Tiling(vqvae, height, width, margins=False).grid
             total += maps // max(1, rows * columns)  # 0 only in a file that is then refused
         batches = decode_image_stream(pipeline, file, max_images=self.max_images)

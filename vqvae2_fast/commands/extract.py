@@ -115,7 +115,7 @@ class Extract(Command):
         config = model.config
         records, missing = {}, {}
         for split, images in sources.items():
-            check_images("extract", model, images, split)
+            check_images(model, images, split)
             records[split] = self._variants(split).count * len(images)
             missing[split] = sum(
                 stop - first for first, stop in missing_records(self.out / split, records[split])

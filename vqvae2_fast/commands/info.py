@@ -275,7 +275,7 @@ def _config_of(folder: Path) -> Any:
 
 
 def _checkpoint(path: Path) -> Result:
-    folder = checkpoint_folder(path, _EXPECTED, where="PATH")
+    folder = checkpoint_folder(path, _EXPECTED)
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
     if (folder / SHARDS).exists():

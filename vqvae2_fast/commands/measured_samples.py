@@ -189,8 +189,8 @@ class Samples:
                 flag = "--cas-epochs" if options.cas_epochs else "--classifier"
                 raise ValueError(f"{flag}: expected priors that are told classes, got none.")
             for images in (self.train_set, self.held_out):
-                check_classes("evaluate", images, self.pipeline.num_classes)
-                check_classes("evaluate", self._judged(images))
+                check_classes(images, self.pipeline.num_classes)
+                check_classes(self._judged(images))
 
     def _check_named(self, path: Path) -> None:
         """Raises ValueError unless a folder has the samples that the measures need."""

@@ -42,7 +42,7 @@ def explaining_memory(model: nn.Module, config: TrainConfig, command: type) -> I
         helps = [saved for name, saved in _savings(model, config) if name in flags][:_SAVINGS]
         what = f"What helps: {'; '.join(helps)}. " if helps else ""
         raise RuntimeError(
-            f"train: out of memory with micro-batches of {config.batch_size}. {what}"
+            f"out of memory with micro-batches of {config.batch_size}. {what}"
             "Continue from a checkpoint, if there is one, with resume=True."
         ) from error
 

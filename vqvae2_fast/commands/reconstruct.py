@@ -61,7 +61,7 @@ class Reconstruct(Command):
         if self.vqvae is not None and self.preset is None:
             saved = self.vqvae
         elif self.preset is not None and self.vqvae is None:
-            saved = pretrained_folder(self.preset, where="--preset")
+            saved = pretrained_folder(self.preset)
         else:
             raise ValueError(
                 "expected one of --vqvae and --preset, got "

@@ -325,7 +325,7 @@ def _labels_of(
         return (), None
     if asked:
         names = pipeline.class_names
-        numbers = [class_numbers("--label", one, num_classes, names) for one in asked]
+        numbers = [class_numbers(one, num_classes, names) for one in asked]
         return tuple(number for own in numbers for number in own), None
     if known is None:
         names = pipeline.class_names

@@ -56,7 +56,7 @@ class TrainClassifier(TrainingCommand):
             )
         )
         for images in (train_set, held_out):
-            check_classes("train-classifier", images)
+            check_classes(images)
         config, settings = classifier_recipe(
             train_set.image_shape,
             len(train_set.class_names),

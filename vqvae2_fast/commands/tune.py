@@ -111,8 +111,8 @@ class Tune(Command):
         check_replaceable(self.out / "pipeline")
         for name in _SETTINGS:
             for value in getattr(self, name):
-                level_settings(1, where="tune", **{name: value})
-        level_settings(1, where="tune", seed=self.seed)
+                level_settings(1, **{name: value})
+        level_settings(1, seed=self.seed)
         if not 0 <= self.keep_recall <= 1:
             raise ValueError(
                 f"--keep-recall: expected a share from 0 to 1, got {self.keep_recall}."
@@ -137,7 +137,7 @@ class Tune(Command):
         images = open_images(self.source, "train", shape[0], shape[1:], self.progress())
         if pipeline.num_classes:
             check_same_classes(pipeline, images.class_names)
-            check_classes("tune", images, pipeline.num_classes)
+            check_classes(images, pipeline.num_classes)
         number = self._number(len(images))
         classifier = None
         if self.classifier is not None:

@@ -37,7 +37,7 @@ def crop_offsets(indices: Tensor, padding: int, *, seed: int, epoch: int | Tenso
         ValueError: padding is negative.
     """
     if padding < 0:
-        raise ValueError(f"crop_offsets: padding must be >= 0, got {padding}.")
+        raise ValueError(f"padding must be >= 0, got {padding}.")
     words = [_words(indices, seed, epoch, which) for which in (_ROW, _COLUMN)]
     return (torch.stack(words, dim=1) * (2 * padding + 1) >> 32) - padding  # [B, 2]
 
@@ -106,7 +106,7 @@ def zoomed(images: Tensor, indices: Tensor, strength: float, *, seed: int, epoch
 def _factors(words: Tensor, strength: float) -> Tensor:
     """A factor for each 32-bit word, between exp(-strength) and exp(strength)."""
     if not 0 <= strength < math.inf:
-        raise ValueError(f"augment: expected a strength >= 0, got {strength}.")
+        raise ValueError(f"expected a strength >= 0, got {strength}.")
     return ((words.double() / 2**31 - 1) * strength).exp().float()
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 __all__ = ["BatchCut", "check_rank"]
 
 
-def check_rank(where: str, rank: int, world_size: int) -> None:
+def check_rank(rank: int, world_size: int) -> None:
     """Raises ValueError unless `rank` is the number of one of `world_size` processes."""
     if not 0 <= rank < world_size:
-        raise ValueError(f"{where}: rank must be in [0, {world_size}) (world_size), got {rank}.")
+        raise ValueError(f"rank must be in [0, {world_size}) (world_size), got {rank}.")
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class BatchCut:
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
-            raise ValueError(f"BatchCut: accumulate must be >= 1, got {self.accumulate}.")
-        check_rank("BatchCut", self.rank, self.world_size)
+            raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
+        check_rank(self.rank, self.world_size)
         smallest = self.batch_size // self.accumulate
         if smallest < self.world_size:
             least = self.accumulate * self.world_size
             raise ValueError(
-                f"BatchCut: a batch of {self.batch_size} in {self.accumulate} micro-batches leaves "
+                f"a batch of {self.batch_size} in {self.accumulate} micro-batches leaves "
                 f"{smallest} items for {self.world_size} processes; expected a batch of at least "
                 f"{least}, or fewer micro-batches or processes."
             )

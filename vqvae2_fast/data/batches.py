@@ -152,9 +152,9 @@ def batches(
         ValueError: batch_size is not in [1, len(dataset)], start_step or crop_padding is negative.
         TypeError: dataset is no set of images, such as a list.
     """
-    check_image_source("batches", "dataset", dataset)
+    check_image_source("dataset", dataset)
     if crop_padding < 0:
-        raise ValueError(f"batches: crop_padding must be >= 0, got {crop_padding}.")
+        raise ValueError(f"crop_padding must be >= 0, got {crop_padding}.")
     cut = _checked(cut, batch_size, len(dataset))
     plan = _parts(len(dataset), cut, seed, start_step)
     # Workers read ahead of training, so they go through a second sequence of the same steps.
@@ -210,7 +210,7 @@ def codes_in_order(
     Raises:
         ValueError: There is no process of this rank.
     """
-    check_rank("codes_in_order", rank, world_size)
+    check_rank(rank, world_size)
     order = torch.arange(len(store), device="cpu").split(batch_size)
     return map(store.batch, order[rank::world_size])
 
@@ -237,14 +237,14 @@ def in_order(
             process of this rank.
         TypeError: dataset is no set of images, such as a list.
     """
-    check_image_source("in_order", "dataset", dataset)
-    check_rank("in_order", rank, world_size)
+    check_image_source("dataset", dataset)
+    check_rank(rank, world_size)
     if batch_size < 1:
-        raise ValueError(f"in_order: batch_size must be >= 1, got {batch_size}.")
+        raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
     stop = len(dataset) if stop is None else stop
     if not 0 <= start <= stop <= len(dataset):
         raise ValueError(
-            f"in_order: start and stop must be a range of the {len(dataset)} images of the set, "
+            f"start and stop must be a range of the {len(dataset)} images of the set, "
             f"got {start} and {stop}."
         )
     order = torch.arange(start, stop, device="cpu").split(batch_size) if start < stop else ()

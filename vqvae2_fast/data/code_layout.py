@@ -177,22 +177,22 @@ class CodeLayout:
                 start += level.shape[1]
 
 
-def checked_codes(op: str, codes: list[Tensor], count: int, num_embeddings: int) -> None:
+def checked_codes(codes: list[Tensor], count: int, num_embeddings: int) -> None:
     """Raises unless every level is integers `[count, h, w]` in [0, num_embeddings)."""
     if not codes:
-        raise ValueError(f"{op}: expected at least one level of codes, got none.")
+        raise ValueError("expected at least one level of codes, got none.")
     for level, maps in enumerate(codes):
         name = f"codes[{level}]"
         if maps.is_floating_point() or maps.is_complex() or maps.dtype == torch.bool:
-            raise TypeError(f"{op}: expected integer {name}, got {dtype_name(maps.dtype)}.")
+            raise TypeError(f"expected integer {name}, got {dtype_name(maps.dtype)}.")
         if maps.dim() != 3 or len(maps) != count or 0 in maps.shape[1:]:
             raise ValueError(
-                f"{op}: expected {name} [{count}, h, w] with h, w >= 1, got {list(maps.shape)}."
+                f"expected {name} [{count}, h, w] with h, w >= 1, got {list(maps.shape)}."
             )
         if count:
             low, high = int(maps.min()), int(maps.max())
             if low < 0 or high >= num_embeddings:
                 raise ValueError(
-                    f"{op}: {name} must be in [0, {num_embeddings}) (num_embeddings), "
+                    f"{name} must be in [0, {num_embeddings}) (num_embeddings), "
                     f"got values from {low} to {high}."
                 )

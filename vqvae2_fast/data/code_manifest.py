@@ -211,7 +211,7 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     )
     names, digest = raw.get("class_names"), raw.get("checkpoint_hash")
     require(isinstance(names, list) and all(map(_text, names)), "class_names must be strings")
-    check_class_names(f"code store: {shown}", names)
+    check_class_names(names)
     require(_text(digest), "checkpoint_hash must be a string")
     source = raw.get("source_records")
     require(source is None or _count(source, 0), f"source_records is {_show(source)}")

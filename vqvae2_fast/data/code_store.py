@@ -137,7 +137,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
                 label = self.class_names.index(str(label))
             if not isinstance(label, int) or not -1 <= label < len(self.class_names):
                 raise ValueError(
-                    f"CodeStore: no label {label!r} in {printable(self.folder)}; expected -1 "
+                    f"no label {label!r} in {printable(self.folder)}; expected -1 "
                     f"(none), a number below {len(self.class_names)}, or one of "
                     f"{short(', '.join(self.class_names), 500)}."
                 )
@@ -159,7 +159,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         rows = indices.numpy()
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(
-                f"CodeStore: expected numbers of records in [0, {len(self)}), got {rows.min()} to "
+                f"expected numbers of records in [0, {len(self)}), got {rows.min()} to "
                 f"{rows.max()}."
             )
         view = copy.copy(self)
@@ -239,7 +239,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         try:
             records = self._maps[number].bytes()
         except ValueError as error:
-            raise ValueError(f"CodeStore: shard {error}") from error
+            raise ValueError(f"shard {error}") from error
         return records.numpy().reshape(shard.records, -1)  # [n, record_bytes]
 
     def _check_labels(self, labels: np.ndarray, rows: np.ndarray) -> None:
@@ -250,14 +250,12 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
 
     def _no_index(self, low: int, high: int) -> IndexError:
         count = len(self)
-        return IndexError(
-            f"CodeStore: indices must be in [{-count}, {count}), got {low} to {high}."
-        )
+        return IndexError(f"indices must be in [{-count}, {count}), got {low} to {high}.")
 
     def _damaged(self, row: int, what: str) -> ValueError:
         shard = self.manifest.shards[int(np.searchsorted(self._ends, row, side="right"))]
         return ValueError(
-            f"CodeStore: record {row} of {printable(self.folder)}, in {shard.name}, has {what}, "
+            f"record {row} of {printable(self.folder)}, in {shard.name}, has {what}, "
             f"but there are {self.num_embeddings} codes and {len(self.class_names)} classes; the "
             f"file is damaged: {REPAIR}."
         )
@@ -382,7 +380,7 @@ def check_matches(store: CodeStore, prior: PriorConfig) -> None:
         ValueError: They differ; the message says what the store has and what the prior expects.
     """
     check_prior_fits(
-        f"check_matches: {store.folder}",
+        "prior",
         prior,
         store.num_embeddings,
         store.level_sizes[: len(prior.condition_sizes) + 1],
@@ -397,7 +395,7 @@ def check_matches(store: CodeStore, prior: PriorConfig) -> None:
     if expected and classes != expected and not fits:
         of_parts = f", or as many groups of {parts}" if parts else ""
         raise ValueError(
-            f"check_matches: {store.folder} has {classes} classes, the prior expects "
+            f"{store.folder} has {classes} classes, the prior expects "
             f"{expected}{of_parts}; extract a set with those classes, or use a prior of the "
             "store's."
         )

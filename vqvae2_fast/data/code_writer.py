@@ -101,8 +101,8 @@ class CodeWriter:
         sizes = tuple((int(height), int(width)) for height, width in level_sizes)
         self._layout = CodeLayout(num_embeddings, sizes)
         if self._layout.problem():
-            raise ValueError(f"CodeWriter: {self._layout.problem()}.")
-        check_class_names("CodeWriter", class_names)
+            raise ValueError(f"{self._layout.problem()}.")
+        check_class_names(class_names)
         empty = Manifest(self._layout, tuple(class_names), checkpoint_hash, source_records)
         manifest = _open_or_create(self.folder, empty)
         self._empty = empty
@@ -133,21 +133,19 @@ class CodeWriter:
         """
         codes = [maps.detach().to("cpu") for maps in codes]
         count = len(codes[0]) if codes else 0
-        checked_codes("CodeWriter", codes, count, self._layout.num_embeddings)
+        checked_codes(codes, count, self._layout.num_embeddings)
         sizes = tuple((maps.shape[1], maps.shape[2]) for maps in codes)
         if sizes != self._layout.level_sizes:
             found = CodeLayout(self._layout.num_embeddings, sizes)
-            raise ValueError(
-                f"CodeWriter: expected maps of {self._layout.describe()}, got {found.describe()}."
-            )
+            raise ValueError(f"expected maps of {self._layout.describe()}, got {found.describe()}.")
         if labels is None:
             labels = torch.full((count,), -1, dtype=torch.int64, device="cpu")
         labels = labels.to("cpu")
-        check_labels("CodeWriter", labels, count, self._num_classes)
+        check_labels(labels, count, self._num_classes)
         start, source = self.position, self._empty.source_records
         if source is not None and start + count > source:
             raise ValueError(
-                f"CodeWriter: records {start} to {start + count - 1} go beyond the "
+                f"records {start} to {start + count - 1} go beyond the "
                 f"source_records={source} of {self.folder}."
             )
         done = 0
@@ -210,7 +208,7 @@ class CodeWriter:
         for other in manifest.shards:
             if other.first < shard.stop and shard.first < other.stop:
                 raise ValueError(
-                    f"CodeWriter: {self.folder} holds records {other.first} to {other.stop - 1} "
+                    f"{self.folder} holds records {other.first} to {other.stop - 1} "
                     f"already ({other.name}), records {shard.first} to {shard.stop - 1} would be "
                     "written twice; give each process a share of its own."
                 )
@@ -332,14 +330,12 @@ def share(total: int, rank: int, world_size: int) -> tuple[int, int]:
     Raises:
         ValueError: rank is not in [0, world_size).
     """
-    check_rank("share", rank, world_size)
+    check_rank(rank, world_size)
     return total * rank // world_size, total * (rank + 1) // world_size
 
 
 def _wrong_count(first: int, last: int, found: int) -> ValueError:
-    return ValueError(
-        f"write_codes: encode({first}, {last}) must give {last - first} records, gave {found}."
-    )
+    return ValueError(f"encode({first}, {last}) must give {last - first} records, gave {found}.")
 
 
 def _open_or_create(folder: Path, empty: Manifest) -> Manifest:
@@ -374,6 +370,5 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest) -> None:
     difference = found.difference(wanted)
     if difference:
         raise ValueError(
-            f"CodeWriter: the store at {folder} has {difference}; remove it or choose another "
-            "folder."
+            f"the store at {folder} has {difference}; remove it or choose another folder."
         )

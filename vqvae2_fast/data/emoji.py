@@ -61,10 +61,10 @@ def load_emoji(
     Raises:
         ValueError: Unknown split, or a size that does not divide 32.
     """
-    check_split("load_emoji", split)
+    check_split(split)
     if size < 1 or TILE % size:
         raise ValueError(
-            f"load_emoji: the embedded emoji are {TILE}x{TILE}; size must divide {TILE}, got "
+            f"the embedded emoji are {TILE}x{TILE}; size must divide {TILE}, got "
             f"{size}. For larger ones build a folder with `python tools/build_emoji_sheet.py "
             f"ASSETS --folder OUT --size {size}` and use ImageFolder(OUT, {size})."
         )

@@ -56,7 +56,7 @@ def load_fashion_mnist(
     Raises:
         ValueError: Unknown split; a file that is missing, cut, damaged or of another kind.
     """
-    check_split("load_fashion_mnist", split)
+    check_split(split)
     parts = {"train": ("train",), "held_out": ("t10k",), "all": ("train", "t10k")}[split]
     images, labels = [], []
     for part in parts:
@@ -64,11 +64,10 @@ def load_fashion_mnist(
         labels.append(read_idx(_find(Path(folder), f"{part}-labels-idx1-ubyte"), 1))
         if len(images[-1]) != len(labels[-1]):
             raise ValueError(
-                f"load_fashion_mnist: {printable(folder)} has {len(images[-1])} images and "
+                f"{printable(folder)} has {len(images[-1])} images and "
                 f"{len(labels[-1])} labels of {part}; take all files from one set."
             )
         check_labels(
-            f"load_fashion_mnist: {part} of {printable(folder)}",
             labels[-1].long(),
             len(images[-1]),
             len(class_names),
@@ -92,8 +91,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
         count = math.prod(sizes)
         if count > _MAX_IDX_BYTES:
             raise ValueError(
-                f"read_idx: {printable(path)} says it has {count} bytes; at most {_MAX_IDX_BYTES} "
-                "are read."
+                f"{printable(path)} says it has {count} bytes; at most {_MAX_IDX_BYTES} are read."
             )
         content = bytearray()
         # One byte more than it says, to see whether the file ends.
@@ -102,8 +100,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
     if len(content) != count:
         found = "more" if len(content) > count else f"{len(content)}"
         raise ValueError(
-            f"read_idx: {printable(path)} has {found} bytes of data, its header says {count}; get "
-            "it again."
+            f"{printable(path)} has {found} bytes of data, its header says {count}; get it again."
         )
     if not count:
         return torch.zeros(sizes, dtype=torch.uint8, device="cpu")
@@ -113,7 +110,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
 def _sizes(path: Path, header: bytes, dims: int) -> list[int]:
     if header[:4] != bytes((0, 0, _UINT8, dims)) or len(header) != 4 + 4 * dims:
         raise ValueError(
-            f"read_idx: {printable(path)} is not an IDX file of bytes with {dims} dimension(s): it "
+            f"{printable(path)} is not an IDX file of bytes with {dims} dimension(s): it "
             f"begins with {header[:4].hex() or 'nothing'}, expected 000008{dims:02}."
         )
     return [int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4)]
@@ -124,7 +121,7 @@ def _find(folder: Path, name: str) -> Path:
         if os.path.lexists(path):
             return path
     raise ValueError(
-        f"load_fashion_mnist: {printable(folder)} has neither {name} nor {name}.gz; get the four "
+        f"{printable(folder)} has neither {name} nor {name}.gz; get the four "
         "files from https://github.com/zalandoresearch/fashion-mnist (or `apt install "
         "dataset-fashion-mnist`, which puts them in /usr/share/datasets/fashion-mnist)."
     )

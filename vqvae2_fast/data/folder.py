@@ -93,8 +93,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         skip_small: bool = False,
         convert_channels: bool = False,
     ) -> None:
-        shape = checked_shape("ImageFolder", image_size, image_channels)
-        check_split("ImageFolder", split, held_out_fraction)
+        shape = checked_shape(image_size, image_channels)
+        check_split(split, held_out_fraction)
         self.root = Path(root)
         self.image_shape = shape
         self.convert_channels = convert_channels
@@ -129,7 +129,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         for found, what in ((corrupt, "corrupt"), (list(small), "too small")):
             if found:
                 warnings.warn(
-                    f"ImageFolder: skipped {len(found)} of {len(files)} {kind} in {shown}, which "
+                    f"skipped {len(found)} of {len(files)} {kind} in {shown}, which "
                     f"are {what}; the first is {printable(found[0])}.",
                     stacklevel=2,
                 )
@@ -137,9 +137,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             reasons = [
                 what for found, what in ((corrupt, "corrupt"), (small, "too small")) if found
             ]
-            raise ValueError(
-                f"ImageFolder: all {len(files)} images of {shown} are {' or '.join(reasons)}."
-            )
+            raise ValueError(f"all {len(files)} images of {shown} are {' or '.join(reasons)}.")
         self.skipped = tuple(sorted([*corrupt, *small]))
         self.names = tuple(name for name, _ in kept)
         self.labels = torch.tensor([label for _, label in kept], dtype=torch.int64, device="cpu")
@@ -187,8 +185,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         """The file, and its path for messages."""
         path = self.root / name
         try:
-            with _opened("ImageFolder", path, self.root) as file:
-                yield file, f"ImageFolder: {printable(path)}"
+            with _opened(path, self.root) as file:
+                yield file, printable(path)
         except CorruptImageError as error:
             raise CorruptImageError(
                 f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
@@ -196,13 +194,12 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
 
 def whole_images(
-    op: str, path: Path, channels: int, skipped: list[str] | None = None
+    path: Path, channels: int, skipped: list[str] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and pixels, uint8 `[C, H, W]`, of each image in a folder, or of one image. Each keeps
     its own size; grey and RGB are converted to what was asked for.
 
     Args:
-        op: Who asks, for messages.
         skipped: Images that cannot be decoded are left out, and their names are added here.
 
     Raises:
@@ -212,13 +209,13 @@ def whole_images(
     """
     root = path if path.is_dir() else path.parent
     inside = path if path.is_dir() else None  # one image may be named by a link
-    names = image_names(op, path)
+    names = image_names(path)
     for name in names if skipped is None else ():
-        with _whole_image(op, root / name, inside) as (file, where):
+        with _whole_image(root / name, inside) as (file, where):
             check_image(file, where, (channels, 1, 1), convert_channels=True)
     for name in names:
         try:
-            with _whole_image(op, root / name, inside) as (file, where):
+            with _whole_image(root / name, inside) as (file, where):
                 pixels = decode_whole_image(file, where, channels, convert_channels=True)
         except CorruptImageError:
             if skipped is None:
@@ -227,47 +224,46 @@ def whole_images(
             continue
         yield name, pixels
     if skipped is not None and len(skipped) == len(names):
-        raise ValueError(f"{op}: all {len(names)} images of {printable(path)} are corrupt.")
+        raise ValueError(f"all {len(names)} images of {printable(path)} are corrupt.")
 
 
 @contextmanager
-def _whole_image(op: str, path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], str]]:
+def _whole_image(path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], str]]:
     """The file of an image of any size, and its path for messages."""
     try:
-        with _opened(op, path, inside) as file:
-            yield file, f"{op}: {printable(path)}"
+        with _opened(path, inside) as file:
+            yield file, f"{printable(path)}"
     except CorruptImageError as error:
         raise CorruptImageError(
             f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
         ) from error
 
 
-def _opened(op: str, path: Path, inside: Path | None) -> IO[bytes]:
+def _opened(path: Path, inside: Path | None) -> IO[bytes]:
     """The file of an image; a FIFO or the like counts as corrupt, and so does a link to nothing."""
     try:
         return open_untrusted(path, inside=inside)
     except NotRegularError as error:
-        raise CorruptImageError(f"{op}: {error}") from error
+        raise CorruptImageError(str(error)) from error
     except OSError as error:
         if error.errno not in _DEAD_LINKS or not path.is_symlink():
             raise
         raise CorruptImageError(
-            f"{op}: {printable(path)} is a link {_DEAD_LINKS[error.errno]}."
+            f"{printable(path)} is a link {_DEAD_LINKS[error.errno]}."
         ) from error
 
 
-def image_names(op: str, path: Path) -> list[str]:
+def image_names(path: Path) -> list[str]:
     """Sorted names of the images in a folder, relative to it, or of the one image.
 
     Args:
-        op: Who asks, for messages.
 
     Raises:
         ValueError: No images there, or a link to a folder or out of it.
     """
     if not path.is_dir():
         return [path.name]
-    return _images_under(op, path)
+    return _images_under(path)
 
 
 def _find(
@@ -276,15 +272,15 @@ def _find(
     """Paths inside root (with /) and labels of the split, sorted by path, and the class names."""
     shown = printable(root)
     if not root.is_dir():
-        raise ValueError(f"ImageFolder: {shown} is not a folder.")
+        raise ValueError(f"{shown} is not a folder.")
     sides = {"train", "held_out"}
     split_by_hand = all((root / side).is_dir() for side in sides)
-    names = _images_under("ImageFolder", root)
+    names = _images_under(root)
     if split_by_hand:
         stray = [name for name in names if name.split("/")[0] not in sides]
         if stray:
             raise ValueError(
-                f"ImageFolder: {shown} has train/ and held_out/ but also {printable(stray[0])}; "
+                f"{shown} has train/ and held_out/ but also {printable(stray[0])}; "
                 "move it into one of them."
             )
         inner = [name.split("/", 1)[1] for name in names]
@@ -296,16 +292,16 @@ def _find(
     if 0 < flat < len(inner):
         first = next(name for name, path in zip(names, inner, strict=True) if "/" not in path)
         raise ValueError(
-            f"ImageFolder: {shown} holds images both directly ({printable(first)}) and in class "
+            f"{shown} holds images both directly ({printable(first)}) and in class "
             "folders; move them all into class folders, or all out."
         )
     classes = () if flat else tuple(sorted({path.split("/")[0] for path in inner}))
     if classes:
-        check_class_names("ImageFolder", classes)
+        check_class_names(classes)
         _check_class_folders(class_roots, classes)
     if len(classes) > 1 and not split_by_hand and {c.lower() for c in classes} <= _SPLIT_NAMES:
         raise ValueError(
-            f"ImageFolder: {shown} holds {short(', '.join(classes))}, which are read as classes "
+            f"{shown} holds {short(', '.join(classes))}, which are read as classes "
             "and look like a split; call the folder of training images train/ and that of images "
             "to hold out held_out/, and move all others away."
         )
@@ -313,7 +309,7 @@ def _find(
     if split_by_hand:
         held = [name.startswith("held_out/") for name in names]
     elif split != "all":
-        held = held_out_of("ImageFolder", names, held_out_fraction)
+        held = held_out_of(names, held_out_fraction)
     else:
         held = [False] * len(names)
     numbers = {name: number for number, name in enumerate(classes)}
@@ -324,18 +320,18 @@ def _find(
     ]
     if not chosen and split_by_hand:
         raise ValueError(
-            f"ImageFolder: {shown} has train/ and held_out/, but no images in {split}/; add some, "
+            f"{shown} has train/ and held_out/, but no images in {split}/; add some, "
             "or remove the empty folder to hold images out by hash."
         )
     if not chosen:
         raise ValueError(
-            f"ImageFolder: split {split!r} of {shown} is empty ({len(names)} images, "
+            f"split {split!r} of {shown} is empty ({len(names)} images, "
             f"held_out_fraction={held_out_fraction}); change held_out_fraction or add images."
         )
     return chosen, classes
 
 
-def _images_under(op: str, root: Path) -> list[str]:
+def _images_under(root: Path) -> list[str]:
     """Sorted relative paths (with /) of the image files under root, hidden ones left out.
 
     Raises:
@@ -353,7 +349,7 @@ def _images_under(op: str, root: Path) -> list[str]:
         for name in subfolders:
             if (Path(folder) / name).is_symlink():
                 raise ValueError(
-                    f"{op}: {printable(Path(folder) / name)} is a link to a folder, which "
+                    f"{printable(Path(folder) / name)} is a link to a folder, which "
                     "is not followed; put the images themselves there, or remove the link."
                 )
         for name in files:
@@ -362,13 +358,13 @@ def _images_under(op: str, root: Path) -> list[str]:
                 continue
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
                 raise ValueError(
-                    f"{op}: {printable(path)} is a link out of {printable(root)}, which is "
+                    f"{printable(path)} is a link out of {printable(root)}, which is "
                     "not followed; copy the image there, or remove the link."
                 )
             names.append(path.relative_to(root).as_posix())
     if not names:
         raise ValueError(
-            f"{op}: no images in {printable(root)}; accepted extensions: "
+            f"no images in {printable(root)}; accepted extensions: "
             f"{', '.join(EXTENSIONS)}. Name a folder that holds some, itself or in subfolders."
         )
     return sorted(names)
@@ -381,6 +377,6 @@ def _check_class_folders(class_roots: list[Path], classes: tuple[str, ...]) -> N
             hidden = entry.name.startswith(".")
             if entry.is_dir() and not hidden and entry.name not in classes:
                 raise ValueError(
-                    f"ImageFolder: class folder {printable(entry)} has no images; remove it or add "
+                    f"class folder {printable(entry)} has no images; remove it or add "
                     f"images ({', '.join(EXTENSIONS)})."
                 )

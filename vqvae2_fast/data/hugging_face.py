@@ -89,21 +89,20 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
     ) -> None:
         if isinstance(getattr(source, "num_rows", None), dict):
             raise TypeError(
-                "HuggingFaceImages: expected one split, got several; choose one of "
-                f"{', '.join(source.num_rows)}."
+                f"expected one split, got several; choose one of {', '.join(source.num_rows)}."
             )
         if not hasattr(source, "features") or not hasattr(source, "num_rows"):
             raise TypeError(
-                "HuggingFaceImages: expected a datasets.Dataset, got "
+                "expected a datasets.Dataset, got "
                 f"{type(source).__name__}; choose a split, and do not stream."
             )
         if source.format["type"] == "custom":
             raise TypeError(
-                "HuggingFaceImages: expected a data set without a transform, which is not applied; "
+                "expected a data set without a transform, which is not applied; "
                 "pass source.with_format(None)."
             )
         self.source = source
-        self.image_shape = checked_shape("HuggingFaceImages", image_size, image_channels)
+        self.image_shape = checked_shape(image_size, image_channels)
         self.convert_channels = convert_channels
         self.folder = folder
         where = "HuggingFaceImages" + ("" if folder is None else f": {printable(folder)}")
@@ -127,15 +126,15 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
             self.labels = torch.full((source.num_rows,), -1, dtype=torch.int64, device="cpu")
         # By which messages name items; another number each for a part of a set that was opened.
         self.row_numbers: Sequence[int] = range(len(self))
-        check_class_names(where, self.class_names)
-        check_labels(where, self.labels, len(self), len(self.class_names))
+        check_class_names(self.class_names)
+        check_labels(self.labels, len(self), len(self.class_names))
 
     def __len__(self) -> int:
         return int(self.source.num_rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         number = self.row_numbers[index]
-        where = f"HuggingFaceImages: item {number} of {printable(self._image)}"
+        where = f"item {number} of {printable(self._image)}"
         if self.folder is not None:
             where += f" in {printable(self.folder)}"
         with self._open(where, self._encoded[index][self._image]) as file:
@@ -179,7 +178,7 @@ def open_hugging_face(
         RuntimeError: The package `datasets` is not installed.
         ValueError: The folder has no such split.
     """
-    _need_package("open_hugging_face")
+    _need_package()
     import datasets
 
     root = saved = Path(name)
@@ -189,7 +188,7 @@ def open_hugging_face(
         splits = _saved_splits(saved)
         if split not in splits:
             raise ValueError(
-                f"open_hugging_face: {printable(saved)} has no split {split!r}; it has "
+                f"{printable(saved)} has no split {split!r}; it has "
                 f"{short(', '.join(splits), 500)}."
             )
         saved = saved / split
@@ -203,7 +202,7 @@ def hugging_face_splits(name: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         RuntimeError: The package `datasets` is not installed.
     """
-    _need_package("hugging_face_splits")
+    _need_package()
     import datasets
 
     saved = Path(name)
@@ -216,7 +215,7 @@ def hugging_face_splits(name: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def hugging_face_folder(name: str | os.PathLike[str]) -> Path:
     """Where rows of a data set may name files: its folder, or the cache of the package."""
-    _need_package("hugging_face_folder")
+    _need_package()
     import datasets
 
     return Path(name) if Path(name).is_dir() else Path(datasets.config.HF_CACHE_HOME)
@@ -267,14 +266,14 @@ def _explained(folder: Path, load: Callable[[], _T]) -> _T:
     except (*_LOAD_ERRORS, DatasetsError) as error:
         if not folder.is_dir():  # a name on the hub, which the package's own message names
             raise
-        raise ValueError(
-            f"open_hugging_face: {printable(folder)} is damaged ({short(error)})."
-        ) from error
+        raise ValueError(f"{printable(folder)} is damaged ({short(error)}).") from error
 
 
-def _need_package(op: str) -> None:
+def _need_package() -> None:
     if find_spec("datasets") is None:
-        raise RuntimeError(f"{op}: needs the package datasets: pip install 'vqvae2_fast[hf]'")
+        raise RuntimeError(
+            "Hugging Face data needs the package datasets: pip install 'vqvae2_fast[hf]'"
+        )
 
 
 def _columns(source: datasets.Dataset, kind: str) -> list[str]:

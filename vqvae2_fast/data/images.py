@@ -56,7 +56,7 @@ def to_float(images: Tensor) -> Tensor:
         TypeError: images is not uint8.
     """
     if images.dtype != torch.uint8:
-        raise TypeError(f"to_float: expected uint8 images, got {dtype_name(images.dtype)}.")
+        raise TypeError(f"expected uint8 images, got {dtype_name(images.dtype)}.")
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
@@ -69,9 +69,7 @@ def to_uint8(images: Tensor) -> Tensor:
         TypeError: images is not floating point.
     """
     if not images.is_floating_point():
-        raise TypeError(
-            f"to_uint8: expected floating point images, got {dtype_name(images.dtype)}."
-        )
+        raise TypeError(f"expected floating point images, got {dtype_name(images.dtype)}.")
     scaled = images.detach().to(torch.float32).add(1.0).mul_(127.5)
     return scaled.nan_to_num_(nan=0.0).clamp_(0.0, 255.0).round_().to(torch.uint8)
 
@@ -91,7 +89,7 @@ def is_held_out(name: str, fraction: float) -> bool:
     return stable_hash(name) < fraction * 2.0**63
 
 
-def held_out_of(op: str, names: Sequence[str], fraction: float) -> list[bool]:
+def held_out_of(names: Sequence[str], fraction: float) -> list[bool]:
     """Whether each of the names is held out: by its hash, and at least one of two or more.
 
     In a small set the hash may hold out none. Then the name with the lowest hash is held out, and
@@ -101,30 +99,28 @@ def held_out_of(op: str, names: Sequence[str], fraction: float) -> list[bool]:
     if fraction > 0 and len(names) > 1 and not any(held):
         lowest = min(range(len(names)), key=lambda i: stable_hash(names[i]))
         held[lowest] = True
-        warn_held_out(op, names[lowest], len(names), fraction)
+        warn_held_out(names[lowest], len(names), fraction)
     return held
 
 
-def warn_held_out(op: str, name: str, count: int, fraction: float) -> None:
+def warn_held_out(name: str, count: int, fraction: float) -> None:
     """Warns that an image was held out although its hash does not hold it out."""
     warnings.warn(
-        f"{op}: held_out_fraction={fraction} of {count} images holds out none by hash, so "
+        f"held_out_fraction={fraction} of {count} images holds out none by hash, so "
         f"{printable(name)} is held out.",
         stacklevel=2,
     )
 
 
-def check_split(op: str, split: str, held_out_fraction: float = 0.0) -> None:
+def check_split(split: str, held_out_fraction: float = 0.0) -> None:
     """Raises ValueError unless split is one of `SPLITS` and the fraction lies in [0, 1)."""
     if split not in SPLITS:
-        raise ValueError(f"{op}: split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     if not 0.0 <= held_out_fraction < 1.0:
-        raise ValueError(f"{op}: held_out_fraction must be in [0, 1), got {held_out_fraction}.")
+        raise ValueError(f"held_out_fraction must be in [0, 1), got {held_out_fraction}.")
 
 
-def checked_shape(
-    op: str, image_size: int | tuple[int, int], image_channels: int
-) -> tuple[int, int, int]:
+def checked_shape(image_size: int | tuple[int, int], image_channels: int) -> tuple[int, int, int]:
     """(C, H, W) of images of a size, (height, width) or one number for both.
 
     Raises:
@@ -137,32 +133,32 @@ def checked_shape(
         height = width = 0
     if min(height, width) < 1:
         raise ValueError(
-            f"{op}: image_size must be (height, width) >= 1, or one integer for both, got "
+            f"image_size must be (height, width) >= 1, or one integer for both, got "
             f"{short(image_size)}."
         )
     if image_channels not in (1, 3):
-        raise ValueError(f"{op}: image_channels must be 1 or 3, got {image_channels}.")
+        raise ValueError(f"image_channels must be 1 or 3, got {image_channels}.")
     return image_channels, height, width
 
 
-def check_class_names(op: str, names: Sequence[str]) -> None:
+def check_class_names(names: Sequence[str]) -> None:
     """Raises ValueError for more class names than a set may have, or one that is not a name.
 
     Names are kept in files, shown in terminals and painted into pictures.
     """
     if len(names) > MAX_CLASSES:
-        raise ValueError(f"{op}: {len(names)} classes; at most {MAX_CLASSES} are supported.")
+        raise ValueError(f"{len(names)} classes; at most {MAX_CLASSES} are supported.")
     for number, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"{op}: class {number} is named by {short(type(name))}, not a string.")
+            raise ValueError(f"class {number} is named by {short(type(name))}, not a string.")
         if len(name) > MAX_CLASS_NAME:
             raise ValueError(
-                f"{op}: the name of class {number} has {len(name)} characters, at most "
+                f"the name of class {number} has {len(name)} characters, at most "
                 f"{MAX_CLASS_NAME} are supported: {short(name, 40)}"
             )
         if any("\ud800" <= c <= "\udfff" for c in name):
             raise ValueError(
-                f"{op}: the name of class {number} is not Unicode text: {short(name)}; rename it."
+                f"the name of class {number} is not Unicode text: {short(name)}; rename it."
             )
 
 
@@ -209,23 +205,17 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
         names: tuple[str, ...] = (),
     ) -> None:
         if images.dtype != torch.uint8:
-            raise TypeError(
-                f"ImageTensorDataset: expected uint8 images, got {dtype_name(images.dtype)}."
-            )
+            raise TypeError(f"expected uint8 images, got {dtype_name(images.dtype)}.")
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
-                "ImageTensorDataset: expected images [N, C, H, W] with C = 1 or 3, "
-                f"got {list(images.shape)}."
+                f"expected images [N, C, H, W] with C = 1 or 3, got {list(images.shape)}."
             )
         if labels is None:
             labels = torch.full((len(images),), -1, dtype=torch.int64, device="cpu")
-        check_class_names("ImageTensorDataset", class_names)
-        check_labels("ImageTensorDataset", labels, len(images), len(class_names))
+        check_class_names(class_names)
+        check_labels(labels, len(images), len(class_names))
         if names and len(names) != len(images):
-            raise ValueError(
-                f"ImageTensorDataset: expected {len(images)} names, one for each image, got "
-                f"{len(names)}."
-            )
+            raise ValueError(f"expected {len(images)} names, one for each image, got {len(names)}.")
         self._images = images
         self.labels = labels
         self.class_names = tuple(class_names)
@@ -252,17 +242,17 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
         return fingerprint(self)
 
 
-def check_labels(op: str, labels: Tensor, count: int, num_classes: int) -> None:
+def check_labels(labels: Tensor, count: int, num_classes: int) -> None:
     """Raises unless labels is int64 `[count]` with values in [-1, num_classes)."""
     if labels.dtype != torch.int64:
-        raise TypeError(f"{op}: expected int64 labels, got {dtype_name(labels.dtype)}.")
+        raise TypeError(f"expected int64 labels, got {dtype_name(labels.dtype)}.")
     if labels.shape != (count,):
-        raise ValueError(f"{op}: expected labels [{count}], got {list(labels.shape)}.")
+        raise ValueError(f"expected labels [{count}], got {list(labels.shape)}.")
     if count == 0:
         return
     low, high = int(labels.min()), int(labels.max())
     if low < -1 or high >= num_classes:
         raise ValueError(
-            f"{op}: labels must be -1 (none) or in [0, {num_classes}), the number of class_names; "
+            f"labels must be -1 (none) or in [0, {num_classes}), the number of class_names; "
             f"got values from {low} to {high}."
         )

@@ -30,11 +30,11 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
-def check_image_source(op: str, argument: str, images: ImageSource) -> None:
+def check_image_source(argument: str, images: ImageSource) -> None:
     """Raises TypeError for what is no set of images, such as an array."""
     if not hasattr(images, "image_shape"):
         raise TypeError(
-            f"{op}: expected {argument} to be a set of images, such as an ImageFolder, got "
+            f"expected {argument} to be a set of images, such as an ImageFolder, got "
             f"{type(images).__name__}. Make one of an array: ImageTensorDataset(images, labels, "
             "class_names), with uint8 images [N, C, H, W]."
         )

@@ -180,7 +180,7 @@ def _hugging_face(name: str, wanted: _Wanted) -> ImageSource:
             source = concatenate_datasets([source, open_hugging_face(name, held_out)])
         elif split != "all":
             names = [str(index) for index in range(len(source))]
-            held = held_out_of("HuggingFaceImages", names, options.held_out_fraction)
+            held = held_out_of(names, options.held_out_fraction)
             chosen = [i for i, out in enumerate(held) if out == (split == "held_out")]
             source = source.select(chosen)
     else:
@@ -257,7 +257,7 @@ class DataOptions:
     def __post_init__(self) -> None:
         if self.subclasses < 0:
             raise ValueError(
-                "DataOptions: subclasses must be 0, for classes that stay whole, or more, got "
+                "subclasses must be 0, for classes that stay whole, or more, got "
                 f"{self.subclasses}."
             )
 

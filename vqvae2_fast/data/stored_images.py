@@ -90,8 +90,7 @@ def store_images(
             _, channels, height, width = pixels.shape
             if shape not in (None, (channels, height, width)):
                 raise ValueError(
-                    f"store_images: expected images {list(shape or ())}, got "
-                    f"{[channels, height, width]}."
+                    f"expected images {list(shape or ())}, got {[channels, height, width]}."
                 )
             shape = (channels, height, width)
             with writing():
@@ -100,7 +99,7 @@ def store_images(
                 labels[done : done + len(pixels)] = own
             done += len(pixels)
     if shape is None or done != count:
-        raise ValueError(f"store_images: expected {count} images, got {done}.")
+        raise ValueError(f"expected {count} images, got {done}.")
     return StoredImages(path, shape, labels, tuple(class_names))
 
 

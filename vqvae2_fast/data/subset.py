@@ -59,7 +59,7 @@ def spread_evenly(images: ImageSource, most: int) -> ImageSource:
         ValueError: most is not positive.
     """
     if most < 1:
-        raise ValueError(f"spread_evenly: most must be >= 1, got {most}.")
+        raise ValueError(f"most must be >= 1, got {most}.")
     if len(images) <= most:
         return images
     return ImageSubset(images, evenly(len(images), most))

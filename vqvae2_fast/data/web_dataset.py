@@ -87,9 +87,9 @@ def load_web_dataset(
             sample without an image, or with one that cannot be decoded, is too small or of the
             other kind; a label that is not a number or too high.
     """
-    shape = checked_shape("load_web_dataset", image_size, image_channels)
-    check_split("load_web_dataset", split, held_out_fraction)
-    check_class_names("load_web_dataset", class_names)
+    shape = checked_shape(image_size, image_channels)
+    check_split(split, held_out_fraction)
+    check_class_names(class_names)
     label_key = label_key.lower()  # as `_split_name` gives it
     paths = _local(shards)
     made = (shape, convert_channels, label_key, tuple(class_names), split, held_out_fraction)
@@ -148,15 +148,14 @@ def _local(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
     else:
         names = list(shards) if isinstance(shards, (list, tuple)) else [shards]  # type: ignore[list-item]
     if not names:
-        raise ValueError("load_web_dataset: expected at least one shard, got none.")
+        raise ValueError("expected at least one shard, got none.")
     paths = [Path(shard).absolute() for shard in names]
     for shard, path in zip(names, paths, strict=True):
         try:
             check_regular(path)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"load_web_dataset: shard {printable(shard)} is not a local file; fetch remote "
-                "shards first."
+                f"shard {printable(shard)} is not a local file; fetch remote shards first."
             ) from error
     return paths
 
@@ -166,14 +165,13 @@ def _expanded(pattern: str) -> list[str | os.PathLike[str]]:
         return [pattern]
     if find_spec("braceexpand") is None:
         raise RuntimeError(
-            "load_web_dataset: braces in a name need the package braceexpand: "
-            "pip install 'vqvae2_fast[webdataset]'"
+            "braces in a name need the package braceexpand: pip install 'vqvae2_fast[webdataset]'"
         )
     from braceexpand import braceexpand
 
     names: list[str | os.PathLike[str]] = list(islice(braceexpand(pattern), _MAX_SHARDS + 1))
     if len(names) > _MAX_SHARDS:
-        raise ValueError(f"load_web_dataset: {pattern} names more than {_MAX_SHARDS} shards.")
+        raise ValueError(f"{pattern} names more than {_MAX_SHARDS} shards.")
     return names
 
 
@@ -279,5 +277,5 @@ def _forced(paths: list[Path], fraction: float) -> str | None:
             lowest = sample.name
     if count < 2:
         return None
-    warn_held_out("load_web_dataset", lowest, count, fraction)
+    warn_held_out(lowest, count, fraction)
     return lowest

@@ -81,11 +81,9 @@ def export_program(
     """
     vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
     if not isinstance(vqvae, VQVAE2):
-        raise TypeError(
-            f"export_program: expected a VQVAE2 or a pipeline of one, got {type(vqvae).__name__}."
-        )
+        raise TypeError(f"expected a VQVAE2 or a pipeline of one, got {type(vqvae).__name__}.")
     if part not in PARTS:
-        raise ValueError(f"export_program: expected part {', '.join(PARTS)}, got {part!r}.")
+        raise ValueError(f"expected part {', '.join(PARTS)}, got {part!r}.")
     stride = math.prod(vqvae.config.strides)
     if (
         not isinstance(size, tuple | list)
@@ -94,8 +92,7 @@ def export_program(
         or any(side < stride or side % stride for side in size)
     ):
         raise ValueError(
-            f"export_program: expected size (height, width), both multiples of {stride}, got "
-            f"{size!r}."
+            f"expected size (height, width), both multiples of {stride}, got {size!r}."
         )
     parameter = next(vqvae.parameters())
     # A program for a batch of one would hold that number, so that of the example is two.
@@ -147,23 +144,21 @@ def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"save_onnx: {error.name} is not installed; run `pip install 'vqvae2_fast[export]'`."
+            f"{error.name} is not installed; run `pip install 'vqvae2_fast[export]'`."
         ) from error
     targets = {str(node.target) for node in program.graph.nodes}
     if own := sorted(name for name in targets if name.startswith("vqvae2_fast.")):
-        raise ValueError(
-            f"save_onnx: ONNX has no operator {own[0]}; export the program with aten=True."
-        )
+        raise ValueError(f"ONNX has no operator {own[0]}; export the program with aten=True.")
     weights = program.state_dict.values()
     if any(weight.is_meta for weight in weights):
         raise ValueError(
-            "save_onnx: expected weights with values, got some on the meta device; load the model "
+            "expected weights with values, got some on the meta device; load the model "
             "and export it again."
         )
     if any(weight.dtype == torch.bfloat16 for weight in weights):
         # PyTorch would write a file that every runtime refuses.
         raise TypeError(
-            "save_onnx: expected weights of float32 or float16, got bfloat16, of which ONNX has no "
+            "expected weights of float32 or float16, got bfloat16, of which ONNX has no "
             "convolutions; export model.float()."
         )
     # It warns of operators of torchvision, of which no part of a VQ-VAE has any.

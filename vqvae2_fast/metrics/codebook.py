@@ -47,7 +47,7 @@ def code_counts(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Tensor
         ValueError: A code outside 0..K−1, or K below 1.
     """
     if num_embeddings < 1:
-        raise ValueError(f"code_counts: expected num_embeddings >= 1, got {num_embeddings}.")
+        raise ValueError(f"expected num_embeddings >= 1, got {num_embeddings}.")
     counts = torch.zeros(num_embeddings, dtype=torch.int64, device="cpu")
     for part in [codes] if isinstance(codes, Tensor) else codes:
         if not part.numel():
@@ -55,8 +55,7 @@ def code_counts(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Tensor
         low, high = int(part.min()), int(part.max())
         if low < 0 or high >= num_embeddings:
             raise ValueError(
-                f"code_counts: expected codes in 0..{num_embeddings - 1}, got values in "
-                f"{low}..{high}."
+                f"expected codes in 0..{num_embeddings - 1}, got values in {low}..{high}."
             )
         counts += torch.bincount(part.flatten(), minlength=num_embeddings).cpu()
     return counts

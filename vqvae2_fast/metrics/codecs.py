@@ -205,7 +205,7 @@ class CodecCurve:
         found = processes.gathered([*own, [sums.terms for sums in self._sums]])
         parts = [part for part in found if part[0]]
         if not parts:
-            raise ValueError("CodecCurve: expected at least one image, got none.")
+            raise ValueError("expected at least one image, got none.")
         images, sizes, payload, files, terms = zip(*parts, strict=True)
         count, points = sum(images), []
         for number, quality in enumerate(self.qualities):

@@ -105,7 +105,7 @@ def extract_features(
             for name, path in paths.items():
                 rows = getattr(seen, name).float().cpu().numpy()
                 if done + len(rows) > count:
-                    raise ValueError(f"extract_features: expected {count} images, got more.")
+                    raise ValueError(f"expected {count} images, got more.")
                 with explained(f"cannot write {path}", then="start again"):
                     if name not in files:
                         part = stack.enter_context(renamed_into_place(path))
@@ -116,7 +116,7 @@ def extract_features(
             done += len(images)
             progress(done)
         if done != count:
-            raise ValueError(f"extract_features: expected {count} images, got {done}.")
+            raise ValueError(f"expected {count} images, got {done}.")
     seconds = time.monotonic() - start
     # Writable, as torch warns of tensors on arrays that are not.
     features, spatial, log_probabilities = (

@@ -48,14 +48,14 @@ class Moments:
         for batch in batches:
             if batch.ndim != 2:
                 raise ValueError(
-                    f"Moments: expected batches of features [B, D], got one of {list(batch.shape)}:"
+                    f"expected batches of features [B, D], got one of {list(batch.shape)}:"
                     " give a list of batches, [features] for one."
                 )
             if moments is None:
                 moments = cls(batch.shape[1])
             moments.update(batch)
         if moments is None:
-            raise ValueError("Moments: expected at least one batch of features, got none.")
+            raise ValueError("expected at least one batch of features, got none.")
         return moments
 
     @property
@@ -69,11 +69,9 @@ class Moments:
             ValueError: They have another D, or are not finite.
         """
         if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(
-                f"Moments: expected features [B, {self.dim}], got {list(features.shape)}."
-            )
+            raise ValueError(f"expected features [B, {self.dim}], got {list(features.shape)}.")
         if not features.isfinite().all():
-            raise ValueError("Moments: expected finite features, got NaN or infinity.")
+            raise ValueError("expected finite features, got NaN or infinity.")
         if not len(features):
             return
         rows = features.detach().to("cpu", torch.float64)
@@ -140,13 +138,11 @@ def frechet_distance(real: Moments, fake: Moments, *, interval: bool = True) -> 
     for moments in (real, fake):
         if not isinstance(moments, Moments):
             raise TypeError(
-                f"frechet_distance: expected the Moments of both sets, got a "
+                f"expected the Moments of both sets, got a "
                 f"{type(moments).__name__}: use Moments.of([features]) for features [N, D]."
             )
     if real.dim != fake.dim:
-        raise ValueError(
-            f"frechet_distance: expected features of one network, got {real.dim} and {fake.dim}."
-        )
+        raise ValueError(f"expected features of one network, got {real.dim} and {fake.dim}.")
     images = min(real.images, fake.images)
     check_count(
         "frechet_distance",

@@ -43,7 +43,7 @@ def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
     for batch in log_probabilities:
         if batch.ndim != 2:
             raise ValueError(
-                "inception_score: expected batches of log probabilities [B, classes], got one of "
+                "expected batches of log probabilities [B, classes], got one of "
                 f"{list(batch.shape)}: give a list of batches, [log_probabilities] for one."
             )
         logs = batch.detach().to("cpu", torch.float64)
@@ -52,7 +52,7 @@ def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
         sums = probabilities.sum(1)
         if not ((sums - 1).abs() <= _TOLERANCE).all():
             raise ValueError(
-                "inception_score: expected log probabilities, whose exp sums to 1 for each image, "
+                "expected log probabilities, whose exp sums to 1 for each image, "
                 f"got sums from {sums.min():g} to {sums.max():g}: use logits.log_softmax(1) for "
                 "logits."
             )

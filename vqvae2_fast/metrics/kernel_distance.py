@@ -29,12 +29,11 @@ def squared_discrepancy(real: Tensor, fake: Tensor) -> float:
     """
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(
-            "squared_discrepancy: expected features [N, D] and [M, D], got "
-            f"{list(real.shape)} and {list(fake.shape)}."
+            f"expected features [N, D] and [M, D], got {list(real.shape)} and {list(fake.shape)}."
         )
     x, y = real.double(), fake.double()
     if not (x.isfinite().all() and y.isfinite().all()):
-        raise ValueError("squared_discrepancy: expected finite features, got NaN or infinity.")
+        raise ValueError("expected finite features, got NaN or infinity.")
     dim = x.shape[1]
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:

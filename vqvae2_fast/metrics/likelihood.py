@@ -55,7 +55,7 @@ def prior_likelihood(
             images += len(labels)
             codes_per_image = maps[level][0].numel()
     if not images:
-        raise ValueError("prior_likelihood: expected at least one batch of codes, got none.")
+        raise ValueError("expected at least one batch of codes, got none.")
     return Likelihood.of_sum(nats, images, codes_per_image)
 
 

@@ -67,12 +67,12 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     """
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(
-            "neighbour_measures: expected features [N, D] and [M, D] of one network, got "
+            "expected features [N, D] and [M, D] of one network, got "
             f"{list(real.shape)} and {list(fake.shape)}."
         )
     images = min(len(real), len(fake))
     check_count("precision and recall", images, LEAST_IMAGES, "they are shares of the images")
-    k = checked_integer("neighbour_measures", "k", k, 1, most_neighbours(images))
+    k = checked_integer("k", k, 1, most_neighbours(images))
     real, fake = _by_group(real.float()), _by_group(fake.float())  # copies
     centre = real.mean(0)  # distances from norms and products lose fewer digits about the mean
     real.sub_(centre)
@@ -81,7 +81,7 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     for name, norms in (("real", real_norms), ("fake", fake_norms)):
         if not norms.isfinite().all():
             raise ValueError(
-                f"neighbour_measures: expected finite features, got NaN, infinity or numbers too "
+                f"expected finite features, got NaN, infinity or numbers too "
                 f"large for float32 in {name}."
             )
     real_groups, fake_groups = _groups(len(real)), _groups(len(fake))

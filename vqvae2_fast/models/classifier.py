@@ -46,32 +46,27 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         if self.network not in get_args(Network):
-            raise ValueError(
-                f"ClassifierConfig: network must be one of {get_args(Network)}, got "
-                f"{self.network!r}."
-            )
+            raise ValueError(f"network must be one of {get_args(Network)}, got {self.network!r}.")
         if self.num_classes < 2:
             raise ValueError(
-                f"ClassifierConfig: num_classes must be >= 2, got {self.num_classes}: the images "
+                f"num_classes must be >= 2, got {self.num_classes}: the images "
                 "have no labels, or all have the same one."
             )
         if self.image_channels < 1 or self.channels < 8 or self.channels % 8:
             raise ValueError(
-                "ClassifierConfig: image_channels must be >= 1 and channels a multiple of 8, got "
+                "image_channels must be >= 1 and channels a multiple of 8, got "
                 f"{self.image_channels} and {self.channels}."
             )
         least = 64 if self.network == "resnet50" else 8
         if min(self.image_size) < least:
             raise ValueError(
-                f"ClassifierConfig: {self.network} needs images of at least {least} pixels per "
+                f"{self.network} needs images of at least {least} pixels per "
                 f"side, got {self.image_size}; network='small' takes 8."
             )
         if self.first_stride not in (1, 2):
-            raise ValueError(
-                f"ClassifierConfig: first_stride must be 1 or 2, got {self.first_stride}."
-            )
+            raise ValueError(f"first_stride must be 1 or 2, got {self.first_stride}.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"ClassifierConfig: dropout must be in [0, 1), got {self.dropout}.")
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
     def at_least(self) -> tuple[int, int]:
         """How many tensors and numbers the weights have at least: each network has its own."""
@@ -116,7 +111,7 @@ class Classifier(nn.Module):
         expected = (self.config.image_channels, *self.config.image_size)
         if images.shape[1:] != expected:
             raise ValueError(
-                f"Classifier: expected images [B, C, H, W] with C, H, W = {list(expected)}, got "
+                f"expected images [B, C, H, W] with C, H, W = {list(expected)}, got "
                 f"{list(images.shape)}."
             )
         maps = self.trunk(images)

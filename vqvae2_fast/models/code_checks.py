@@ -53,11 +53,11 @@ def as_maps(condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
     return [condition] if isinstance(condition, Tensor) else list(condition)
 
 
-def listed_maps(where: str, condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
+def listed_maps(condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
     """`as_maps`, after a check that `condition` is a tensor or a list."""
     if not (condition is None or isinstance(condition, Tensor) or is_list(condition)):
         raise TypeError(
-            f"{where}: expected condition to be a tensor or a list of them, coarse to fine, got "
+            f"expected condition to be a tensor or a list of them, coarse to fine, got "
             f"{given('condition', condition)}."
         )
     return as_maps(condition)
@@ -68,7 +68,7 @@ def is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def check_pixels(where: str, images: Tensor) -> None:
+def check_pixels(images: Tensor) -> None:
     """Raise ValueError for images whose values are NaN or far outside [-1, 1].
 
     On a GPU this is a synchronisation point.
@@ -78,30 +78,29 @@ def check_pixels(where: str, images: Tensor) -> None:
     low, high = torch.stack(images.aminmax()).tolist()
     if not (low >= -_LARGEST_PIXEL and high <= _LARGEST_PIXEL):  # true of NaN too
         raise ValueError(
-            f"{where}: expected images in [-1, 1], got values from {low:g} to {high:g}. "
+            f"expected images in [-1, 1], got values from {low:g} to {high:g}. "
             "`to_float` makes such images of bytes."
         )
 
 
-def check_int64(where: str, name: str, values: Tensor) -> None:
-    check_tensor(where, name, values)
+def check_int64(name: str, values: Tensor) -> None:
+    check_tensor(name, values)
     if values.dtype != torch.int64:
-        raise TypeError(f"{where}: expected {name} int64, got {dtype_name(values.dtype)}.")
+        raise TypeError(f"expected {name} int64, got {dtype_name(values.dtype)}.")
 
 
-def check_codes(where: str, name: str, codes: Tensor, num_embeddings: int) -> None:
+def check_codes(name: str, codes: Tensor, num_embeddings: int) -> None:
     """Codes of any shape, int64 or int32, for modules that take both.
 
     Raises:
         TypeError: Another type or dtype.
         ValueError: Codes outside 0..K-1, where values can be read.
     """
-    check_integers(where, name, codes)
-    check_range(where, name, codes, 0, num_embeddings)
+    check_integers(name, codes)
+    check_range(name, codes, 0, num_embeddings)
 
 
 def check_maps(
-    where: str,
     maps: Sequence[Tensor],
     sizes: Sequence[Size],
     num_embeddings: int,
@@ -115,26 +114,22 @@ def check_maps(
     """
     if len(maps) != len(sizes):
         raise ValueError(
-            f"{where}: expected {name} to be {len(sizes)} map(s) of sizes {list(sizes)}, "
+            f"expected {name} to be {len(sizes)} map(s) of sizes {list(sizes)}, "
             f"coarse to fine, got {len(maps)}."
         )
     for index, (codes, size) in enumerate(zip(maps, sizes, strict=True)):
         item = f"{name}[{index}]"
-        check_int64(where, item, codes)
+        check_int64(item, codes)
         if codes.shape != (batch_size, *size):
-            raise ValueError(
-                f"{where}: expected {item} {[batch_size, *size]}, got {list(codes.shape)}."
-            )
-        check_range(where, item, codes, 0, num_embeddings)
+            raise ValueError(f"expected {item} {[batch_size, *size]}, got {list(codes.shape)}.")
+        check_range(item, codes, 0, num_embeddings)
 
 
-def check_known(where: str, known: Sequence[Tensor | None] | None, num_levels: int) -> None:
+def check_known(known: Sequence[Tensor | None] | None, num_levels: int) -> None:
     """The `known` maps of a draw of all levels: a list of a map or None for each level, or None."""
     if known is None:
         return
-    expected = (
-        f"{where}: expected known to be a list of {num_levels} maps or None, coarse to fine, got"
-    )
+    expected = f"expected known to be a list of {num_levels} maps or None, coarse to fine, got"
     if not is_list(known):
         raise TypeError(
             f"{expected} {type_in_words(known)}; None in the list stands for a level without known "
@@ -144,11 +139,10 @@ def check_known(where: str, known: Sequence[Tensor | None] | None, num_levels: i
         raise ValueError(f"{expected} {len(known)}.")
     for level, codes in enumerate(known):
         if codes is not None:
-            check_tensor(where, f"known[{level}]", codes)
+            check_tensor(f"known[{level}]", codes)
 
 
 def check_levels(
-    where: str,
     codes: Sequence[Tensor],
     names: Sequence[str],
     strides: Sequence[int],
@@ -162,26 +156,23 @@ def check_levels(
         strides: Fine to coarse; all but the first lead from one level's size to the next.
     """
     if len(codes) != len(names):
-        raise ValueError(
-            f"{where}: expected {len(names)} code maps ({', '.join(names)}), got {len(codes)}."
-        )
+        raise ValueError(f"expected {len(names)} code maps ({', '.join(names)}), got {len(codes)}.")
     for level, (name, level_codes) in enumerate(zip(names, codes, strict=True)):
-        check_tensor(where, f"codes[{level}]", level_codes)
+        check_tensor(f"codes[{level}]", level_codes)
         if level_codes.dtype != torch.int64:
             raise TypeError(
-                f"{where}: expected int64 codes, got {dtype_name(level_codes.dtype)} at level "
-                f"{name}."
+                f"expected int64 codes, got {dtype_name(level_codes.dtype)} at level {name}."
             )
         if level_codes.dim() != 3:
             raise ValueError(
-                f"{where}: expected codes [B, h, w], got {list(level_codes.shape)} at level {name}."
+                f"expected codes [B, h, w], got {list(level_codes.shape)} at level {name}."
             )
     size = codes[0].shape
     for level, factor in enumerate(strides[:0:-1], start=1):
         size = torch.Size((size[0], size[1] * factor, size[2] * factor))
         if codes[level].shape != size:
             raise ValueError(
-                f"{where}: expected codes {list(size)} at level {names[level]} for "
+                f"expected codes {list(size)} at level {names[level]} for "
                 f"{list(codes[0].shape)} at level top, got {list(codes[level].shape)}."
             )
     if not may_read(codes[0]):
@@ -191,29 +182,28 @@ def check_levels(
     for name, (low, high) in zip(names, pairs, strict=True):
         if low < 0 or high >= num_embeddings:
             raise ValueError(
-                f"{where}: expected codes in 0..{num_embeddings - 1}, got {low}..{high} at level "
-                f"{name}."
+                f"expected codes in 0..{num_embeddings - 1}, got {low}..{high} at level {name}."
             )
 
 
 def check_labels(
-    where: str, labels: Tensor | None, num_classes: int, batch_size: int, num_labels: int = 0
+    labels: Tensor | None, num_classes: int, batch_size: int, num_labels: int = 0
 ) -> None:
     """int64 `[B]` in 0..num_classes, or below num_labels if there are more; none for a prior
     without classes."""
     if num_classes == 0:
         if labels is not None:
-            raise ValueError(f"{where}: expected no labels: the prior has no classes.")
+            raise ValueError("expected no labels: the prior has no classes.")
         return
     if labels is None:
         raise ValueError(
-            f"{where}: labels are missing: expected int64 [{batch_size}] in 0..{num_classes}, "
+            f"labels are missing: expected int64 [{batch_size}] in 0..{num_classes}, "
             f'where {num_classes} stands for "no class".'
         )
-    check_int64(where, "labels", labels)
+    check_int64("labels", labels)
     if labels.shape != (batch_size,):
-        raise ValueError(f"{where}: expected labels [{batch_size}], got {list(labels.shape)}.")
-    check_range(where, "labels", labels, 0, max(num_classes + 1, num_labels))
+        raise ValueError(f"expected labels [{batch_size}], got {list(labels.shape)}.")
+    check_range("labels", labels, 0, max(num_classes + 1, num_labels))
 
 
 def describe_maps(num_embeddings: int, sizes: Sequence[Size]) -> str:
@@ -223,7 +213,7 @@ def describe_maps(num_embeddings: int, sizes: Sequence[Size]) -> str:
 
 
 def check_prior_fits(
-    where: str,
+    name: str,
     prior: _ModelsAMap,
     num_embeddings: int,
     level_sizes: Sequence[Size],
@@ -232,6 +222,7 @@ def check_prior_fits(
     """Raise ValueError unless a prior models the last of these maps, conditioned on those before.
 
     Args:
+        name: The argument or file that the prior came as.
         num_embeddings: K of the codes, the same at every level.
         level_sizes: Sizes of the maps, coarse to fine, up to the prior's own level.
         remedy: What to do about it, a sentence.
@@ -242,7 +233,7 @@ def check_prior_fits(
     ):
         return
     message = (
-        f"{where}: expected a prior of {describe_maps(num_embeddings, level_sizes)} (coarse to "
+        f"expected {name} to be a prior of {describe_maps(num_embeddings, level_sizes)} (coarse to "
         f"fine, its own last), got one of {describe_maps(prior.num_embeddings, sizes)}."
     )
     raise ValueError(f"{message} {remedy}".rstrip())

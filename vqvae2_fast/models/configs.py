@@ -130,25 +130,25 @@ class VQVAE2Config:
         _check_size(self, "image_size", self.image_size)
         if any(side < total or side % total for side in self.image_size):
             raise ValueError(
-                f"VQVAE2Config: image_size must be a multiple of {total} (strides {self.strides}) "
+                f"image_size must be a multiple of {total} (strides {self.strides}) "
                 f"in both directions, got {self.image_size}."
             )
 
         if isinstance(self.quantizer, str):
             raise ValueError(
-                "VQVAE2Config: quantizer must be a tuple of names, such as "
+                "quantizer must be a tuple of names, such as "
                 f"({self.quantizer!r},), got {self.quantizer!r}."
             )
         if len(self.quantizer) not in (1, self.num_levels):
             raise ValueError(
-                f"VQVAE2Config: quantizer must name one quantiser, or one for each of the "
+                f"quantizer must name one quantiser, or one for each of the "
                 f"{self.num_levels} levels, got {self.quantizer}."
             )
         for quantizer in self.quantizer:
             try:
                 check_quantizer(quantizer, self.num_embeddings, self.embedding_dim)
             except ValueError as error:
-                raise ValueError(f"VQVAE2Config: {error}") from None
+                raise ValueError(f"{error}") from None
 
     @property
     def num_levels(self) -> int:
@@ -233,13 +233,11 @@ class PixelSNAILConfig(PriorConfig):
     def __post_init__(self) -> None:
         if self.mask not in ("exclude", "include", "down", "downright"):
             raise ValueError(
-                "PixelSNAILConfig: mask must be one of 'exclude', 'include', 'down', 'downright', "
-                f"got {self.mask!r}."
+                f"mask must be one of 'exclude', 'include', 'down', 'downright', got {self.mask!r}."
             )
         if self.kernel_size % 2 == 0 and self.mask != "downright":
             raise ValueError(
-                f"PixelSNAILConfig: kernel_size must be odd for mask {self.mask!r}, "
-                f"got {self.kernel_size}."
+                f"kernel_size must be odd for mask {self.mask!r}, got {self.kernel_size}."
             )
         _check_size(self, "size", self.size)
         _check_least(
@@ -268,7 +266,7 @@ class PixelSNAILConfig(PriorConfig):
             _check_least(self, 1, "num_heads")
             if self.channels < 2 or (self.channels // 2) % self.num_heads:
                 raise ValueError(
-                    "PixelSNAILConfig: channels // 2 must be num_heads or a multiple of it, got "
+                    "channels // 2 must be num_heads or a multiple of it, got "
                     f"channels={self.channels} and num_heads={self.num_heads}."
                 )
         if self.condition_sizes:
@@ -278,7 +276,7 @@ class PixelSNAILConfig(PriorConfig):
             height, width = size
             if self.size[0] % height or self.size[1] % width:
                 raise ValueError(
-                    f"PixelSNAILConfig: size {self.size} must be a multiple of each of "
+                    f"size {self.size} must be a multiple of each of "
                     f"condition_sizes, got {(height, width)}."
                 )
 

@@ -132,8 +132,7 @@ class PixelSNAIL(Prior):
         for (height, width), (next_height, next_width) in zip(sizes, sizes[1:], strict=False):
             if next_height % height or next_width % width:
                 raise ValueError(
-                    "PixelSNAIL: each of condition_sizes must divide the next (coarse to fine), "
-                    f"got {sizes}."
+                    f"each of condition_sizes must divide the next (coarse to fine), got {sizes}."
                 )
         self.register_buffer("background", background_coordinates(*config.size))
         self.stem = CausalStem(

@@ -178,15 +178,15 @@ class Prior(nn.Module):
     def _check(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> None:
         where, config, batch = type(self).__name__, self.config, codes.shape[0]
         height, width = config.size
-        check_int64(where, "codes", codes)
+        check_int64("codes", codes)
         if codes.dim() != 3 or codes.shape[2] != width or not 1 <= codes.shape[1] <= height:
             raise ValueError(
                 f"{where}: expected codes [B, 1..{height}, {width}] (the first rows of a map of "
                 f"{height}×{width}), got {list(codes.shape)}."
             )
-        check_range(where, "codes", codes, 0, config.num_embeddings)
-        check_maps(where, maps, config.condition_sizes, config.num_embeddings, batch)
-        check_labels(where, labels, config.num_classes, batch, config.num_labels)
+        check_range("codes", codes, 0, config.num_embeddings)
+        check_maps(maps, config.condition_sizes, config.num_embeddings, batch)
+        check_labels(labels, config.num_classes, batch, config.num_labels)
 
 
 _Prior = TypeVar("_Prior", bound=Prior)
@@ -206,7 +206,7 @@ def register_prior(
 
     def register(prior_class: type[_Prior]) -> type[_Prior]:
         if kind in (*PRIORS, "vqvae2", "classifier", "pipeline"):
-            raise ValueError(f"register_prior: the name {kind!r} is taken.")
+            raise ValueError(f"the name {kind!r} is taken.")
         PRIORS[kind] = (prior_class, config_class)
         return prior_class
 

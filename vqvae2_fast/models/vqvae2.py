@@ -185,7 +185,7 @@ class VQVAE2(nn.Module):
             )
         height, width = config.image_size
         lead = (
-            f"VQVAE2: images of {height}×{width}, channels: {config.image_channels}, parameters: "
+            f"images of {height}×{width}, channels: {config.image_channels}, parameters: "
             f"{sum(weight.numel() for weight in self.parameters()):,}"
         )
         header = ("level", "map", "quantiser", "codes", "perplexity in training")
@@ -224,9 +224,7 @@ class VQVAE2(nn.Module):
                 coarsest map, or a code outside 0..K−1.
             TypeError: Codes that are not int64.
         """
-        check_levels(
-            "VQVAE2", codes, self.level_names, self.config.strides, self.config.num_embeddings
-        )
+        check_levels(codes, self.level_names, self.config.strides, self.config.num_embeddings)
         context: Tensor | None = None
         dtype = next(self.decoder.parameters()).dtype
         for level, quantizer in enumerate(self._levels()):
@@ -328,7 +326,7 @@ class VQVAE2(nn.Module):
         if not torch.equal(torch.stack(steps), torch.stack(self._first_steps)):
             return
         warnings.warn(
-            f"VQVAE2: {_FORGOTTEN_STEPS} optimiser steps went by without update_codebooks_(), so "
+            f"{_FORGOTTEN_STEPS} optimiser steps went by without update_codebooks_(), so "
             "the codebooks do not follow the encoder. Call model.update_codebooks_() once per "
             "optimiser step, after backward. To keep the codebooks as they are on purpose, call "
             "model.quantizers.eval().",
@@ -363,15 +361,15 @@ class VQVAE2(nn.Module):
         channels, stride = self.config.image_channels, math.prod(self.config.strides)
         if images.dim() != 4 or images.shape[1] != channels:
             raise ValueError(
-                f"VQVAE2: expected images [B, C, H, W] with C={channels}, got {list(images.shape)}."
+                f"expected images [B, C, H, W] with C={channels}, got {list(images.shape)}."
             )
         if not images.is_floating_point():
             raise TypeError(
-                f"VQVAE2: expected floating images in [-1, 1], got "
+                f"expected floating images in [-1, 1], got "
                 f"{dtype_name(images.dtype)}: use images / 127.5 - 1 for bytes."
             )
         if any(side < stride or side % stride for side in images.shape[2:]):
             raise ValueError(
-                f"VQVAE2: expected images with H and W multiples of {stride} (strides "
+                f"expected images with H and W multiples of {stride} (strides "
                 f"{self.config.strides}), got {list(images.shape)}: crop or resize them."
             )

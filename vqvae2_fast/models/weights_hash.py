@@ -44,7 +44,7 @@ def codes_hash(vqvae: nn.Module) -> str:
     return kept or weights_hash(vqvae)
 
 
-def check_codes_of(where: str, vqvae: nn.Module, name: str, digest: str) -> None:
+def check_codes_of(vqvae: nn.Module, name: str, digest: str) -> None:
     """Raise ValueError if codes are known to be those of another VQ-VAE.
 
     Args:
@@ -54,12 +54,12 @@ def check_codes_of(where: str, vqvae: nn.Module, name: str, digest: str) -> None
     expected = codes_hash(vqvae)
     if digest not in ("", expected):
         raise ValueError(
-            f"{where}: expected codes of VQ-VAE {expected[:12]}, but {printable(name)} has those "
+            f"expected codes of VQ-VAE {expected[:12]}, but {printable(name)} has those "
             f"of {printable(digest[:12])}, where they mean something else; extract with this one."
         )
 
 
-def check_made_for(where: str, vqvae: nn.Module, known: Mapping[str, str]) -> None:
+def check_made_for(vqvae: nn.Module, known: Mapping[str, str]) -> None:
     """Raise ValueError if a prior is known to model the codes of another VQ-VAE.
 
     Codes of another VQ-VAE can have the same shape, but they mean something else.
@@ -74,7 +74,7 @@ def check_made_for(where: str, vqvae: nn.Module, known: Mapping[str, str]) -> No
     for name, digest in known.items():
         if digest not in accepted:
             raise ValueError(
-                f"{where}: expected priors of VQ-VAE {found[:12]}, but {name} was trained on codes "
+                f"expected priors of VQ-VAE {found[:12]}, but {name} was trained on codes "
                 f"of VQ-VAE {printable(digest[:12])}. Use the VQ-VAE that those codes were "
                 "extracted with."
             )

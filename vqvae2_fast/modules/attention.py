@@ -33,8 +33,7 @@ class CausalAttention(nn.Module):
         super().__init__()
         if channels % num_heads:
             raise ValueError(
-                f"CausalAttention: expected channels a multiple of num_heads={num_heads}, "
-                f"got {channels}."
+                f"expected channels a multiple of num_heads={num_heads}, got {channels}."
             )
         self.num_heads = num_heads
         self.dropout = dropout

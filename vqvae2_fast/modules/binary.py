@@ -78,7 +78,7 @@ class _Signs(Quantizer):
                 f"{name}: expected num_embeddings to be a power of two >= 2, got {num_embeddings}: "
                 f"use {1 << max(1, (num_embeddings - 1).bit_length())}."
             )
-        check_commitment_cost(name, commitment_cost)
+        check_commitment_cost(commitment_cost)
         if not temperature > 0:
             raise ValueError(f"{name}: expected temperature > 0, got {temperature}.")
         self.num_embeddings = num_embeddings
@@ -117,7 +117,7 @@ class _Signs(Quantizer):
         Raises:
             ValueError, TypeError: The last size of z is not D, or z is not floating.
         """
-        check_vectors(type(self).__name__, z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             numbers = self._numbers(z)
             values, indices = sign_quantize(numbers, self.scale)
@@ -133,12 +133,12 @@ class _Signs(Quantizer):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        check_vectors(type(self).__name__, z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             return sign_quantize(self._numbers(z), self.scale)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_indices(f"{type(self).__name__}.lookup", indices, 2**self.num_bits)
+        check_indices(indices, 2**self.num_bits)
         weight = getattr(self.project_out, "weight", None)
         dtype = torch.float32 if weight is None else weight.dtype
         bits = bits_of(indices, self.num_bits)
@@ -185,7 +185,7 @@ class LFQ(_Signs):
     ) -> None:
         if num_embeddings > _LARGEST_LFQ:
             raise ValueError(
-                f"LFQ: expected num_embeddings <= {_LARGEST_LFQ}, got {num_embeddings}: use BSQ."
+                f"expected num_embeddings <= {_LARGEST_LFQ}, got {num_embeddings}: use BSQ."
             )
         super().__init__(
             num_embeddings, embedding_dim, commitment_cost, entropy_weight, diversity, temperature

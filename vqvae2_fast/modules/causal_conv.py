@@ -43,7 +43,7 @@ class ConvWeight(nn.Module):
         num_taps = shape[2] * shape[3]
         self.num_live = num_taps if num_live is None else num_live
         if self.num_live == 0:
-            raise ValueError(f"ConvWeight: expected at least one live tap in a kernel {shape[2:]}.")
+            raise ValueError(f"expected at least one live tap in a kernel {shape[2:]}.")
         # The bound of torch's convolutions, 1/sqrt(inputs), with only live inputs counted.
         bound = 1 / math.sqrt(self.num_live * (1 if one_hot else shape[1]))
         self.weight_v = nn.Parameter(torch.empty(shape))
@@ -127,7 +127,7 @@ class SameConv2d(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"SameConv2d: expected an odd kernel_size, got {kernel_size}.")
+            raise ValueError(f"expected an odd kernel_size, got {kernel_size}.")
         self.kernel = ConvWeight(
             (out_channels, in_channels, kernel_size, kernel_size), weight_norm=weight_norm
         )

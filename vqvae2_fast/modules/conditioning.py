@@ -36,9 +36,7 @@ class ConditionStack(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(
-                f"ConditionStack: expected an odd condition_kernel_size, got {kernel_size}."
-            )
+            raise ValueError(f"expected an odd condition_kernel_size, got {kernel_size}.")
         half = kernel_size // 2
         self.stems = nn.ModuleList(
             CodeConv2d(

@@ -49,12 +49,12 @@ class FSQ(Quantizer):
         super().__init__()
         if not levels or min(levels) < 3:
             raise ValueError(
-                f"FSQ: expected levels of at least 3 values each, got {list(levels)}. "
+                f"expected levels of at least 3 values each, got {list(levels)}. "
                 "For 2 values use LFQ."
             )
         if math.prod(levels) > 2**31:
             raise ValueError(
-                f"FSQ: expected levels whose product is at most 2**31, got {list(levels)}: "
+                f"expected levels whose product is at most 2**31, got {list(levels)}: "
                 "use fewer numbers, or ResidualFSQ."
             )
         self.grid = Grid(tuple(levels))
@@ -79,7 +79,7 @@ class FSQ(Quantizer):
         Raises:
             ValueError, TypeError: The last size of z is not D, or z is not floating.
         """
-        check_vectors("FSQ", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             numbers = wide(projected(self.project_in, z))
             values, indices = scalar_quantize(numbers, *self.grid)
@@ -89,12 +89,12 @@ class FSQ(Quantizer):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        check_vectors("FSQ", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             return scalar_quantize(wide(projected(self.project_in, z)), *self.grid)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_indices("FSQ.lookup", indices, math.prod(self.grid.levels))
+        check_indices(indices, math.prod(self.grid.levels))
         digits = split_codes(indices, self.grid.levels)
         weight = getattr(self.project_out, "weight", None)
         dtype = torch.float32 if weight is None else weight.dtype

@@ -45,7 +45,7 @@ class _Parts(Quantizer):
     ) -> None:
         super().__init__()
         if joint_code:
-            check_joint(type(self).__name__, sizes * groups)
+            check_joint(sizes * groups)
         self.embedding_dim = embedding_dim
         self.groups = groups
         self.sizes = sizes
@@ -60,7 +60,7 @@ class _Parts(Quantizer):
 
     def _split(self, z: Tensor) -> Sequence[Tensor]:
         """What each of `parts` takes: `[..., D/G]`, or of all groups `[..., G, D/G]`."""
-        check_vectors(type(self).__name__, z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         dim = self.embedding_dim // self.groups
         if len(self.parts) == 1:
             return [z.unflatten(-1, (self.groups, dim))]
@@ -107,16 +107,16 @@ class _Parts(Quantizer):
         return self._gather([part.encode(x) for part, x in each])
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_integers(f"{type(self).__name__}.lookup", "indices", indices)
+        check_integers("indices", indices)
         if self.joint_code:
             end = math.prod(self.sizes) ** self.groups
-            check_indices(f"{type(self).__name__}.lookup", indices, end)
+            check_indices(indices, end)
             indices = split_codes(indices, self.sizes * self.groups)  # [..., G·Q]
             if self._group_dim == -2:
                 indices = indices.unflatten(-1, (self.groups, len(self.sizes)))
         else:
             columns = (self.groups, len(self.sizes))[: -self._group_dim]
-            check_columns(f"{type(self).__name__}.lookup", indices, *columns)
+            check_columns(indices, *columns)
         if len(self.parts) == 1:
             return self._own()[0].lookup(indices).flatten(-2)
         own = zip(self._own(), indices.unbind(self._group_dim), strict=True)

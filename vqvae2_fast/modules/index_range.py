@@ -20,29 +20,29 @@ def may_read(values: Tensor) -> bool:
     return values.numel() > 0 and has_values(values)
 
 
-def check_integers(where: str, name: str, values: Tensor) -> None:
+def check_integers(name: str, values: Tensor) -> None:
     """Raise TypeError unless values are an int64 or int32 tensor; torch takes bytes for a mask."""
-    check_tensor(where, name, values)
+    check_tensor(name, values)
     if values.dtype not in (torch.int64, torch.int32):
         raise TypeError(
-            f"{where}: expected {name} int64, got {dtype_name(values.dtype)}; pass {name}.long()."
+            f"expected {name} int64, got {dtype_name(values.dtype)}; pass {name}.long()."
         )
 
 
-def check_columns(where: str, indices: Tensor, *columns: int) -> None:
+def check_columns(indices: Tensor, *columns: int) -> None:
     """Raise ValueError unless the last sizes of a quantiser's indices are these."""
     if tuple(indices.shape[-len(columns) :]) != columns:
         expected = ", ".join(map(str, ("...", *columns)))
-        raise ValueError(f"{where}: expected indices [{expected}], got {list(indices.shape)}.")
+        raise ValueError(f"expected indices [{expected}], got {list(indices.shape)}.")
 
 
-def check_indices(where: str, indices: Tensor, num_embeddings: int) -> None:
+def check_indices(indices: Tensor, num_embeddings: int) -> None:
     """`check_integers` and `check_range` of a module's indices below K."""
-    check_integers(where, "indices", indices)
-    check_range(where, "indices", indices, 0, num_embeddings)
+    check_integers("indices", indices)
+    check_range("indices", indices, 0, num_embeddings)
 
 
-def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> None:
+def check_range(name: str, values: Tensor, first: int, end: int) -> None:
     """Raise ValueError unless all values are in first..end-1.
 
     On a GPU this is an assertion on the device, without synchronisation. Nothing is checked where
@@ -51,10 +51,8 @@ def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> 
     if not may_read(values):
         return
     if values.device.type != "cpu":
-        assert_inside(where, values, first, end, name=name)
+        assert_inside(values, first, end, name=name)
         return
     low, high = int(values.min()), int(values.max())
     if low < first or high >= end:
-        raise ValueError(
-            f"{where}: expected {name} in {first}..{end - 1}, got values in {low}..{high}."
-        )
+        raise ValueError(f"expected {name} in {first}..{end - 1}, got values in {low}..{high}.")

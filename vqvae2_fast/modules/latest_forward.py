@@ -45,7 +45,7 @@ class LatestForward:
             self._checkpoint = hooks and weakref.ref(hooks[0])
         return copies
 
-    def recall(self, where: str, remedy: str) -> tuple[Tensor, ...]:
+    def recall(self, remedy: str) -> tuple[Tensor, ...]:
         """What the recomputed forward kept.
 
         Raises:
@@ -59,7 +59,7 @@ class LatestForward:
             is_latest = number >= self._number and not self._shares_checkpoint
         if not is_latest:
             raise RuntimeError(
-                f"{where}: a checkpoint recomputes another forward than the latest, and the "
+                f"A checkpoint recomputes another forward than the latest, and the "
                 "codebook has moved since. Compute the gradients of each forward before the next, "
                 f"or {remedy}."
             )

@@ -49,7 +49,7 @@ class _LearntCodes(Quantizer):
                 f"{name}: expected gradient to be one of straight_through, rotation, got "
                 f"{gradient!r}."
             )
-        check_commitment_cost(name, commitment_cost)
+        check_commitment_cost(commitment_cost)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
@@ -80,7 +80,7 @@ class _LearntCodes(Quantizer):
         Raises:
             ValueError, TypeError: The last size of z is not D, or z is not floating.
         """
-        check_vectors(type(self).__name__, z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             codes = self.codes()
             indices = ops.nearest_code(z.detach(), codes.detach())[0]
@@ -98,12 +98,12 @@ class _LearntCodes(Quantizer):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        check_vectors(type(self).__name__, z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             return ops.nearest_code(z, self.codes())[0]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_indices(f"{type(self).__name__}.lookup", indices, self.num_embeddings)
+        check_indices(indices, self.num_embeddings)
         return F.embedding(indices, self.codes())
 
 
@@ -186,7 +186,7 @@ class SimVQ(_LearntCodes):
         return codes
 
     def lookup(self, indices: Tensor) -> Tensor:
-        check_indices("SimVQ.lookup", indices, self.num_embeddings)
+        check_indices(indices, self.num_embeddings)
         with without_autocast(indices.device):
             codes: Tensor = self.code_transform(F.embedding(indices, self.frozen_codebook))
         return codes

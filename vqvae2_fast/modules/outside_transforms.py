@@ -51,7 +51,7 @@ def _held(value: Tensor) -> Tensor:
     return value
 
 
-def refuse_vmap(where: str, *values: Tensor) -> None:
+def refuse_vmap(*values: Tensor) -> None:
     """Refuse to start or move a codebook by or of tensors that differ between samples of `vmap`.
 
     Raises:
@@ -59,7 +59,7 @@ def refuse_vmap(where: str, *values: Tensor) -> None:
     """
     if not torch.compiler.is_compiling() and any(map(_differs_between_samples, values)):
         raise NotImplementedError(
-            f"{where}: a codebook neither starts nor moves under torch.func.vmap, which has no "
+            "a codebook neither starts nor moves under torch.func.vmap, which has no "
             "rule for operators that write in place. Call the module outside of vmap, with the "
             "whole batch (each module of an ensemble by itself). Under vmap it works in evaluation "
             "mode, once its codebook has started."

@@ -211,7 +211,7 @@ class VectorQuantizerEMA(Quantizer):
                 latest, or one of several that it holds.
             NotImplementedError: In training mode under `torch.func.vmap`.
         """
-        check_vectors("VectorQuantizerEMA", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             z = self._on_sphere(z)
             if self.waits():
@@ -236,7 +236,7 @@ class VectorQuantizerEMA(Quantizer):
         """
         if not self.training:
             return self.codebook
-        refuse_vmap("VectorQuantizerEMA", z, self.codebook)
+        refuse_vmap(z, self.codebook)
         recomputing = inside_backward()
         if not recomputing:
             self._prepare(z)
@@ -245,7 +245,7 @@ class VectorQuantizerEMA(Quantizer):
         if self.update == "step":
             return self.codebook
         remedy = "use update='step' with a call of update_codebook_ after each step"
-        latest = self._latest.recall("VectorQuantizerEMA", remedy) if recomputing else ()
+        latest = self._latest.recall(remedy) if recomputing else ()
         (codebook,) = latest or self._latest.keep(self.codebook)
         return codebook
 
@@ -282,7 +282,7 @@ class VectorQuantizerEMA(Quantizer):
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
         """Only the indices, int64 `[...]`; takes no statistics in either mode."""
-        check_vectors("VectorQuantizerEMA", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             return ops.nearest_code(self._on_sphere(z), self.codebook)[0]
 
@@ -292,7 +292,7 @@ class VectorQuantizerEMA(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codebook's rows: indices int64 `[...]` -> `[..., D]`."""
-        check_indices("VectorQuantizerEMA.lookup", indices, self.num_embeddings)
+        check_indices(indices, self.num_embeddings)
         return self.codebook[indices]
 
     @torch.no_grad()
@@ -312,10 +312,7 @@ class VectorQuantizerEMA(Quantizer):
         for name, value in given.items():
             expected = list(getattr(self, name).shape)
             if value is not None and list(value.shape) != expected:
-                raise ValueError(
-                    f"VectorQuantizerEMA.set_codebook_: expected {name} {expected}, "
-                    f"got {list(value.shape)}."
-                )
+                raise ValueError(f"expected {name} {expected}, got {list(value.shape)}.")
         self.codebook.copy_(self._on_sphere(codebook))
         start_averages_(self.codebook, self.cluster_size, self.embed_avg, self.ema_start)
         if cluster_size is not None:
@@ -430,7 +427,7 @@ class VectorQuantizerEMA(Quantizer):
                 else "Train under torch.autocast instead of converting the module."
             )
             raise TypeError(
-                "VectorQuantizerEMA: expected a float32 codebook in training, got "
+                "expected a float32 codebook in training, got "
                 f"{dtype_name(self.codebook.dtype)}. {remedy}"
             )
         self._start_from([z], [None])
@@ -485,34 +482,31 @@ def _check_arguments(quantizer: VectorQuantizerEMA, init: str) -> None:
     """Raise ValueError unless the arguments that a quantiser has kept fit one another."""
     for name in ("num_embeddings", "embedding_dim"):
         if (value := getattr(quantizer, name)) < 1:
-            raise ValueError(f"VectorQuantizerEMA: expected {name} >= 1, got {value}.")
+            raise ValueError(f"expected {name} >= 1, got {value}.")
     for name, known in _CHOICES.items():
         choice = init if name == "init" else getattr(quantizer, name)
         if choice not in known:
-            raise ValueError(
-                f"VectorQuantizerEMA: expected {name} to be one of {', '.join(known)}, got "
-                f"{choice!r}."
-            )
+            raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {choice!r}.")
     for name in ("decay", "restart"):
         if not 0 <= (value := getattr(quantizer, name)) < 1:
-            raise ValueError(f"VectorQuantizerEMA: expected {name} in [0, 1), got {value}.")
+            raise ValueError(f"expected {name} in [0, 1), got {value}.")
     if not 0 <= quantizer.stream < 1 << 16:  # the bits that `random_words` takes of it
         raise ValueError(
-            f"VectorQuantizerEMA: expected stream in [0, 65536), got {quantizer.stream}. Codebook "
+            f"expected stream in [0, 65536), got {quantizer.stream}. Codebook "
             "n of a level's quantiser has the level's stream + 256·n, so there can be 256 of them."
         )
-    check_commitment_cost("VectorQuantizerEMA", quantizer.commitment_cost)
+    check_commitment_cost(quantizer.commitment_cost)
     epsilon = quantizer.epsilon
     if not 0 <= epsilon < math.inf:
-        raise ValueError(f"VectorQuantizerEMA: expected a finite epsilon >= 0, got {epsilon}.")
+        raise ValueError(f"expected a finite epsilon >= 0, got {epsilon}.")
     if epsilon == 0 and not quantizer.restart:
         raise ValueError(
-            "VectorQuantizerEMA: expected epsilon > 0 with restart=0, got 0: a code that no vector "
+            "expected epsilon > 0 with restart=0, got 0: a code that no vector "
             "takes would be divided by a count of 0. Use epsilon=1e-5, or let unused codes restart."
         )
     after, update = quantizer.quantize_after, quantizer.update
     if after < 0:
-        raise ValueError(f"VectorQuantizerEMA: expected quantize_after >= 0, got {after}.")
+        raise ValueError(f"expected quantize_after >= 0, got {after}.")
     if after and (init != "kmeans" or update != "step"):
         raise ValueError(
             'VectorQuantizerEMA: expected init="kmeans" and update="step" with quantize_after='

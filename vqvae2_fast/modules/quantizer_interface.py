@@ -110,26 +110,26 @@ def _sizes_of(quantizer: Quantizer) -> Sequence[int]:
     return own if own is not None else [getattr(quantizer, "num_embeddings", 0)]
 
 
-def check_vectors(where: str, z: Tensor, dim: int) -> None:
+def check_vectors(z: Tensor, dim: int) -> None:
     """Raise ValueError unless z is `[..., D]`, TypeError unless it is a floating tensor."""
-    check_tensor(where, "z", z)
+    check_tensor("z", z)
     if z.dim() == 0 or z.shape[-1] != dim:
-        raise ValueError(f"{where}: expected z [..., D] with D={dim}, got {list(z.shape)}.")
+        raise ValueError(f"expected z [..., D] with D={dim}, got {list(z.shape)}.")
     if not z.is_floating_point():
-        raise TypeError(f"{where}: expected a floating z, got {dtype_name(z.dtype)}.")
+        raise TypeError(f"expected a floating z, got {dtype_name(z.dtype)}.")
 
 
-def check_commitment_cost(where: str, commitment_cost: float) -> None:
+def check_commitment_cost(commitment_cost: float) -> None:
     """Raise ValueError unless the weight of a loss is finite and not negative."""
     if not 0 <= commitment_cost < math.inf:
-        raise ValueError(f"{where}: expected a finite commitment_cost >= 0, got {commitment_cost}.")
+        raise ValueError(f"expected a finite commitment_cost >= 0, got {commitment_cost}.")
 
 
-def check_joint(where: str, sizes: Sequence[int]) -> None:
+def check_joint(sizes: Sequence[int]) -> None:
     """Raise ValueError if the parts have too many codes together for one int64."""
     if math.prod(sizes) > _LARGEST_JOINT:
         raise ValueError(
-            f"{where}: expected sizes whose product fits 62 bits for a joint code, got "
+            f"expected sizes whose product fits 62 bits for a joint code, got "
             f"{list(sizes)}. Leave joint_code out: then each part has an index of its own."
         )
 

@@ -64,12 +64,12 @@ class RandomProjectionQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        check_vectors("RandomProjectionQuantizer", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             numbers = self.norm(wide(z)) @ self.projection.to(wide(z).dtype)
             return ops.nearest_code(F.normalize(numbers, dim=-1), self.codebook)[0]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The unit codes of indices, `[..., d]`."""
-        check_indices(f"{type(self).__name__}.lookup", indices, len(self.codebook))
+        check_indices(indices, len(self.codebook))
         return self.codebook[indices]

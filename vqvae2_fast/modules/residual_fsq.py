@@ -63,13 +63,13 @@ class ResidualFSQ(Quantizer):
         super().__init__()
         if not levels or min(levels) < 2 or num_quantizers < 1:
             raise ValueError(
-                "ResidualFSQ: expected levels of at least 2 values each and num_quantizers >= 1, "
+                "expected levels of at least 2 values each and num_quantizers >= 1, "
                 f"got {list(levels)} and {num_quantizers}."
             )
         self.grid = Grid(tuple(levels), symmetric=True, hard=True)
         self.sizes = (math.prod(levels),) * num_quantizers
         if joint_code:
-            check_joint("ResidualFSQ", self.sizes)
+            check_joint(self.sizes)
         self.joint_code = joint_code
         self.embedding_dim = len(levels) if embedding_dim is None else embedding_dim
         self.project_in, self.project_out = projections(self.embedding_dim, len(levels))
@@ -119,7 +119,7 @@ class ResidualFSQ(Quantizer):
         Raises:
             ValueError, TypeError: The last size of z is not D, or z is not floating.
         """
-        check_vectors("ResidualFSQ", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             numbers, total, parts = self._codes(wide(projected(self.project_in, z)))
             z_q = projected(self.project_out, total + (numbers - numbers.detach())).to(z.dtype)
@@ -130,16 +130,16 @@ class ResidualFSQ(Quantizer):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        check_vectors("ResidualFSQ", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             parts = self._codes(wide(projected(self.project_in, z)))[-1]
         return join_codes(parts, self.sizes) if self.joint_code else parts
 
     def lookup(self, indices: Tensor) -> Tensor:
         end = math.prod(self.sizes) if self.joint_code else self.sizes[0]
-        check_indices("ResidualFSQ.lookup", indices, end)
+        check_indices(indices, end)
         if not self.joint_code:
-            check_columns("ResidualFSQ.lookup", indices, len(self.sizes))
+            check_columns(indices, len(self.sizes))
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         weight = getattr(self.project_out, "weight", None)
         is_double = weight is not None and weight.dtype == torch.float64

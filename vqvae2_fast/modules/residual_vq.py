@@ -93,21 +93,20 @@ class ResidualVQ(Quantizer):
         self.sizes = _sizes(num_embeddings, num_quantizers)
         if shared_codebook and len(set(self.sizes)) > 1:
             raise ValueError(
-                "ResidualVQ: expected one num_embeddings with shared_codebook=True, got "
-                f"{list(self.sizes)}."
+                f"expected one num_embeddings with shared_codebook=True, got {list(self.sizes)}."
             )
         if joint_code and quantizer_dropout:
             raise ValueError(
-                "ResidualVQ: expected joint_code or quantizer_dropout, got both: a joint code has "
+                "expected joint_code or quantizer_dropout, got both: a joint code has "
                 "no value for a quantiser that was left out."
             )
         if others.get("metric", "euclidean") != "euclidean":
             raise ValueError(
-                f"ResidualVQ: expected metric='euclidean', got {others['metric']!r}: what codes of "
+                f"expected metric='euclidean', got {others['metric']!r}: what codes of "
                 "length one leave over does not shrink."
             )
         if joint_code:
-            check_joint("ResidualVQ", self.sizes)
+            check_joint(self.sizes)
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
         self.shared_codebook = shared_codebook
@@ -149,7 +148,7 @@ class ResidualVQ(Quantizer):
         Raises:
             ValueError, TypeError: The last size of z is not D, or z is not floating.
         """
-        check_vectors("ResidualVQ", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             if self._codebook(0).waits():
                 return z, self._indices(self._zeros(z)), z.new_zeros((), dtype=torch.float32)
@@ -163,24 +162,23 @@ class ResidualVQ(Quantizer):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        check_vectors("ResidualVQ", z, self.embedding_dim)
+        check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
             codebooks = self._stacked([book.codebook for book in self._codebooks()])
             return self._indices(ops.residual_nearest_code(z, codebooks)[1])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The sums of codes: int64 `[..., Q]` (or joint `[...]`) -> `[..., D]`; −1 adds nothing."""
-        where = "ResidualVQ.lookup"
-        check_integers(where, "indices", indices)
+        check_integers("indices", indices)
         if self.joint_code:
-            check_indices(where, indices, math.prod(self.sizes))
+            check_indices(indices, math.prod(self.sizes))
         else:
-            check_columns(where, indices, len(self.sizes))
+            check_columns(indices, len(self.sizes))
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         total: Tensor | None = None
         own = zip(self._codebooks(), parts.unbind(-1), self.sizes, strict=True)
         for number, (book, index, size) in enumerate(own):
-            check_range(where, f"indices[..., {number}]", index, -1, size)
+            check_range(f"indices[..., {number}]", index, -1, size)
             rows = book.lookup(index.clamp(min=0))
             rows = torch.where((index >= 0)[..., None], rows, torch.zeros_like(rows))
             total = rows if total is None else total + rows
@@ -216,7 +214,7 @@ class ResidualVQ(Quantizer):
         """What this forward searches, `[Q, K, D]`; in training k-means may start it."""
         own = [cast("VectorQuantizerEMA", book) for book in self.quantizers]
         if self.training and not inside_backward():
-            refuse_vmap("ResidualVQ", z, own[0].codebook)
+            refuse_vmap(z, own[0].codebook)
             start_residual_codebooks_(
                 z.detach().reshape(-1, self.embedding_dim),
                 [book.codebook for book in own],
@@ -292,14 +290,14 @@ def _sizes(num_embeddings: int | Sequence[int], num_quantizers: int | None) -> t
     if isinstance(num_embeddings, int):
         if num_quantizers is None or num_quantizers < 1:
             raise ValueError(
-                "ResidualVQ: expected num_quantizers >= 1, or a number of codes for each "
+                "expected num_quantizers >= 1, or a number of codes for each "
                 f"quantiser, got num_embeddings={num_embeddings} and num_quantizers="
                 f"{num_quantizers}."
             )
         return (num_embeddings,) * num_quantizers
     if not num_embeddings or num_quantizers not in (None, len(num_embeddings)):
         raise ValueError(
-            f"ResidualVQ: expected num_quantizers={len(num_embeddings)} or none for "
+            f"expected num_quantizers={len(num_embeddings)} or none for "
             f"num_embeddings={list(num_embeddings)}, got {num_quantizers}."
         )
     return tuple(num_embeddings)

@@ -114,7 +114,7 @@ class CausalStem(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size < 2:
-            raise ValueError(f"CausalStem: expected kernel_size >= 2, got {kernel_size}.")
+            raise ValueError(f"expected kernel_size >= 2, got {kernel_size}.")
         width = kernel_size + 1 - kernel_size % 2
         half = width // 2
         self.above = CodeConv2d(

@@ -46,10 +46,10 @@ def described(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {dtype_name(tensor.dtype)} on {tensor.device}"
 
 
-def misfit(op: str, expected: str, **tensors: Tensor) -> ValueError:
+def misfit(expected: str, **tensors: Tensor) -> ValueError:
     """The error for tensors that are not as expected; keywords are the names of the arguments."""
     got = ", ".join(f"{name} {described(tensor)}" for name, tensor in tensors.items())
-    return ValueError(f"{op}: expected {expected}, got {got}.")
+    return ValueError(f"expected {expected}, got {got}.")
 
 
 def other_dtype(
@@ -83,36 +83,36 @@ def _as_integer(value: object) -> int | None:
         return None
 
 
-def checked_integer(op: str, name: str, value: object, low: int, high: int | None = None) -> int:
+def checked_integer(name: str, value: object, low: int, high: int | None = None) -> int:
     """The value as an int, if it is an integer (of any type) in low..high, or at least low."""
     number = _as_integer(value)
     if number is None or number < low or (high is not None and number > high):
         bounds = f">= {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{op}: expected {name} to be an integer {bounds}, got {value!r}.")
+        raise ValueError(f"expected {name} to be an integer {bounds}, got {value!r}.")
     return number
 
 
-def checked_integers(op: str, name: str, values: object) -> list[int]:
+def checked_integers(name: str, values: object) -> list[int]:
     """The values as ints, if they are integers (of any type) in anything but a tensor."""
     if isinstance(values, Tensor):  # reading it would wait for a GPU
         raise ValueError(
-            f"{op}: expected {name} to be a list of integers, got a tensor: pass {name}.tolist()."
+            f"expected {name} to be a list of integers, got a tensor: pass {name}.tolist()."
         )
     numbers: list[int] = []
     for value in values if isinstance(values, Iterable) else [None]:
         number = _as_integer(value)
         if number is None:
-            raise ValueError(f"{op}: expected {name} to be a list of integers, got {values!r}.")
+            raise ValueError(f"expected {name} to be a list of integers, got {values!r}.")
         numbers.append(number)
     return numbers
 
 
-def check_number(op: str, name: str, value: object) -> None:
+def check_number(name: str, value: object) -> None:
     """Raise ValueError unless the value is a real number or a 0-d tensor, which operators read."""
     # The built-in types come first: a test for `Real` costs several times as much.
     is_real = isinstance(value, (float, int, Real, torch.SymFloat)) and not isinstance(value, bool)
     if not is_real and not (isinstance(value, Tensor) and value.dim() == 0):
-        raise ValueError(f"{op}: expected {name} to be a number, got {value!r}.")
+        raise ValueError(f"expected {name} to be a number, got {value!r}.")
 
 
 def type_in_words(value: object) -> str:
@@ -137,54 +137,54 @@ def given(name: str, value: object) -> str:
     return f"{kind}: pass torch.tensor({name})"
 
 
-def _not_a_tensor(where: str, name: str, value: object) -> TypeError:
-    return TypeError(f"{where}: expected {name} to be a tensor, got {given(name, value)}.")
+def _not_a_tensor(name: str, value: object) -> TypeError:
+    return TypeError(f"expected {name} to be a tensor, got {given(name, value)}.")
 
 
-def check_tensor(where: str, name: str, value: object) -> None:
+def check_tensor(name: str, value: object) -> None:
     """Raise TypeError for an argument of an operator or a function that is not a tensor."""
     if not isinstance(value, Tensor):
-        raise _not_a_tensor(where, name, value)
+        raise _not_a_tensor(name, value)
 
 
-def check_tensors(op: str, **values: object) -> None:
+def check_tensors(**values: object) -> None:
     """`check_tensor` of several; keywords are the arguments' names."""
     for name, value in values.items():
-        check_tensor(op, name, value)
+        check_tensor(name, value)
 
 
-def check_floating(op: str, **tensors: Tensor) -> None:
+def check_floating(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise _not_a_tensor(op, name, tensor)
+            raise _not_a_tensor(name, tensor)
         if not tensor.is_floating_point():
-            raise TypeError(f"{op}: expected {name} of a floating dtype, got {described(tensor)}.")
+            raise TypeError(f"expected {name} of a floating dtype, got {described(tensor)}.")
 
 
-def check_int64(op: str, **tensors: Tensor) -> None:
+def check_int64(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise _not_a_tensor(op, name, tensor)
+            raise _not_a_tensor(name, tensor)
         if tensor.dtype != torch.int64:
-            raise TypeError(f"{op}: expected {name} int64, got {described(tensor)}.")
+            raise TypeError(f"expected {name} int64, got {described(tensor)}.")
 
 
-def check_seed(op: str, seed: Tensor) -> None:
+def check_seed(seed: Tensor) -> None:
     """A seed is a tensor, so that a compiled graph does not depend on its value."""
     if not isinstance(seed, Tensor):
         raise TypeError(
-            f"{op}: expected seed to be an int64 tensor, got {seed!r}: pass torch.tensor(seed)."
+            f"expected seed to be an int64 tensor, got {seed!r}: pass torch.tensor(seed)."
         )
-    check_int64(op, seed=seed)
+    check_int64(seed=seed)
     if seed.shape not in ((), (2,)):
-        raise ValueError(f"{op}: expected seed 0-d or [2], got {described(seed)}.")
+        raise ValueError(f"expected seed 0-d or [2], got {described(seed)}.")
 
 
-def check_same_device(op: str, **tensors: Tensor | None) -> None:
+def check_same_device(**tensors: Tensor | None) -> None:
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise RuntimeError(f"{op}: expected all tensors on one device, got {listed}.")
+        raise RuntimeError(f"expected all tensors on one device, got {listed}.")
 
 
 def fits_codebook(z: Tensor, codebook: Tensor) -> bool:
@@ -203,29 +203,27 @@ def fits_codebook(z: Tensor, codebook: Tensor) -> bool:
     )
 
 
-def check_codebook(op: str, z: Tensor, codebook: Tensor) -> None:
+def check_codebook(z: Tensor, codebook: Tensor) -> None:
     """z `[..., D]` against codebook `[K, D]`, K and D at least 1."""
-    check_floating(op, z=z, codebook=codebook)
+    check_floating(z=z, codebook=codebook)
     if codebook.dim() != 2 or 0 in codebook.shape:
-        raise ValueError(
-            f"{op}: expected codebook [K, D] with K, D >= 1, got {described(codebook)}."
-        )
+        raise ValueError(f"expected codebook [K, D] with K, D >= 1, got {described(codebook)}.")
     if z.dim() == 0 or z.shape[-1] != codebook.shape[1]:
         raise ValueError(
-            f"{op}: expected z [..., D] with D={codebook.shape[1]} as in codebook "
+            f"expected z [..., D] with D={codebook.shape[1]} as in codebook "
             f"{list(codebook.shape)}, got {described(z)}."
         )
-    check_same_device(op, z=z, codebook=codebook)
+    check_same_device(z=z, codebook=codebook)
 
 
-def check_finite(op: str, **tensors: Tensor) -> None:
+def check_finite(**tensors: Tensor) -> None:
     """Error on NaN or infinity. This is a synchronisation point on a GPU."""
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{op}: expected finite values, got NaN or infinity in {name}.")
+            raise ValueError(f"expected finite values, got NaN or infinity in {name}.")
 
 
-def assert_inside(op: str, indices: Tensor, first: int, end: int, *, name: str = "indices") -> None:
+def assert_inside(indices: Tensor, first: int, end: int, *, name: str = "indices") -> None:
     """Raise RuntimeError for an index outside first..end − 1.
 
     On a GPU nobody waits: the error comes from a later call, when the stream has got here, and this
@@ -233,5 +231,5 @@ def assert_inside(op: str, indices: Tensor, first: int, end: int, *, name: str =
     """
     torch._assert_async(
         ((indices >= first) & (indices < end)).all(),
-        f"{op}: expected {name} in {first}..{end - 1}, got one outside.",
+        f"expected {name} in {first}..{end - 1}, got one outside.",
     )

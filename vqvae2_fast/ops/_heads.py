@@ -17,7 +17,6 @@ __all__ = ["for_each_head"]
 
 
 def for_each_head(
-    op: str,
     call: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
     z: Tensor,
     other: Tensor,
@@ -27,7 +26,7 @@ def for_each_head(
     heads = len(other)
     if heads == 0 or z.dim() < 2 or len(z) != heads:
         raise ValueError(
-            f"{op}: expected z [H, ..., D] for {name} [H, ...] with H >= 1, got z {described(z)} "
+            f"expected z [H, ..., D] for {name} [H, ...] with H >= 1, got z {described(z)} "
             f"for {name} {described(other)}."
         )
     results = [call(*each) for each in zip(z.unbind(), other.unbind(), strict=True)]

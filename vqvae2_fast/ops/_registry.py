@@ -274,14 +274,13 @@ def owner(op_name: str, *args: Any) -> str:
         ValueError: No operator of that name, no tensor given, or too few arguments.
     """
     if op_name not in OPERATORS:
-        raise ValueError(f"owner: expected one of {', '.join(OPERATORS)}, got {op_name!r}.")
+        raise ValueError(f"expected one of {', '.join(OPERATORS)}, got {op_name!r}.")
     if not args or not isinstance(args[0], torch.Tensor):
-        raise ValueError(f"owner: expected the arguments of {op_name}, a tensor first, got {args}.")
+        raise ValueError(f"expected the arguments of {op_name}, a tensor first, got {args}.")
     operator = OPERATORS[op_name]
     try:
         return operator.owner(*args)
     except TypeError as error:
         raise ValueError(
-            f"owner: expected the arguments of {op_name}{operator.schema}, got {len(args)}: "
-            f"{error}."
+            f"expected the arguments of {op_name}{operator.schema}, got {len(args)}: {error}."
         ) from error

@@ -52,6 +52,6 @@ def preset(name: str) -> Preset:
     """
     if name not in _PRESETS:
         raise ValueError(
-            f"preset: expected one of {', '.join(_PRESETS)}, got {name!r}.{perhaps(name, _PRESETS)}"
+            f"expected one of {', '.join(_PRESETS)}, got {name!r}.{perhaps(name, _PRESETS)}"
         )
     return _PRESETS[name]

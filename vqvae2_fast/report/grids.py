@@ -157,16 +157,13 @@ def code_grid(
         colours = [code_colours(codes_of(model, count), code_shares(model))]
     if len(maps) != len(names):
         raise ValueError(
-            f"code_grid: expected codes to be {len(names)} maps ({', '.join(names)}), got "
-            f"{len(maps)}."
+            f"expected codes to be {len(names)} maps ({', '.join(names)}), got {len(maps)}."
         )
     for number, own in enumerate(maps):
-        check_int64("code_grid", f"codes[{number}]", own)
+        check_int64(f"codes[{number}]", own)
         if own.dim() != 3:
-            raise ValueError(
-                f"code_grid: expected codes[{number}] [B, h, w], got {list(own.shape)}."
-            )
-        check_range("code_grid", f"codes[{number}]", own, -1, len(colours[number]))
+            raise ValueError(f"expected codes[{number}] [B, h, w], got {list(own.shape)}.")
+        check_range(f"codes[{number}]", own, -1, len(colours[number]))
     height, width = maps[-1].shape[-2:]
     scale = max(1, -(-tile // min(height, width)))
     size = (height * scale, width * scale)
@@ -185,7 +182,7 @@ def _num_embeddings(quantizer: Quantizer) -> int:
     found = getattr(quantizer, "num_embeddings", None)
     if found is None:
         raise ValueError(
-            "code_grid: expected a quantiser with one index for a vector, got "
+            "expected a quantiser with one index for a vector, got "
             f"{type(quantizer).__name__}. Give one of its parts, with that part's indices."
         )
     return int(found)

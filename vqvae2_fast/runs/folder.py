@@ -87,7 +87,7 @@ def check_run_folder(run: Path) -> None:
     UTF-8."""
     check_utf8(run)  # before hours of training: a checkpoint there could not be loaded
     if what := other_than_run(run):
-        raise ValueError(f"train: {run} is {what}, not a run. Name another output folder.")
+        raise ValueError(f"{run} is {what}, not a run. Name another output folder.")
 
 
 def other_than_run(folder: Path) -> str:
@@ -106,9 +106,7 @@ def locked_run(run: Path) -> Iterator[None]:
     """
     check_run_folder(run)
     run.mkdir(parents=True, exist_ok=True)
-    taken = (
-        f"train: another process is training in {run}. Wait for it, or name another output folder."
-    )
+    taken = f"another process is training in {run}. Wait for it, or name another output folder."
     with alone_in(run, taken):
         remove_dead_folders(run / CHECKPOINTS, ".*.part")
         remove_dead_folders(run, f".{_BEST}.*.part")
@@ -149,9 +147,7 @@ def best_record(state: Mapping[str, Any]) -> dict[str, Any] | None:
         and type(record.get("value")) in (int, float)
     )
     if not fits:
-        raise ValueError(
-            f"load_training: expected best to be a step, metric and value, got {record!r}."
-        )
+        raise ValueError(f"expected best to be a step, metric and value, got {record!r}.")
     return record
 
 

@@ -243,7 +243,7 @@ class Ranks:
         """Returns once all processes of the group are here."""
         self.most(0)
 
-    def check_same(self, op: str, facts: Mapping[str, Any]) -> None:
+    def check_same(self, facts: Mapping[str, Any]) -> None:
         """Raises ValueError, on every process, unless all have the same facts (ready for JSON)."""
         plain = json.loads(json.dumps(facts, default=str, sort_keys=True))
         first, *others = self.gathered(plain)
@@ -255,6 +255,6 @@ class Ranks:
             ]
             if differ:
                 raise ValueError(
-                    f"{op}: the processes of a run have to agree, but {'; '.join(differ)}. Start "
+                    f"the processes of a run have to agree, but {'; '.join(differ)}. Start "
                     "all with the same options, data and versions."
                 )

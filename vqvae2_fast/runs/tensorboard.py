@@ -29,8 +29,7 @@ def tensorboard_log(run: Path | None) -> Iterator[Callable[[int, Mapping[str, fl
         return
     if find_spec("tensorboard") is None:
         raise RuntimeError(
-            "tensorboard_log: the package tensorboard is not installed: "
-            "pip install 'vqvae2_fast[tensorboard]'"
+            "the package tensorboard is not installed: pip install 'vqvae2_fast[tensorboard]'"
         )
     from torch.utils.tensorboard import SummaryWriter
 

@@ -64,7 +64,6 @@ def draw_batch(
     samples: range,
     settings: Sequence[DrawSettings],
     *,
-    where: str = "stream_images",
     labels: Tensor | None = None,
     known: Sequence[Tensor | None] | None = None,
     candidates: int | None = None,
@@ -82,7 +81,6 @@ def draw_batch(
         pipeline,
         len(samples),
         settings,
-        where=where,
         labels=labels,
         first_sample=samples.start,
         known=known,
@@ -140,19 +138,17 @@ def stream_images(
         ValueError, TypeError: As `sample_images`; before the first batch if a size does not fit.
     """
     if count < 0 or batch_size < 1:
-        raise ValueError(
-            f"stream_images: expected count >= 0 and batch_size >= 1, got {count} and {batch_size}."
-        )
+        raise ValueError(f"expected count >= 0 and batch_size >= 1, got {count} and {batch_size}.")
     where = "stream_images"
-    num_levels = num_levels_of(where, pipeline)
-    check_known(where, known, num_levels)
-    numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
+    num_levels = num_levels_of(pipeline)
+    check_known(known, num_levels)
+    numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
     for name, rows in (("labels", numbers), *(("known", maps) for maps in known or ())):
         if rows is not None and len(rows) != count:
             raise ValueError(
                 f"{where}: expected {name} of {count} rows, one per sample, got {len(rows)}."
             )
-    of_levels = level_settings(num_levels, where=where, **settings)
+    of_levels = level_settings(num_levels, **settings)
 
     def batches() -> Iterator[SampleBatch]:
         for start in range(0, count, batch_size):

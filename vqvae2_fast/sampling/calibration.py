@@ -61,33 +61,31 @@ def calibrate(
         TypeError: Batches that are not (codes, condition, labels), or codes or labels not int64.
     """
     if margin is not None and not (isinstance(margin, Real) and 1 <= margin < math.inf):
-        raise ValueError(
-            f"calibrate: expected margin to be None or a finite number >= 1, got {margin!r}."
-        )
+        raise ValueError(f"expected margin to be None or a finite number >= 1, got {margin!r}.")
     if not isinstance(batches, Iterable):
         raise TypeError(
-            "calibrate: expected batches to be a list of (codes, condition, labels), got "
+            "expected batches to be a list of (codes, condition, labels), got "
             f"{type_in_words(batches)}."
         )
-    interface, digest = checked_interface("calibrate", prior), hashlib.sha256()
+    interface, digest = checked_interface(prior), hashlib.sha256()
     device, dtype = device_of(prior), next(prior.parameters()).dtype
     if dtype != torch.float32:
         raise ValueError(
-            "calibrate: expected a prior with float32 weights, as engine cpu_w8a8 takes, got "
+            "expected a prior with float32 weights, as engine cpu_w8a8 takes, got "
             f"{dtype}. Call prior.float() first."
         )
     with evaluating(prior), torch.inference_mode():
         checked: list[_Batch] = []
         for number, batch in enumerate(batches):
             codes, condition, labels = _parts(f"batches[{number}]", batch)
-            check_tensor("calibrate", "codes", codes)
+            check_tensor("codes", codes)
             size = codes.shape[0] if codes.ndim == 3 else 1
-            check_codes("calibrate", "codes", codes, interface, size, lowest=0)
-            maps, numbers = checked_context("calibrate", interface, size, condition, labels, device)
+            check_codes("codes", codes, interface, size, lowest=0)
+            maps, numbers = checked_context(interface, size, condition, labels, device)
             if size:
                 checked.append((codes.to(device), maps, numbers))
         if not checked:
-            raise ValueError("calibrate: expected at least one batch of code maps, got none.")
+            raise ValueError("expected at least one batch of code maps, got none.")
         for codes, maps, numbers in checked:
             for tensor in (codes, *maps, *([] if numbers is None else [numbers])):
                 digest.update(repr(tuple(tensor.shape)).encode())
@@ -117,7 +115,7 @@ def _parts(name: str, batch: _Given) -> _Given:
         return batch
     number = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
     raise TypeError(
-        f"calibrate: expected {name} to be (codes, condition, labels), got "
+        f"expected {name} to be (codes, condition, labels), got "
         f"{type_in_words(batch)}{number}. What the prior does not take is None: "
         "(codes, None, None)."
     )

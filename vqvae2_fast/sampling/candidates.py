@@ -39,7 +39,6 @@ def draw_candidates(
     settings: DrawSettings,
     candidates: int,
     *,
-    where: str = "fill",
     condition: Sequence[Tensor],
     labels: Tensor | None,
     known: Tensor | None,
@@ -72,16 +71,16 @@ def draw_candidates(
         ValueError, TypeError: As `sample_codes`, or candidates out of range.
     """
     interface = interface_of(prior)
-    batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
-    first_sample = checked_integer(where, "first_sample", first_sample, 0, 2**32 - batch_size)
+    batch_size = checked_integer("batch_size", batch_size, 1, 2**32)
+    first_sample = checked_integer("first_sample", first_sample, 0, 2**32 - batch_size)
     most = 2**32 // (first_sample + batch_size)  # the noise has 32 bits for a sample's number
-    candidates = checked_integer(where, "candidates", candidates, 1, most)
-    check_labels(where, labels, interface.num_classes, batch_size, interface.num_labels)
+    candidates = checked_integer("candidates", candidates, 1, most)
+    check_labels(labels, interface.num_classes, batch_size, interface.num_labels)
     device = device_of(prior)
-    check_not_capturing(where, device)
+    check_not_capturing(device)
     if known is None:
         known = torch.full((batch_size, *interface.size), -1, device="cpu", dtype=torch.int64)
-    check_codes(where, "known", known, interface, batch_size, lowest=-1)
+    check_codes("known", known, interface, batch_size, lowest=-1)
     known = known.to(device)
     free = known < 0
     # Without a free code all candidates are the same.
@@ -101,7 +100,6 @@ def draw_candidates(
                 prior,
                 len(part),
                 settings,
-                where=where,
                 condition=[maps[part] for maps in condition],
                 labels=None if labels is None else labels.to(device)[part],
                 known=known[part],

@@ -74,28 +74,26 @@ def fill(
         TypeError: Images or a mask that are no tensors, a mask that is not bool, images that are
             not floating point, or a pipeline whose first model is not a `VQVAE2`.
     """
-    num_levels = num_levels_of("fill", pipeline)
+    num_levels = num_levels_of(pipeline)
     if not isinstance(pipeline.vqvae, VQVAE2):
         raise TypeError(
-            f"fill: expected a pipeline with a VQVAE2, got a {type(pipeline.vqvae).__name__}; "
+            f"expected a pipeline with a VQVAE2, got a {type(pipeline.vqvae).__name__}; "
             "sample_levels takes the codes of any model as known."
         )
     config = pipeline.vqvae.config
     shape = (config.image_channels, *config.image_size)
-    check_tensor("fill", "images", images)
+    check_tensor("images", images)
     if images.ndim != 4 or not len(images) or images.shape[1:] != shape:
         raise ValueError(
-            f"fill: expected images [B, C, H, W] = [B, {', '.join(map(str, shape))}] with B >= 1, "
+            f"expected images [B, C, H, W] = [B, {', '.join(map(str, shape))}] with B >= 1, "
             f"got {list(images.shape)}; scale them to the model's size."
         )
     if not images.is_floating_point():
-        raise TypeError(
-            f"fill: expected images of a floating dtype, got {dtype_name(images.dtype)}."
-        )
-    check_pixels("fill", images)
-    first_sample = checked_integer("fill", "first_sample", first_sample, 0, 2**32 - len(images))
+        raise TypeError(f"expected images of a floating dtype, got {dtype_name(images.dtype)}.")
+    check_pixels(images)
+    first_sample = checked_integer("first_sample", first_sample, 0, 2**32 - len(images))
     masks = masks_of_levels(config, mask, len(images))
-    numbers = label_tensor("fill", labels, pipeline.num_classes, pipeline.class_names)
+    numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
     known = [
         codes.masked_fill(level.to(codes.device), -1)
         for codes, level in zip(encoded(pipeline.vqvae, images), masks, strict=True)
@@ -103,8 +101,7 @@ def fill(
     filled = draw_batch(
         pipeline,
         range(first_sample, first_sample + len(images)),
-        level_settings(num_levels, where="fill", seed=seed, **settings),
-        where="fill",
+        level_settings(num_levels, seed=seed, **settings),
         labels=numbers,
         known=known,
         candidates=candidates,
@@ -142,7 +139,7 @@ def masks_of_levels(
         pixels = _checked("mask", mask, batch_size, config.image_size)[:, None].float()
         return [F.adaptive_max_pool2d(pixels, size)[:, 0] > 0 for size in sizes]
     expected = (
-        f"fill: expected mask to be bool [B, H, W] of pixels or a list of {len(sizes)} masks of "
+        f"expected mask to be bool [B, H, W] of pixels or a list of {len(sizes)} masks of "
         "codes, one per level coarse to fine, got"
     )
     if not is_list(mask):
@@ -157,14 +154,10 @@ def masks_of_levels(
 
 def _checked(name: str, mask: Tensor, batch_size: int, size: tuple[int, int]) -> Tensor:
     """A mask `[B, h, w]`; one `[h, w]` stands for all images."""
-    check_tensor("fill", name, mask)
+    check_tensor(name, mask)
     if mask.dtype != torch.bool:
-        raise TypeError(
-            f"fill: expected {name} bool, True where to draw, got {dtype_name(mask.dtype)}."
-        )
+        raise TypeError(f"expected {name} bool, True where to draw, got {dtype_name(mask.dtype)}.")
     shape = (batch_size, *size)
     if tuple(mask.shape) not in (shape, size):
-        raise ValueError(
-            f"fill: expected {name} {list(shape)} or {list(size)}, got {list(mask.shape)}."
-        )
+        raise ValueError(f"expected {name} {list(shape)} or {list(size)}, got {list(mask.shape)}.")
     return mask.expand(shape)

@@ -184,13 +184,13 @@ def open_known(
         dataset = CodeStore(path)
         # Not its classes: they need not be those of the priors where --label names one.
         check_prior_fits(
-            f"known: {printable(path)}",
+            "priors[-1]",
             priors[-1].config,
             dataset.num_embeddings,
             dataset.level_sizes,
             "Extract with the VQ-VAE that the priors are for.",
         )
-        check_codes_of("known", vqvae, known, dataset.checkpoint_hash)
+        check_codes_of(vqvae, known, dataset.checkpoint_hash)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
         source = f"{path} ({digest[:16]})"
     elif path.is_dir():

@@ -30,7 +30,6 @@ _MOST = 20  # names that an error lists
 
 
 def label_tensor(
-    where: str,
     labels: Labels,
     num_classes: int,
     class_names: Sequence[str] = (),
@@ -48,20 +47,18 @@ def label_tensor(
     if labels is None:
         return None
     if isinstance(labels, Tensor):
-        check_int64(where, "labels", labels)
+        check_int64("labels", labels)
         return labels
     if not num_classes:
-        raise ValueError(f"{where}: expected no labels: the prior has no classes.")
+        raise ValueError("expected no labels: the prior has no classes.")
     # Arrays of other libraries are lists too: they can be iterated again and have an order.
     in_order = hasattr(labels, "__iter__") and hasattr(labels, "__getitem__")
     if not in_order or isinstance(labels, str | Mapping | Set):
         raise ValueError(
-            f"{where}: expected labels to be a list, one per sample, got {short(repr(labels))}"
+            f"expected labels to be a list, one per sample, got {short(repr(labels))}"
             + (": a set has no order." if isinstance(labels, Set) else ".")
         )
-    numbers = in_turn(
-        labels, lambda label: class_numbers(f"{where}: labels", label, num_classes, class_names)
-    )
+    numbers = in_turn(labels, lambda label: class_numbers(label, num_classes, class_names))
     return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
@@ -73,9 +70,7 @@ def in_turn(labels: Sequence[Label], classes_of: Callable[[Label], Iterable[T]])
     return [next(turns[repr(label)]) for label in labels]
 
 
-def class_number(
-    where: str, label: Label, num_classes: int, class_names: Sequence[str] = ()
-) -> int:
+def class_number(label: Label, num_classes: int, class_names: Sequence[str] = ()) -> int:
     """The number of a class.
 
     Args:
@@ -95,7 +90,7 @@ def class_number(
             number = -1
         if not 0 <= number <= num_classes:
             raise ValueError(
-                f"{where}: expected a number from 0 to {num_classes}, where {num_classes} stands "
+                f"expected a number from 0 to {num_classes}, where {num_classes} stands "
                 f'for "no class", got {label!r}.'
             )
         return number
@@ -114,12 +109,12 @@ def class_number(
         return found[0]
     if found:
         raise ValueError(
-            f"{where}: {given} is the beginning of {_listed([class_names[n] for n in found])}; "
+            f"{given} is the beginning of {_listed([class_names[n] for n in found])}; "
             "write more of the one you mean."
         )
     if not class_names:
         raise ValueError(
-            f"{where}: expected a number below {num_classes}, or {NO_CLASS!r} for no class, got "
+            f"expected a number below {num_classes}, or {NO_CLASS!r} for no class, got "
             f"{given}: no class names are known here. Names can be used with a pipeline that has "
             "class_names."
         )
@@ -128,19 +123,17 @@ def class_number(
     if len(groups) < len(class_names) > _MOST:
         listed = f"the name of a group ({_listed(groups)}) or class ({_listed(class_names, 4)})"
     raise ValueError(
-        f"{where}: expected a number below {num_classes} or the beginning of {listed}, got "
+        f"expected a number below {num_classes} or the beginning of {listed}, got "
         f"{given}.{perhaps(label, (*groups, *class_names))}"
     )
 
 
-def class_numbers(
-    where: str, label: Label, num_classes: int, class_names: Sequence[str] = ()
-) -> list[int]:
+def class_numbers(label: Label, num_classes: int, class_names: Sequence[str] = ()) -> list[int]:
     """The numbers of all classes of a group, such as "Flags - flag" of "flags", whose name or its
     beginning is given, in upper or lower case; otherwise the one number that `class_number` gives,
     with its errors."""
     if not isinstance(label, str):
-        return [class_number(where, label, num_classes, class_names)]
+        return [class_number(label, num_classes, class_names)]
     text, names = label.lower(), [name.lower() for name in class_names]
     groups = group_names(class_names)
     found = [group for group in groups if group == label]
@@ -148,7 +141,7 @@ def class_numbers(
     if not found and not text.isdecimal() and text != NO_CLASS:
         found = [group for group in groups if group.lower().startswith(text)]
     if len(found) != 1 or text in names:
-        return [class_number(where, label, num_classes, class_names)]
+        return [class_number(label, num_classes, class_names)]
     return [number for number, name in enumerate(class_names) if group_of(name) == found[0]]
 
 

@@ -42,11 +42,10 @@ class DrawNoise:
 
     def __post_init__(self) -> None:
         # The operator checks these too, but a compiled engine makes its noise without the operator.
-        where = "sample_codes"
-        checked_integer(where, "stream", self.stream, 0, 2**16 - 1)
-        checked_integer(where, "first_sample", self.first_sample, 0, 2**32 - self.batch_size)
+        checked_integer("stream", self.stream, 0, 2**16 - 1)
+        checked_integer("first_sample", self.first_sample, 0, 2**32 - self.batch_size)
         if self.rows is not None:
-            check_range(where, "the sample numbers in rows[:, 1]", self.rows[:, 1], 0, 2**32)
+            check_range("the sample numbers in rows[:, 1]", self.rows[:, 1], 0, 2**32)
 
     def row(self, i: int) -> Tensor:
         """float32 `[B, W, K]`: the noise of map row i."""

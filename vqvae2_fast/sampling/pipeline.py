@@ -89,26 +89,26 @@ class Pipeline:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "recommended", dict(self.recommended))
         if not self.priors:
-            raise ValueError("Pipeline: expected at least one prior, got none.")
+            raise ValueError("expected at least one prior, got none.")
         if isinstance(self.vqvae, VQVAE2) and len(self.priors) != self.vqvae.config.num_levels:
             names = self.vqvae.level_names
             raise ValueError(
-                f"Pipeline: expected priors to be {len(names)}, one for each level of the VQ-VAE "
+                f"expected priors to be {len(names)}, one for each level of the VQ-VAE "
                 f"({', '.join(names)}), coarse to fine, got {len(self.priors)}."
             )
         sizes: list[tuple[int, int]] = []
         for level, prior in enumerate(self.priors):
             if prior is None:
-                raise TypeError(f"Pipeline: expected priors[{level}] to be a prior, got None.")
-            interface = checked_interface(f"Pipeline: priors[{level}]", prior)
+                raise TypeError(f"expected priors[{level}] to be a prior, got None.")
+            interface = checked_interface(prior)
             sizes.append(interface.size)
             config = getattr(self.vqvae, "config", interface)
-            check_prior_fits(f"Pipeline: priors[{level}]", interface, config.num_embeddings, sizes)
+            check_prior_fits(f"priors[{level}]", interface, config.num_embeddings, sizes)
         counts = {interface_of(prior).num_classes for prior in self.priors} - {0}
         known = {tuple(getattr(prior, "class_names", ())) for prior in self.priors} - {()}
         if len(counts) > 1 or len(known) > 1:
             raise ValueError(
-                "Pipeline: expected priors of the same classes or of none, got "
+                "expected priors of the same classes or of none, got "
                 + " and ".join(
                     f"{interface_of(prior).num_classes} "
                     f"({short(', '.join(getattr(prior, 'class_names', ()))) or 'no names'})"
@@ -121,39 +121,39 @@ class Pipeline:
             object.__setattr__(self, "class_names", names)
         if self.num_classes and len(self.class_names) not in (0, self.num_classes):
             raise ValueError(
-                f"Pipeline: expected class_names of {self.num_classes} names, one per class, got "
+                f"expected class_names of {self.num_classes} names, one per class, got "
                 f"{len(self.class_names)}."
             )
         parts = {interface_of(prior).num_subclasses for prior in self.priors} - {0}
         if len(parts) > 1:
             raise ValueError(
-                "Pipeline: expected priors with as many parts of a class (num_subclasses) or none, "
+                "expected priors with as many parts of a class (num_subclasses) or none, "
                 f"got {' and '.join(map(str, sorted(parts)))}: a sample is of one part at all "
                 "levels."
             )
         unknown = self.recommended.keys() - _RECOMMENDED
         if unknown:
             raise ValueError(
-                f"Pipeline: expected recommended to name some of {', '.join(_RECOMMENDED)}, got "
+                f"expected recommended to name some of {', '.join(_RECOMMENDED)}, got "
                 f"{short(', '.join(sorted(unknown)))}."
             )
-        level_settings(len(self.priors), where="Pipeline", **self.recommended)
+        level_settings(len(self.priors), **self.recommended)
 
     def _check_kinds(self) -> None:
         """Raise TypeError for arguments that are in the wrong place."""
         if not callable(getattr(self.vqvae, "decode", None)):
             raise TypeError(
-                "Pipeline: expected vqvae to be a model with decode(codes), such as a VQVAE2, got "
+                "expected vqvae to be a model with decode(codes), such as a VQVAE2, got "
                 f"{type_in_words(self.vqvae)}; the order is Pipeline(vqvae, priors)."
             )
         if not isinstance(self.priors, Iterable) or isinstance(self.priors, str | Mapping):
             raise TypeError(
-                "Pipeline: expected priors to be a list, one per level coarse to fine, got "
+                "expected priors to be a list, one per level coarse to fine, got "
                 f"{type_in_words(self.priors)}; pass a single prior as [prior]."
             )
         if isinstance(self.class_names, str):
             raise TypeError(
-                "Pipeline: expected class_names to be a list of names, one per class, got "
+                "expected class_names to be a list of names, one per class, got "
                 f"{self.class_names!r}."
             )
 
@@ -191,7 +191,7 @@ class Pipeline:
         priors = [prior for prior in self.priors if isinstance(prior, Prior)]
         if not isinstance(self.vqvae, VQVAE2) or len(priors) < len(self.priors):
             found = ", ".join(type(model).__name__ for model in (self.vqvae, *self.priors))
-            raise TypeError(f"Pipeline: expected a VQVAE2 and priors of class Prior, got {found}.")
+            raise TypeError(f"expected a VQVAE2 and priors of class Prior, got {found}.")
         return self.vqvae, priors
 
     def to(self, device: torch.device | str) -> Pipeline:
@@ -220,7 +220,6 @@ def draw_levels(
     batch_size: int,
     settings: Sequence[DrawSettings],
     *,
-    where: str,
     labels: Labels = None,
     first_sample: int = 0,
     known: Sequence[Tensor | None] | None = None,
@@ -231,24 +230,21 @@ def draw_levels(
     """Draw like `sample_levels`, with the settings of each level as one object.
 
     Args:
-        where: The function that was called, for messages.
         candidates: Draw the free codes of each map this many times, and take one of these fillings
             by what follows, see `draw_candidates`.
     """
-    batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
-    first_sample = checked_integer(where, "first_sample", first_sample, 0, 2**32 - batch_size)
-    check_known(where, known, len(pipeline.priors))
+    batch_size = checked_integer("batch_size", batch_size, 1, 2**32)
+    first_sample = checked_integer("first_sample", first_sample, 0, 2**32 - batch_size)
+    check_known(known, len(pipeline.priors))
     numbers = None
     if pipeline.num_classes == 0:
         if labels is not None:
-            raise ValueError(f"{where}: expected no labels: no prior has classes.")
+            raise ValueError("expected no labels: no prior has classes.")
         scales = [level.guidance_scale for level in settings if level.guided]
         if scales:
-            raise ValueError(
-                f"{where}: expected guidance_scale=1: no prior has classes, got {scales[0]}."
-            )
+            raise ValueError(f"expected guidance_scale=1: no prior has classes, got {scales[0]}.")
     else:
-        numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
+        numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others use them.
@@ -258,7 +254,6 @@ def draw_levels(
             samples = torch.arange(first_sample, first_sample + len(numbers), device="cpu")
             told = subclass_labels(interface, numbers, samples, seed=own.seed, known=known or ())
         common: dict[str, Any] = {
-            "where": where,
             "settings": own if has_classes else replace(own, guidance_scale=1.0),
             "condition": [coarser.codes for coarser in drawn],
             "labels": told,
@@ -295,8 +290,7 @@ def sample_levels(
     drawn = draw_levels(
         pipeline,
         batch_size,
-        level_settings(num_levels_of("sample_levels", pipeline), where="sample_levels", **settings),
-        where="sample_levels",
+        level_settings(num_levels_of(pipeline), **settings),
         labels=labels,
         first_sample=first_sample,
         known=known,
@@ -309,18 +303,18 @@ def sample_levels(
     return maps, [level.log_prob for level in drawn if level.log_prob is not None]
 
 
-def check_is_pipeline(where: str, pipeline: object) -> None:
+def check_is_pipeline(pipeline: object) -> None:
     """Raise TypeError for anything but a pipeline, such as one of its models."""
     if not isinstance(pipeline, Pipeline):
         raise TypeError(
-            f"{where}: expected a Pipeline, got {type_in_words(pipeline)}: make one by "
+            f"expected a Pipeline, got {type_in_words(pipeline)}: make one by "
             "Pipeline(vqvae, priors)."
         )
 
 
-def num_levels_of(where: str, pipeline: Pipeline) -> int:
+def num_levels_of(pipeline: Pipeline) -> int:
     """The levels of a pipeline; TypeError for anything else."""
-    check_is_pipeline(where, pipeline)
+    check_is_pipeline(pipeline)
     return len(pipeline.priors)
 
 
@@ -365,8 +359,7 @@ def sample_images(
             without one entry per level, or a model in place of a pipeline.
     """
     settings = level_settings(
-        num_levels_of("sample_images", pipeline),
-        where="sample_images",
+        num_levels_of(pipeline),
         seed=seed,
         temperature=temperature,
         top_k=top_k,
@@ -378,7 +371,6 @@ def sample_images(
         pipeline,
         batch_size,
         settings,
-        where="sample_images",
         labels=labels,
         first_sample=first_sample,
         known=known,

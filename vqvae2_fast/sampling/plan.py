@@ -323,11 +323,9 @@ def conv_plan(
     """
     height, width = weights[0].shape[2:]
     if mask is None and (height, width) != (1, 1):
-        raise ValueError(f"conv_plan: without a mask expected 1×1 weights, got {height}×{width}.")
+        raise ValueError(f"without a mask expected 1×1 weights, got {height}×{width}.")
     if scales is not None and len(scales) != len(weights):
-        raise ValueError(
-            f"conv_plan: expected a scale for each of {len(weights)} weights, got {len(scales)}."
-        )
+        raise ValueError(f"expected a scale for each of {len(weights)} weights, got {len(scales)}.")
     taps = [(0, 0, 0, 0)] if mask is None else live_taps(mask, height, width)
     if biases is None:
         bias = weights[0].new_zeros(1, weights[0].shape[0]).expand(len(weights), -1)
@@ -359,7 +357,7 @@ def stem_plan(taps: Sequence[tuple[tuple[int, int], Tensor]], bias: Tensor) -> S
     left = sorted(column for row, column in table if row == 0)
     if left != list(range(-len(left), 0)) or len(above) + len(left) != len(table):
         raise ValueError(
-            "stem_plan: expected taps in rows above, and in the current row at columns -n..-1, "
+            "expected taps in rows above, and in the current row at columns -n..-1, "
             f"got {sorted(table)}."
         )
     empty = bias.new_empty(0, *taps[0][1].shape)

@@ -108,24 +108,24 @@ def interface_of(prior: object) -> PriorInterface:
     original = without_compiler(prior)
     if original is not prior:
         return interface_of(original)
-    raise _unknown("sample_codes", prior)
+    raise _unknown(prior)
 
 
-def checked_interface(where: str, prior: object) -> PriorInterface:
+def checked_interface(prior: object) -> PriorInterface:
     """`interface_of`, with an error in the name of `where`."""
     original = without_compiler(prior)
     if interface_of.dispatch(type(original)) is interface_of.dispatch(object):
-        raise _unknown(where, original)
+        raise _unknown(original)
     return interface_of(original)
 
 
-def _unknown(where: str, prior: object) -> TypeError:
+def _unknown(prior: object) -> TypeError:
     remedy = (
         "Pass one of pipeline.priors."
         if hasattr(prior, "priors")
         else "Register its type: vqvae2_fast.sampling.interface_of.register(type, function)."
     )
-    return TypeError(f"{where}: do not know how to draw from a {type(prior).__name__}. {remedy}")
+    return TypeError(f"do not know how to draw from a {type(prior).__name__}. {remedy}")
 
 
 # What nn.Module keeps of itself, and what drawing never reads: the rates and places of dropout.

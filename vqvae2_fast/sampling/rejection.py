@@ -44,12 +44,12 @@ class RejectionRule:
     def __post_init__(self) -> None:
         if not 1 <= self.keep <= self.among:
             raise ValueError(
-                f"RejectionRule: expected to keep the best M of every N, 1 <= M <= N, got "
+                f"expected to keep the best M of every N, 1 <= M <= N, got "
                 f"best={self.keep} of every {self.among}."
             )
         if self.threshold is not None and (self.among != 1 or not 0 <= self.threshold <= 1):
             raise ValueError(
-                "RejectionRule: expected a threshold in [0, 1], and keep = among = 1 with it, got "
+                "expected a threshold in [0, 1], and keep = among = 1 with it, got "
                 f"threshold={self.threshold} with the best {self.keep} of every {self.among}."
             )
 
@@ -66,8 +66,7 @@ class RejectionRule:
             return probabilities >= self.threshold
         if len(probabilities) % self.among:
             raise ValueError(
-                f"RejectionRule: expected whole groups of {self.among}, got {len(probabilities)} "
-                "candidates."
+                f"expected whole groups of {self.among}, got {len(probabilities)} candidates."
             )
         groups = probabilities.reshape(-1, self.among)
         best = groups.sort(dim=1, descending=True, stable=True).indices[:, : self.keep]
@@ -88,7 +87,7 @@ def class_probability(classifier: Classifier, images: Tensor, labels: Tensor) ->
     classes = classifier.config.num_classes
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
-            f"class_probability: expected labels in [0, {classes}), the classes of the classifier, "
+            f"expected labels in [0, {classes}), the classes of the classifier, "
             f"got {int(labels.min())} to {int(labels.max())}."
         )
     device = device_of(classifier)
@@ -110,7 +109,7 @@ def keep_share(probabilities: Tensor, labels: Tensor, share: float) -> Tensor:
         ValueError: share is out of range.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"keep_share: expected a share in (0, 1], got {share}.")
+        raise ValueError(f"expected a share in (0, 1], got {share}.")
     rows = []
     for label in labels.unique():
         own = (labels == label).nonzero().flatten()

@@ -130,7 +130,6 @@ def sample_codes(
         guidance_scale=guidance_scale,
         seed=seed,
         engine=engine,
-        where="sample_codes",
     )
     drawn = draw(
         prior,
@@ -156,7 +155,6 @@ def draw(
     batch_size: int,
     settings: DrawSettings,
     *,
-    where: str = "sample_codes",
     condition: Sequence[Tensor] | Tensor | None = None,
     labels: Labels = None,
     known: Tensor | None = None,
@@ -170,17 +168,16 @@ def draw(
 ) -> Drawn:
     """`sample_codes` with its settings as one object, `rows` of `DrawNoise`, and `on_row` of
     `DrawRequest`; `where` is the function that was called, for messages."""
-    interface, device = checked_interface(where, prior), device_of(prior)
-    check_not_capturing(where, device)
-    batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
+    interface, device = checked_interface(prior), device_of(prior)
+    check_not_capturing(device)
+    batch_size = checked_integer("batch_size", batch_size, 1, 2**32)
     if settings.guided and interface.num_classes == 0:
         raise ValueError(
-            f"{where}: expected guidance_scale=1 for a prior without classes, got "
-            f"{settings.guidance_scale}."
+            f"expected guidance_scale=1 for a prior without classes, got {settings.guidance_scale}."
         )
     if known is not None:
         known = _copied(known)
-        check_codes(where, "known", known, interface, batch_size, lowest=-1)
+        check_codes("known", known, interface, batch_size, lowest=-1)
     if noise is not None:
         _check_noise(noise, interface, batch_size)
     drawn_noise = DrawNoise(
@@ -196,7 +193,7 @@ def draw(
     )
     request = DrawRequest(
         batch_size,
-        *checked_context(where, interface, batch_size, condition, labels, device),
+        *checked_context(interface, batch_size, condition, labels, device),
         known=None if known is None else known.to(device),
         noise=drawn_noise,
         settings=settings,
@@ -226,8 +223,7 @@ def teacher_forced_logits(
     Raises:
         ValueError, TypeError, RuntimeError: As `sample_codes`.
     """
-    where = "teacher_forced_logits"
-    logits = _teacher_forced(where, prior, codes, condition, labels, engine, logits=True).logits
+    logits = _teacher_forced(prior, codes, condition, labels, engine, logits=True).logits
     assert logits is not None
     return logits
 
@@ -254,14 +250,12 @@ def score_codes(
     Raises:
         ValueError, TypeError, RuntimeError: As `sample_codes`.
     """
-    where = "score_codes"
-    log_prob = _teacher_forced(where, prior, codes, condition, labels, engine).log_prob
+    log_prob = _teacher_forced(prior, codes, condition, labels, engine).log_prob
     assert log_prob is not None
     return log_prob
 
 
 def _teacher_forced(
-    where: str,
     prior: nn.Module,
     codes: Tensor,
     condition: Sequence[Tensor] | Tensor | None,
@@ -271,12 +265,12 @@ def _teacher_forced(
     logits: bool = False,
 ) -> Drawn:
     """Logits, or log-probabilities, of given codes."""
-    interface, device = checked_interface(where, prior), device_of(prior)
-    check_not_capturing(where, device)
-    check_tensor(where, "codes", codes)
+    interface, device = checked_interface(prior), device_of(prior)
+    check_not_capturing(device)
+    check_tensor("codes", codes)
     batch_size = codes.shape[0] if codes.ndim == 3 else 1
-    check_codes(where, "codes", codes, interface, batch_size, lowest=0)
-    context = checked_context(where, interface, batch_size, condition, labels, device)
+    check_codes("codes", codes, interface, batch_size, lowest=0)
+    context = checked_context(interface, batch_size, condition, labels, device)
     if not batch_size:
         empty = torch.zeros(
             0, interface.num_embeddings, *interface.size, device=device, dtype=torch.float32
@@ -326,30 +320,29 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
     )
 
 
-def check_not_capturing(where: str, device: torch.device) -> None:
+def check_not_capturing(device: torch.device) -> None:
     """Raises RuntimeError if the draw would become part of a CUDA graph."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"{where}: the current stream is capturing a CUDA graph, which cannot hold a draw, "
+            "the current stream is capturing a CUDA graph, which cannot hold a draw, "
             "because a draw waits for the GPU; draw before the capture, and let the graph read the "
             "codes."
         )
 
 
 def checked_context(
-    where: str,
     interface: PriorInterface,
     batch_size: int,
     condition: Sequence[Tensor] | Tensor | None,
     labels: Labels,
     device: torch.device,
 ) -> tuple[list[Tensor], Tensor | None]:
-    maps = [_copied(codes) for codes in listed_maps(where, condition)]
-    check_maps(where, maps, interface.condition_sizes, interface.num_embeddings, batch_size)
-    numbers = label_tensor(where, labels, interface.num_classes)
+    maps = [_copied(codes) for codes in listed_maps(condition)]
+    check_maps(maps, interface.condition_sizes, interface.num_embeddings, batch_size)
+    numbers = label_tensor(labels, interface.num_classes)
     if numbers is not None:
         numbers = _copied(numbers)
-    check_labels(where, numbers, interface.num_classes, batch_size, interface.num_labels)
+    check_labels(numbers, interface.num_classes, batch_size, interface.num_labels)
     return [codes.to(device) for codes in maps], None if numbers is None else numbers.to(device)
 
 
@@ -360,7 +353,6 @@ def _copied(codes: Tensor) -> Tensor:
 
 
 def check_codes(
-    where: str,
     name: str,
     codes: Tensor,
     interface: PriorInterface,
@@ -369,20 +361,18 @@ def check_codes(
     lowest: int,
 ) -> None:
     shape = (batch_size, *interface.size)
-    check_int64(where, name, codes)
+    check_int64(name, codes)
     if codes.shape != shape:
-        raise ValueError(f"{where}: expected {name} {list(shape)}, got {list(codes.shape)}.")
-    check_range(where, name, codes, lowest, interface.num_embeddings)
+        raise ValueError(f"expected {name} {list(shape)}, got {list(codes.shape)}.")
+    check_range(name, codes, lowest, interface.num_embeddings)
 
 
 def _check_noise(noise: Tensor, interface: PriorInterface, batch_size: int) -> None:
     shape = (batch_size, *interface.size, interface.num_embeddings)
-    check_tensor("sample_codes", "noise", noise)
+    check_tensor("noise", noise)
     if noise.dtype != torch.float32:
-        raise TypeError(f"sample_codes: expected noise float32, got {dtype_name(noise.dtype)}.")
+        raise TypeError(f"expected noise float32, got {dtype_name(noise.dtype)}.")
     if noise.shape != shape:
-        raise ValueError(
-            f"sample_codes: expected noise {list(shape)} (B, H, W, K), got {list(noise.shape)}."
-        )
+        raise ValueError(f"expected noise {list(shape)} (B, H, W, K), got {list(noise.shape)}.")
     if not noise.isfinite().all():
-        raise ValueError("sample_codes: expected finite noise, got infinite or NaN values in it.")
+        raise ValueError("expected finite noise, got infinite or NaN values in it.")

@@ -184,7 +184,7 @@ def resolved_settings(
     Raises:
         ValueError: As `level_settings`, or guidance where there are no classes.
     """
-    levels = level_settings(len(pipeline.priors), where="sample", **settings)
+    levels = level_settings(len(pipeline.priors), **settings)
     if not pipeline.num_classes and any(level.guided for level in levels):
         raise ValueError("guidance_scale: the priors have no classes to guide to; leave it out.")
     choices = [

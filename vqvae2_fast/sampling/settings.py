@@ -8,7 +8,7 @@ logits → guidance → ÷ temperature → top-k → top-p → + Gumbel noise �
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.ops._checks import checked_integer
@@ -40,7 +40,6 @@ class DrawSettings:
             guidance.
         seed: Key of the noise.
         engine: See `sample_codes`.
-        where: The function that was called, for messages; it is not kept.
 
     Raises:
         ValueError: A value that is out of range or of the wrong type.
@@ -52,17 +51,16 @@ class DrawSettings:
     guidance_scale: float = 1.0
     seed: int = 0
     engine: str = "auto"
-    where: InitVar[str] = field(default="DrawSettings", kw_only=True)
 
-    def __post_init__(self, where: str) -> None:
-        check_rule(where, self.temperature, self.top_k, self.top_p, self.guidance_scale)
+    def __post_init__(self) -> None:
+        check_rule(self.temperature, self.top_k, self.top_p, self.guidance_scale)
         # Make them plain numbers, whatever their type was, because they are written as JSON.
         plain = {
             "temperature": float(self.temperature),
             "top_k": None if self.top_k is None else int(self.top_k),
             "top_p": None if share_kept(self.top_p) == 1 else float(self.top_p or 1),
             "guidance_scale": float(self.guidance_scale),
-            "seed": checked_integer(where, "seed", self.seed, -(2**63), 2**64 - 1),
+            "seed": checked_integer("seed", self.seed, -(2**63), 2**64 - 1),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -130,13 +128,10 @@ class DrawSettings:
         return filtered(logits, self.top_k or 0, self.top_p or 1.0)
 
 
-def level_settings(
-    num_levels: int, *, where: str = "level_settings", **settings: Any
-) -> tuple[DrawSettings, ...]:
+def level_settings(num_levels: int, **settings: Any) -> tuple[DrawSettings, ...]:
     """The settings of each level, coarse to fine.
 
     Args:
-        where: The function that was called, for messages.
         settings: Fields of `DrawSettings`, each one value or a list of one value per level; the
             seed is one for all levels, which draw different noise of it.
 
@@ -147,15 +142,15 @@ def level_settings(
     names = [setting.name for setting in fields(DrawSettings)]
     for name, value in settings.items():
         if name not in names:
-            raise TypeError(f"{where}: {name!r} is no setting; expected one of {', '.join(names)}.")
+            raise TypeError(f"{name!r} is no setting; expected one of {', '.join(names)}.")
         if name == "seed" and _is_list(value):
             raise ValueError(
-                f"{where}: expected seed to be one integer for all levels, got {value!r}: each "
+                f"expected seed to be one integer for all levels, got {value!r}: each "
                 "level draws noise of its own from it."
             )
         if _is_list(value) and len(value) != num_levels:
             raise ValueError(
-                f"{where}: expected {name} to be one value or {num_levels}, one per level "
+                f"expected {name} to be one value or {num_levels}, one per level "
                 f"coarse to fine, got {len(value)}."
             )
     return tuple(
@@ -163,7 +158,6 @@ def level_settings(
             **{
                 name: value[level] if _is_list(value) else value for name, value in settings.items()
             },
-            where=where,
         )
         for level in range(num_levels)
     )

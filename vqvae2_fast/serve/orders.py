@@ -159,7 +159,7 @@ class Desk:
             expected = f"a number below {classes} or the beginning of a class name"
             raise _unfit("label", expected, label, remedy)
         try:
-            numbers = class_numbers("label", label, classes, names)
+            numbers = class_numbers(label, classes, names)
         except ValueError as error:
             raise Problem(422, "label", in_words(error), remedy) from error
         return [None if number == classes else number for number in numbers]

@@ -300,7 +300,7 @@ def _why_no_codec(desk: Desk) -> str | None:
     """Why the priors cannot code images here, or None."""
     try:
         for prior in desk.pipeline.priors:
-            check_engine("encode", prior, "cpu")
+            check_engine(prior, "cpu")
     except (ValueError, RuntimeError) as error:
         return in_words(error)
     return None

@@ -54,7 +54,7 @@ def simd_level(name: str) -> Iterator[None]:
         yield
         return
     if _native.module is None:
-        raise RuntimeError(f"simd_level: {_native.MISSING_REASON}.")
+        raise RuntimeError(f"{_native.MISSING_REASON}.")
     before = _native.module.simd_level()
     _native.module.set_simd_level(name)
     try:

@@ -54,19 +54,14 @@ class AdversarySettings:
         for name in ("weight", "start", "ramp"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
-                    f"AdversarySettings: adversary.{name} must be >= 0 and finite, got "
-                    f"{getattr(self, name)}."
+                    f"adversary.{name} must be >= 0 and finite, got {getattr(self, name)}."
                 )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(
-                "AdversarySettings: adversary.learning_rate must be > 0 and finite, got "
-                f"{self.learning_rate}."
+                f"adversary.learning_rate must be > 0 and finite, got {self.learning_rate}."
             )
         if self.channels < 4 or self.channels % 4:
-            raise ValueError(
-                "AdversarySettings: adversary.channels must be a multiple of 4, got "
-                f"{self.channels}."
-            )
+            raise ValueError(f"adversary.channels must be a multiple of 4, got {self.channels}.")
 
 
 class Adversary(Companion):
@@ -85,7 +80,7 @@ class Adversary(Companion):
         config = model.config
         if min(config.image_size) < LEAST_SIDE:
             raise ValueError(
-                f"Adversary: expected images of at least {LEAST_SIDE} pixels a side for a "
+                f"expected images of at least {LEAST_SIDE} pixels a side for a "
                 f"discriminator, got {config.image_size}. Train without one: adversary.weight=0."
             )
         self.settings = settings
@@ -159,7 +154,7 @@ class Fidelity:
         lacks_lpips = self.perceptual_weight > 0 and self.perceptual is None
         if not 0 <= self.perceptual_weight < math.inf or lacks_lpips:
             raise ValueError(
-                "Fidelity: expected a finite perceptual_weight >= 0, and LPIPS if it is above 0, "
+                "expected a finite perceptual_weight >= 0, and LPIPS if it is above 0, "
                 f"got {self.perceptual_weight} and {'LPIPS' if self.perceptual else None}."
             )
 

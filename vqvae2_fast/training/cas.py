@@ -87,8 +87,8 @@ def classification_accuracy_score(
     )
     test = next(iter(test_sets.values()))
     for images in test_sets.values():
-        check_classes("classification_accuracy_score", images, len(first.class_names))
-        check_same_names("classification_accuracy_score", first, images)
+        check_classes(images, len(first.class_names))
+        check_same_names(first, images)
     for name, images in train_sets.items():
         with seeded(seed):
             model = Classifier(config).to(device or torch.device("cpu"))

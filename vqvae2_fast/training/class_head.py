@@ -45,18 +45,13 @@ class ClassHeadSettings:
     def __post_init__(self) -> None:
         # The names are those of the group, since other settings have a weight and a rate too.
         if not 0 <= self.weight < math.inf:
-            raise ValueError(
-                f"ClassHeadSettings: class_head.weight must be >= 0 and finite, got {self.weight}."
-            )
+            raise ValueError(f"class_head.weight must be >= 0 and finite, got {self.weight}.")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(
-                "ClassHeadSettings: class_head.learning_rate must be > 0 and finite, got "
-                f"{self.learning_rate}."
+                f"class_head.learning_rate must be > 0 and finite, got {self.learning_rate}."
             )
         if self.channels < 1:
-            raise ValueError(
-                f"ClassHeadSettings: class_head.channels must be >= 1, got {self.channels}."
-            )
+            raise ValueError(f"class_head.channels must be >= 1, got {self.channels}.")
 
 
 class _Network(nn.Module):
@@ -113,13 +108,13 @@ class ClassHead(Companion):
     ) -> None:
         if num_classes < 2:
             raise ValueError(
-                f"ClassHead: expected images of two or more classes, got {num_classes}. Put each "
+                f"expected images of two or more classes, got {num_classes}. Put each "
                 "class into a folder of its own, or train without a class head: "
                 "class_head.weight=0."
             )
         if not settings.weight:
             raise ValueError(
-                "ClassHead: expected class_head.weight > 0, got 0, with which it teaches the model "
+                "expected class_head.weight > 0, got 0, with which it teaches the model "
                 "nothing: train without a class head instead."
             )
         self.settings = settings

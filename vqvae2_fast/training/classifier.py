@@ -124,11 +124,11 @@ def classifier_stage(
     Raises:
         ValueError: Images without labels, or of other classes than the model has.
     """
-    check_not_empty("classifier_stage", "train_set", train_set)
-    check_not_empty("classifier_stage", "held_out", held_out)
-    check_classes("classifier_stage", train_set, model.config.num_classes)
-    check_classes("classifier_stage", held_out, model.config.num_classes)
-    check_same_names("classifier_stage", train_set, held_out)
+    check_not_empty("train_set", train_set)
+    check_not_empty("held_out", held_out)
+    check_classes(train_set, model.config.num_classes)
+    check_classes(held_out, model.config.num_classes)
+    check_same_names(train_set, held_out)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,29 +185,29 @@ def _average_norms_(model: Classifier) -> None:
         value.copy_(mean.view_as(value))
 
 
-def check_same_names(op: str, first: ImageSource, second: ImageSource) -> None:
+def check_same_names(first: ImageSource, second: ImageSource) -> None:
     """Raises ValueError if a label means different classes in two sets of images."""
     names, others = tuple(first.class_names), tuple(second.class_names)
     for number, (name, other) in enumerate(zip(names, others, strict=True)):
         if name != other:
             raise ValueError(
-                f"{op}: expected the same classes in all sets of images, got label {number} for "
+                f"expected the same classes in all sets of images, got label {number} for "
                 f"{name!r} and {other!r}; give all sets the same subfolders."
             )
 
 
-def check_classes(op: str, images: ImageSource, num_classes: int | None = None) -> None:
+def check_classes(images: ImageSource, num_classes: int | None = None) -> None:
     """Raises ValueError if images lack labels, or there are not as many classes as expected."""
     found = len(images.class_names)
     if not found or bool((images.labels < 0).any()):
         missing = int((images.labels < 0).sum())
         raise ValueError(
-            f"{op}: expected a label for every image, {missing} of {len(images)} have none; put "
+            f"expected a label for every image, {missing} of {len(images)} have none; put "
             "the images into one subfolder per class."
         )
     if num_classes is not None and found != num_classes:
         raise ValueError(
-            f"{op}: the classifier has {num_classes} classes, the images {found} "
+            f"the classifier has {num_classes} classes, the images {found} "
             f"({short(', '.join(images.class_names))}); "
             "take a classifier trained on these classes (`vqvae2-fast train-classifier`)."
         )

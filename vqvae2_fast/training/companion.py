@@ -66,7 +66,7 @@ class Companion:
             moments = {name: _moments(tensors, name, weight) for name, weight in weights.items()}
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(
-                f"train: the run's {self.what} has other layers than the one asked for; use the "
+                f"the run's {self.what} has other layers than the one asked for; use the "
                 "settings that the run was begun with."
             ) from error
         for name, weight in weights.items():

@@ -102,7 +102,7 @@ class TrainConfig:
             "keep",
         ):
             if not getattr(self, name) >= 1:  # so that NaN is refused too
-                raise ValueError(f"TrainConfig: {name} must be >= 1, got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
         for name in (
             "warmup_steps",
             "weight_decay",
@@ -113,38 +113,34 @@ class TrainConfig:
             "seed",
         ):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"TrainConfig: {name} must be >= 0, got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             if getattr(self, name) == math.inf:
                 remedy = " Use 0 to leave gradients as they are." if name == "max_grad_norm" else ""
-                raise ValueError(f"TrainConfig: {name} must be finite, got inf.{remedy}")
+                raise ValueError(f"{name} must be finite, got inf.{remedy}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and type(value) is not int:
-                raise ValueError(f"TrainConfig: {field.name} must be an integer, got {value!r}.")
+                raise ValueError(f"{field.name} must be an integer, got {value!r}.")
         for name, known in _NAMES.items():
             if getattr(self, name) not in known:
-                raise ValueError(
-                    f"TrainConfig: {name} must be one of {known}, got {getattr(self, name)!r}."
-                )
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
         if self.seed >= 2**64:
-            raise ValueError(f"TrainConfig: seed must be < 2^64, got {self.seed}.")
+            raise ValueError(f"seed must be < 2^64, got {self.seed}.")
         if self.global_batch and self.accumulate > 1:
             raise ValueError(
-                "TrainConfig: expected accumulate or global_batch, from which it follows, got "
+                "expected accumulate or global_batch, from which it follows, got "
                 f"{self.accumulate} and {self.global_batch}."
             )
         if not self.learning_rate > 0:
-            raise ValueError(f"TrainConfig: learning_rate must be > 0, got {self.learning_rate}.")
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}.")
         if not 0 <= self.final_learning_rate <= 1:
             raise ValueError(
-                "TrainConfig: final_learning_rate must be in [0, 1], a fraction of learning_rate, "
+                "final_learning_rate must be in [0, 1], a fraction of learning_rate, "
                 f"got {self.final_learning_rate}."
             )
         if not 0 <= self.average_decay < 1:
-            raise ValueError(
-                f"TrainConfig: average_decay must be in [0, 1), got {self.average_decay}."
-            )
+            raise ValueError(f"average_decay must be in [0, 1), got {self.average_decay}.")
 
     def cut(self, rank: int = 0, world_size: int = 1) -> BatchCut:
         """The parts of a step's batch that one of several processes takes.

@@ -71,11 +71,11 @@ def decoder_stage(
     """
     if Ranks.of_group().count > 1:
         raise NotImplementedError(
-            "decoder_stage: expected one process, since it trains a part of the model that is not "
+            "expected one process, since it trains a part of the model that is not "
             f"its forward pass, got {Ranks.of_group().count}; leave torchrun out."
         )
-    check_images("decoder_stage", model, train_set, "train_set")
-    check_images("decoder_stage", model, held_out, "held_out")
+    check_images(model, train_set, "train_set")
+    check_images(model, held_out, "held_out")
     before = weights_hash(model)
     model.vqvae_hash = codes_hash(model)
     freeze_all_but_decoder(model)

@@ -77,22 +77,20 @@ class Variants:
     def __post_init__(self) -> None:
         for name in ("copies", "shift", "zoom", "colour", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Variants: {name} must be >= 0, got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
         for name in ("copies", "shift", "seed"):
             if type(getattr(self, name)) is not int:
-                raise ValueError(
-                    f"Variants: {name} must be an integer, got {getattr(self, name)!r}."
-                )
+                raise ValueError(f"{name} must be an integer, got {getattr(self, name)!r}.")
         for name in ("shift", "zoom", "colour", "seed"):
             value = getattr(self, name)
             if not self.copies and value != getattr(Variants, name):
                 raise ValueError(
-                    f"Variants: {name}={value} needs copies=1 or more; without them no image is "
+                    f"{name}={value} needs copies=1 or more; without them no image is "
                     "changed by it."
                 )
         if self.unflipped and not self.flip:
             raise ValueError(
-                f"Variants: unflipped={', '.join(self.unflipped)} needs flip; without it no image "
+                f"unflipped={', '.join(self.unflipped)} needs flip; without it no image "
                 "is mirrored."
             )
 
@@ -100,7 +98,7 @@ class Variants:
         """Raises ValueError if copies are shifted by as much as the images' height or width."""
         if self.copies and self.shift >= min(image_size):
             raise ValueError(
-                f"Variants: shift must be below {min(image_size)}, the shorter side of the images, "
+                f"shift must be below {min(image_size)}, the shorter side of the images, "
                 f"got {self.shift}."
             )
 
@@ -121,7 +119,7 @@ class Variants:
             ValueError: There is no such class.
         """
         count = len(class_names)
-        numbers = (class_numbers("unflipped", name, count, class_names) for name in self.unflipped)
+        numbers = (class_numbers(name, count, class_names) for name in self.unflipped)
         labels = torch.tensor(
             [label for own in numbers for label in own], dtype=torch.int64, device="cpu"
         )
@@ -185,10 +183,10 @@ def extract_codes(
         OSError: The disk is full or fails; what was saved before stays.
     """
     if shard_records < 1:
-        raise ValueError(f"extract_codes: shard_records must be >= 1, got {shard_records}.")
+        raise ValueError(f"shard_records must be >= 1, got {shard_records}.")
     if workers < 0:
-        raise ValueError(f"extract_codes: workers: expected 0 or more, got {workers}.")
-    check_images("extract_codes", model, images, "images")
+        raise ValueError(f"workers: expected 0 or more, got {workers}.")
+    check_images(model, images, "images")
     variants.check_shift(images.image_shape[1:])
     folder, config = Path(path), model.config
     check_utf8(folder)
@@ -325,21 +323,20 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
         if not path.exists():
             if (folder / MANIFEST).exists():
                 raise ValueError(
-                    f"extract_codes: {folder} holds codes that were not extracted; name another "
-                    "folder."
+                    f"{folder} holds codes that were not extracted; name another folder."
                 )
             replace_file(path, (json.dumps(settings, indent=1) + "\n").encode())
             return
         try:
             found = read_object(path)
         except ValueError as error:
-            raise ValueError(f"extract_codes: {error}") from error
+            raise ValueError(f"{error}") from error
     # Older stores do not name these.
     found = {"zoom": 0.0, "colour": 0.0, "unflipped": [], **found}
     for name, value in settings.items():
         if found.get(name) != value:
             what = "other images" if name == "images" else f"{name} {found.get(name)}, not {value}"
             raise ValueError(
-                f"extract_codes: {folder} was begun with {what}. Continue it with the same "
+                f"{folder} was begun with {what}. Continue it with the same "
                 "images and options, or name another folder."
             )

@@ -26,21 +26,21 @@ __all__ = [
 ]
 
 
-def check_not_empty(op: str, argument: str, items: Sized) -> None:
+def check_not_empty(argument: str, items: Sized) -> None:
     """Raises ValueError for a set without items, which would only show at the first validation."""
     if not len(items):
-        raise ValueError(f"{op}: expected {argument} to have at least one item, got none.")
+        raise ValueError(f"expected {argument} to have at least one item, got none.")
 
 
-def check_images(op: str, model: VQVAE2, dataset: ImageSource, argument: str) -> None:
+def check_images(model: VQVAE2, dataset: ImageSource, argument: str) -> None:
     """Raises ValueError unless the images of a set have the size and channels of the model, and
     TypeError for what is no set of images."""
-    check_image_source(op, argument, dataset)
-    check_not_empty(op, argument, dataset)
+    check_image_source(argument, dataset)
+    check_not_empty(argument, dataset)
     expected = (model.config.image_channels, *model.config.image_size)
     if dataset.image_shape != expected:
         raise ValueError(
-            f"{op}: expected images of {argument} to be [C, H, W] = {list(expected)} as in "
+            f"expected images of {argument} to be [C, H, W] = {list(expected)} as in "
             f"the model's configuration, got {list(dataset.image_shape)}."
         )
 

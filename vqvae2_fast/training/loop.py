@@ -105,7 +105,7 @@ def train(
     """
     folder = None if out is None else Path(out)
     if resume and overwrite:
-        raise ValueError("train: expected resume=True or overwrite=True, got both.")
+        raise ValueError("expected resume=True or overwrite=True, got both.")
     model = stage.model
     if folder is not None:
         _check_stored(model)
@@ -121,7 +121,7 @@ def train(
     identity = {**stage.identity(), **versions()} if folder is not None else versions()
     with ExitStack() as held:
         held.enter_context(_only_training())
-        ranks.check_same("train", {**identity, **asdict(config)})
+        ranks.check_same({**identity, **asdict(config)})
         newest, stop, changes = None, StopRequest(), list[str]()
         if folder is not None:
             newest = ranks.told_by_first(
@@ -252,7 +252,7 @@ def _check_stored(model: nn.Module) -> None:
     for name, weight in model.named_parameters():
         if weight.dtype != torch.float32:
             raise TypeError(
-                f"train: expected weights in float32, which the checkpoints in `out` hold, got "
+                f"expected weights in float32, which the checkpoints in `out` hold, got "
                 f"{name} in {dtype_name(weight.dtype)}. Call model.float() before the stage is "
                 "made, or train without `out`."
             )
@@ -267,7 +267,7 @@ def _begin(
         resume, overwrite = True, False
     if not (resume or overwrite) and latest(out) is not None:
         raise ValueError(
-            f"train: out: {out} holds a run already. Continue it with resume=True, delete it with "
+            f"out: {out} holds a run already. Continue it with resume=True, delete it with "
             "overwrite=True, or name another folder."
         )
     held.enter_context(locked_run(out))
@@ -287,7 +287,7 @@ def _only_training() -> Iterator[None]:
     lock = _training
     if not lock.acquire(blocking=False):
         raise RuntimeError(
-            "train: another training runs in this process; run this one in a process of its own."
+            "another training runs in this process; run this one in a process of its own."
         )
     try:
         yield

@@ -95,7 +95,7 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """One step; the gradients of the orthogonalised weights are used up (None)."""
         if closure is not None:
-            raise NotImplementedError("Muon.step: expected no closure, got one.")
+            raise NotImplementedError("expected no closure, got one.")
         for group in self.param_groups:
             if "momentum" in group:
                 self._step_orthogonally(group)

@@ -81,12 +81,12 @@ def _segments(model: nn.Module, config: TrainConfig) -> Sequence[nn.Module]:
     found: Sequence[nn.Module] = getattr(model, "segments", list)()
     if not found:
         raise ValueError(
-            f"train: {' and '.join(asked)} need a model with segments, which a "
+            f"{' and '.join(asked)} need a model with segments, which a "
             f"{type(model).__name__} does not name. Leave {'them' if asked[1:] else 'it'} out."
         )
     if config.shard and not isinstance(model, Prior):
         raise ValueError(
-            f"train: shard is for priors, got a {type(model).__name__}. Leave it out: any card "
+            f"shard is for priors, got a {type(model).__name__}. Leave it out: any card "
             "holds such a model whole."
         )
     return found

@@ -66,15 +66,13 @@ class Preset:
         ):
             if found != len(sizes):
                 raise ValueError(
-                    f"Preset: expected {what} to have one entry for each of the VQ-VAE's "
+                    f"expected {what} to have one entry for each of the VQ-VAE's "
                     f"{len(sizes)} levels, got {found}."
                 )
         for level, (name, prior) in enumerate(
             zip(level_names(len(sizes)), self.priors, strict=True)
         ):
-            check_prior_fits(
-                f"Preset: prior {name}", prior, self.vqvae.num_embeddings, sizes[: level + 1]
-            )
+            check_prior_fits(f"prior {name}", prior, self.vqvae.num_embeddings, sizes[: level + 1])
 
     def scaled(self, share: float) -> Preset:
         """The same preset with this share of the steps of its trainings; codebooks that wait begin

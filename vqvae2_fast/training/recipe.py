@@ -104,17 +104,17 @@ def train_pipeline(
     """
     if (count := Ranks.of_group().count) > 1:
         raise NotImplementedError(
-            "train_pipeline: expected one process, since each would write the codes and the "
+            "expected one process, since each would write the codes and the "
             f"pipeline, got a group of {count}. Call it without the group, or train the parts in "
             "it: `vqvae2-fast train-vqvae`, `extract` and `train-prior` share the work under "
             "torchrun."
         )
-    check_image_source("train_pipeline", "train_set", train_set)
-    check_image_source("train_pipeline", "held_out", held_out)
+    check_image_source("train_set", train_set)
+    check_image_source("held_out", held_out)
     folder = Path(out)
     if not resume and latest(folder / "vqvae") is not None:
         raise ValueError(
-            f"train_pipeline: out: {folder} holds a training already. Continue it with "
+            f"out: {folder} holds a training already. Continue it with "
             "resume=True, or name another folder."
         )
     training, classes = preset.training, train_set.class_names

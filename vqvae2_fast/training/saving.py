@@ -90,7 +90,7 @@ class ShardedSave:
         failed = [f"process {n}: {e}" for n, e in enumerate(written) if isinstance(e, str)]
         if failed:
             self.abandon()
-            raise OSError(f"train: {self._path} was not saved; {'; '.join(failed)}")
+            raise OSError(f"{self._path} was not saved; {'; '.join(failed)}")
         self._sums += written
         self._ranks.told_by_first(self._held.close)
         return True

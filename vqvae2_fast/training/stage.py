@@ -67,11 +67,11 @@ def check_companion(stage: Stage, config: TrainConfig, ranks: Ranks) -> None:
         return
     if ranks.count > 1:
         raise NotImplementedError(
-            f"train: a {companion.what} trains in one process, got {ranks.count}. Use one, or no "
+            f"a {companion.what} trains in one process, got {ranks.count}. Use one, or no "
             f"{companion.what}."
         )
     if config.compile and companion.needs_eager:
         raise ValueError(
-            f"train: compile=True does not work with a {companion.what}. Use compile=False, or no "
+            f"compile=True does not work with a {companion.what}. Use compile=False, or no "
             f"{companion.what}: {companion.group}.weight=0."
         )

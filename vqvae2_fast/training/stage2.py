@@ -138,14 +138,14 @@ def prior_stage(
         ("subclass_dropout", subclass_dropout),
     ):
         if not 0 <= share < 1:
-            raise ValueError(f"prior_stage: expected 0 <= {option} < 1, got {share:g}.")
+            raise ValueError(f"expected 0 <= {option} < 1, got {share:g}.")
     if level != len(prior.config.condition_sizes):
         raise ValueError(
-            f"prior_stage: expected level={len(prior.config.condition_sizes)} of a prior with that "
+            f"expected level={len(prior.config.condition_sizes)} of a prior with that "
             f"many maps as its condition, got {level}."
         )
     for argument, store in (("train_set", train_set), ("held_out", held_out)):
-        check_not_empty("prior_stage", argument, store)
+        check_not_empty(argument, store)
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
     prior.vqvae_hash = train_set.checkpoint_hash
@@ -153,7 +153,7 @@ def prior_stage(
     _check_same_classes(train_set, held_out, classes, parts)
     if parts and len(train_set.class_names) == classes:
         raise ValueError(
-            f"prior_stage: {train_set.folder} has no parts of classes, and the prior has {parts} "
+            f"{train_set.folder} has no parts of classes, and the prior has {parts} "
             "for each; make the codes with `vqvae2-fast extract --subclasses`, or set "
             "num_subclasses=0."
         )
@@ -228,7 +228,7 @@ def _check_same_classes(
     )
     if found != others:
         raise ValueError(
-            f"prior_stage: expected the same classes in both stores, got "
+            f"expected the same classes in both stores, got "
             f"{short(', '.join(found))} in {train_set.folder} and {short(', '.join(others))} in "
             f"{held_out.folder}; extract both from one set."
         )
@@ -273,7 +273,7 @@ def _told_of_variants(codes: CodeStore, config: PriorConfig, labels_of: Tensor) 
     variants = variants_of(codes)
     if int(variants.max()) != config.num_variants:
         raise ValueError(
-            f"prior_stage: expected codes of images changed in {config.num_variants} ways, got "
+            f"expected codes of images changed in {config.num_variants} ways, got "
             f"{int(variants.max())} in {codes.folder}."
         )
     labels = labels_of[codes.labels]
@@ -291,7 +291,7 @@ def balanced(codes: CodeStore, power: float) -> CodeStore:
         ValueError: If power is outside [0, 1].
     """
     if not 0 <= power <= 1:
-        raise ValueError(f"prior_stage: class_balance must be in [0, 1], got {power}.")
+        raise ValueError(f"class_balance must be in [0, 1], got {power}.")
     if power == 0 or not codes.class_names:
         return codes
     sizes = torch.bincount(codes.labels + 1, minlength=len(codes.class_names) + 1).double()
@@ -306,6 +306,6 @@ def _check_one_source(train_set: CodeStore, held_out: CodeStore) -> None:
     first, second = train_set.checkpoint_hash, held_out.checkpoint_hash
     if first and second and first != second:  # codes from elsewhere may name none
         raise ValueError(
-            f"prior_stage: {train_set.folder} has codes of VQ-VAE {printable(first[:12])}, "
+            f"{train_set.folder} has codes of VQ-VAE {printable(first[:12])}, "
             f"{held_out.folder} of {printable(second[:12])}; extract both with one."
         )

@@ -205,27 +205,27 @@ class TrainingRun:
         saved = load_training(path, share=share)
         if type(saved.model) is not class_of(model):
             raise ValueError(
-                f"train: {path} holds a {type(saved.model).__name__}, this run trains a "
+                f"{path} holds a {type(saved.model).__name__}, this run trains a "
                 f"{class_of(model).__name__}. Name another output folder."
             )
         if saved.model.config != model.config:
             there, here = asdict(saved.model.config), asdict(model.config)
             differ = [f"{n} {there[n]}, not {here[n]}" for n in there if there[n] != here[n]]
             raise ValueError(
-                f"train: {path} was made with {'; '.join(differ)}. Repeat the options with which "
+                f"{path} was made with {'; '.join(differ)}. Repeat the options with which "
                 "the run was begun, its preset too, or name another output folder."
             )
         before, now = saved.state["train"], asdict(self.config)
         if before.get("optimizer", now["optimizer"]) != now["optimizer"]:
             raise ValueError(
-                f"train: {path} was made with optimizer={before['optimizer']}, got "
+                f"{path} was made with optimizer={before['optimizer']}, got "
                 f"{now['optimizer']}, which cannot use its moments. Use the same, or name another "
                 "output folder."
             )
         done = saved.state["step"]
         if done > self.config.steps:
             raise OtherRunError(
-                f"train: expected steps={done} or more, the steps that {path} has done, got "
+                f"expected steps={done} or more, the steps that {path} has done, got "
                 f"{self.config.steps}.",
                 "Raise it, or start again with overwrite=True.",
             )
@@ -236,7 +236,7 @@ class TrainingRun:
         changes += _changes(dict(saved.state.get("identity", {})), self.identity)
         if changes and not accept_changed:
             raise OtherRunError(
-                f"train: {path} was made with {'; '.join(changes)}: continued like this, the run "
+                f"{path} was made with {'; '.join(changes)}: continued like this, the run "
                 "would not be the one that was begun.",
                 f"Repeat the options with which it was begun, its preset too.{remedy} Or continue "
                 "all the same with accept_changed=True, or start again with overwrite=True or in "
@@ -245,7 +245,7 @@ class TrainingRun:
         self._check_moments(path, saved)
         if (saved.companion is None) != (self.companion is None):
             raise ValueError(
-                f"train: {path} was made {'without' if saved.companion is None else 'with'} a "
+                f"{path} was made {'without' if saved.companion is None else 'with'} a "
                 "discriminator or a class head. Continue it with the same settings, or name "
                 "another output folder."
             )
@@ -263,7 +263,7 @@ class TrainingRun:
             if name in found and found[name] != (names := kept.get(weight, set())):
                 there, kept_here = (" and ".join(sorted(keys)) for keys in (found[name], names))
                 raise ValueError(
-                    f"train: {path} holds {there} of {name}, but {self.config.optimizer} keeps "
+                    f"{path} holds {there} of {name}, but {self.config.optimizer} keeps "
                     f"{kept_here or 'nothing'}: the checkpoint is damaged. Name another output "
                     "folder."
                 )

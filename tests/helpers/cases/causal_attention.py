@@ -153,12 +153,12 @@ ERRORS = [
         "list_of_keys",
         lambda: causal_attention(_Q, [1.0], _Q),  # type: ignore[arg-type]
         TypeError,
-        "causal_attention: expected k to be a tensor, got a list: pass torch.tensor(k).",
+        "expected k to be a tensor, got a list: pass torch.tensor(k).",
     ),
     ErrorCase(
         "text_as_dropout",
         lambda: causal_attention(_Q, _Q, _Q, "a"),  # type: ignore[arg-type]
         ValueError,
-        "causal_attention: expected dropout_p to be a number, got 'a'.",
+        "expected dropout_p to be a number, got 'a'.",
     ),
 ]

@@ -98,7 +98,7 @@ ERRORS = [
         "taps_of_an_unknown_mask",
         lambda: live_taps("causal", 3, 3),
         ValueError,
-        "live_taps: expected mask one of exclude, include, down, downright, got 'causal'",
+        "expected mask one of exclude, include, down, downright, got 'causal'",
     ),
     ErrorCase(
         "taps_of_an_even_width",
@@ -128,18 +128,18 @@ ERRORS = [
         "no_map",
         lambda: causal_conv2d(None, _W, None, "down"),  # type: ignore[arg-type]
         TypeError,
-        "causal_conv2d: expected x to be a tensor, got None.",
+        "expected x to be a tensor, got None.",
     ),
     ErrorCase(
         "list_as_bias",
         lambda: causal_conv2d(_X, _W, [0.0] * 5, "down"),  # type: ignore[arg-type]
         TypeError,
-        "causal_conv2d: expected bias to be a tensor, got a list: pass torch.tensor(bias).",
+        "expected bias to be a tensor, got a list: pass torch.tensor(bias).",
     ),
     ErrorCase(
         "text_as_height",
         lambda: live_taps("down", "3", 3),  # type: ignore[arg-type]
         ValueError,
-        "live_taps: expected kernel_height to be an integer >= 0, got '3'.",
+        "expected kernel_height to be an integer >= 0, got '3'.",
     ),
 ]

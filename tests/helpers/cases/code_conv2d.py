@@ -105,18 +105,18 @@ ERRORS = [
         "list_of_codes",
         lambda: code_conv2d([[[0]]], _TABLE, [(0, 0), (0, 1)]),  # type: ignore[arg-type]
         TypeError,
-        "code_conv2d: expected codes to be a tensor, got a list: pass torch.tensor(codes).",
+        "expected codes to be a tensor, got a list: pass torch.tensor(codes).",
     ),
     ErrorCase(
         "numbers_as_offsets",
         lambda: code_conv2d(_CODES, _TABLE, [1, 2, 3]),  # type: ignore[list-item]
         ValueError,
-        "code_conv2d: expected offsets as (row, column) of each tap, got [1, 2, 3].",
+        "expected offsets as (row, column) of each tap, got [1, 2, 3].",
     ),
     ErrorCase(
         "fractions_as_offsets",
         lambda: code_conv2d(_CODES, _TABLE, [(0, 0), (0, 0.5)]),  # type: ignore[list-item]
         ValueError,
-        "code_conv2d: expected offsets to be a list of integers, got [0, 0, 0, 0.5].",
+        "expected offsets to be a list of integers, got [0, 0, 0, 0.5].",
     ),
 ]

@@ -84,18 +84,18 @@ ERRORS = [
         "list_of_indices",
         lambda: code_statistics(torch.zeros(2, 3), [0, 1], 4),  # type: ignore[arg-type]
         TypeError,
-        "code_statistics: expected indices to be a tensor, got a list: pass torch.tensor(indices).",
+        "expected indices to be a tensor, got a list: pass torch.tensor(indices).",
     ),
     ErrorCase(
         "fraction_of_codes",
         lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2).long(), 32.0),  # type: ignore[arg-type]
         ValueError,
-        "code_statistics: expected num_embeddings to be an integer >= 1, got 32.0.",
+        "expected num_embeddings to be an integer >= 1, got 32.0.",
     ),
     ErrorCase(
         "text_as_number_of_codes",
         lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2).long(), "32"),  # type: ignore[arg-type]
         ValueError,
-        "code_statistics: expected num_embeddings to be an integer >= 1, got '32'.",
+        "expected num_embeddings to be an integer >= 1, got '32'.",
     ),
 ]

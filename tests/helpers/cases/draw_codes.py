@@ -134,13 +134,13 @@ ERRORS = [
         "known_beyond_the_codes",
         lambda: draw_codes(_L, _L, known=torch.tensor([0, 4])),
         RuntimeError,
-        "draw_codes: expected known codes in -1..3, got one outside.",
+        "expected known codes in -1..3, got one outside.",
     ),
     ErrorCase(
         "known_below",
         lambda: draw_codes(_L, _L, known=torch.tensor([-2, 0])),
         RuntimeError,
-        "draw_codes: expected known codes in -1..3, got one outside.",
+        "expected known codes in -1..3, got one outside.",
     ),
     ErrorCase(
         "integer_logits",
@@ -152,36 +152,36 @@ ERRORS = [
         "negative_temperature",
         lambda: draw_codes(_L, _L, temperature=-1.0),
         ValueError,
-        "draw_codes: expected temperature to be 0, which takes the best code, or from 1e-15 to",
+        "expected temperature to be 0, which takes the best code, or from 1e-15 to",
     ),
     ErrorCase(
         "guidance_away_from_nothing",
         lambda: draw_codes(_L, _L, guidance_scale=3.0),
         ValueError,
-        "draw_codes: expected unconditional logits with guidance_scale=3.0, got None",
+        "expected unconditional logits with guidance_scale=3.0, got None",
     ),
     ErrorCase(
         "top_p_of_zero",
         lambda: draw_codes(_L, _L, top_p=0.0),
         ValueError,
-        "draw_codes: expected top_p to be None or from 1e-15 to 1, got 0.0",
+        "expected top_p to be None or from 1e-15 to 1, got 0.0",
     ),
     ErrorCase(
         "no_noise",
         lambda: draw_codes(_L, None),  # type: ignore[arg-type]
         TypeError,
-        "draw_codes: expected noise to be a tensor, got None.",
+        "expected noise to be a tensor, got None.",
     ),
     ErrorCase(
         "list_of_known",
         lambda: draw_codes(_L, _L, known=[0, 1]),  # type: ignore[arg-type]
         TypeError,
-        "draw_codes: expected known to be a tensor, got a list: pass torch.tensor(known).",
+        "expected known to be a tensor, got a list: pass torch.tensor(known).",
     ),
     ErrorCase(
         "text_as_temperature",
         lambda: draw_codes(_L, _L, temperature="hot"),  # type: ignore[arg-type]
         ValueError,
-        "draw_codes: expected temperature to be a number, got 'hot'.",
+        "expected temperature to be a number, got 'hot'.",
     ),
 ]

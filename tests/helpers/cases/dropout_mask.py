@@ -67,12 +67,12 @@ ERRORS = [
         "text_as_dropout",
         lambda: dropout_mask(torch.tensor(0), 1, 1, 1, "2"),  # type: ignore[arg-type]
         ValueError,
-        "dropout_mask: expected dropout_p to be a number, got '2'.",
+        "expected dropout_p to be a number, got '2'.",
     ),
     ErrorCase(
         "fraction_of_columns",
         lambda: dropout_mask(torch.tensor(0), 1, 1, 2.0, 0.1),  # type: ignore[arg-type]
         ValueError,
-        "dropout_mask: expected num_columns to be an integer >= 0, got 2.0.",
+        "expected num_columns to be an integer >= 0, got 2.0.",
     ),
 ]

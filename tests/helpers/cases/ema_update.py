@@ -76,24 +76,24 @@ ERRORS = [
         "list_of_counts",
         lambda: _call(counts=[1.0] * 4),
         TypeError,
-        "ema_update_: expected counts to be a tensor, got a list: pass torch.tensor(counts).",
+        "expected counts to be a tensor, got a list: pass torch.tensor(counts).",
     ),
     ErrorCase(
         "no_codebook",
         lambda: _call(codebook=None),
         TypeError,
-        "ema_update_: expected codebook to be a tensor, got None.",
+        "expected codebook to be a tensor, got None.",
     ),
     ErrorCase(
         "text_as_decay",
         lambda: _call(decay="a"),
         ValueError,
-        "ema_update_: expected decay to be a number, got 'a'.",
+        "expected decay to be a number, got 'a'.",
     ),
     ErrorCase(
         "no_epsilon",
         lambda: _call(epsilon=None),
         ValueError,
-        "ema_update_: expected epsilon to be a number, got None.",
+        "expected epsilon to be a number, got None.",
     ),
 ]

@@ -93,12 +93,12 @@ ERRORS = [
         "array",
         lambda: gated_residual(_H.numpy(), _X),  # type: ignore[arg-type]
         TypeError,
-        "gated_residual: expected h to be a tensor, got a numpy array: pass torch.from_numpy(h).",
+        "expected h to be a tensor, got a numpy array: pass torch.from_numpy(h).",
     ),
     ErrorCase(
         "number_as_condition",
         lambda: gated_residual(_H, _X, 1.0),  # type: ignore[arg-type]
         TypeError,
-        "gated_residual: expected condition to be a tensor, got a float.",
+        "expected condition to be a tensor, got a float.",
     ),
 ]

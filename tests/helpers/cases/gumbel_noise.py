@@ -70,13 +70,13 @@ ERRORS = [
         "list_of_samples",
         lambda: gumbel_noise([0], _ONE, 4),  # type: ignore[arg-type]
         TypeError,
-        "gumbel_noise: expected samples to be a tensor, got a list: pass torch.tensor(samples).",
+        "expected samples to be a tensor, got a list: pass torch.tensor(samples).",
     ),
     ErrorCase(
         "fraction_as_seed",
         lambda: gumbel_noise(_ONE, _ONE, 4, seed=1.5),  # type: ignore[arg-type]
         ValueError,
-        "gumbel_noise: expected seed to be an integer from -9223372036854775808 to 1",
+        "expected seed to be an integer from -9223372036854775808 to 1",
     ),
     ErrorCase(
         "text_as_seed",

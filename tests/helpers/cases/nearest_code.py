@@ -157,7 +157,7 @@ ERRORS = [
         "list_of_vectors",
         lambda: nearest_code([[0.0, 1.0]], torch.zeros(4, 2)),  # type: ignore[arg-type]
         TypeError,
-        "nearest_code: expected z to be a tensor, got a list: pass torch.tensor(z).",
+        "expected z to be a tensor, got a list: pass torch.tensor(z).",
     ),
     ErrorCase(
         "array_of_codes",
@@ -169,7 +169,7 @@ ERRORS = [
         "no_codebook",
         lambda: nearest_code(torch.zeros(2, 3), None),  # type: ignore[arg-type]
         TypeError,
-        "nearest_code: expected codebook to be a tensor, got None.",
+        "expected codebook to be a tensor, got None.",
     ),
     ErrorCase(
         "list_of_codebooks",

@@ -56,25 +56,24 @@ ERRORS = [
         "index_too_large",
         lambda: _call(torch.tensor([[0, 1], [-1, 4]])),
         RuntimeError,
-        "residual_code_statistics: expected indices in -1..3, got another at row 1",
+        "expected indices in -1..3, got another at row 1",
     ),
     ErrorCase(
         "shapes_differ",
         lambda: _call(torch.zeros(2, 3).long()),
         ValueError,
-        "residual_code_statistics: expected indices [2, 2] for z [2, 3] and codebooks [2, 4, 3], "
-        "got [2, 3] int64",
+        "expected indices [2, 2] for z [2, 3] and codebooks [2, 4, 3], got [2, 3] int64",
     ),
     ErrorCase(
         "float_indices",
         lambda: _call(torch.zeros(2, 2)),
         TypeError,
-        "residual_code_statistics: expected indices int64, got [2, 2] float32",
+        "expected indices int64, got [2, 2] float32",
     ),
     ErrorCase(
         "list_of_indices",
         lambda: _call([[0, 1], [1, 0]]),  # type: ignore[arg-type]
         TypeError,
-        "residual_code_statistics: expected indices to be a tensor, got a list: pass torch.tensor(",
+        "expected indices to be a tensor, got a list: pass torch.tensor(",
     ),
 ]

@@ -87,13 +87,13 @@ ERRORS = [
         "dimensions_differ",
         lambda: _call((2, 3), (2, 4, 5)),
         ValueError,
-        "residual_nearest_code: expected z [..., D] with D=5",
+        "expected z [..., D] with D=5",
     ),
     ErrorCase(
         "one_codebook",
         lambda: _call((2, 3), (4, 3)),
         ValueError,
-        "residual_nearest_code: expected codebooks [Q, K, D] with Q, K, D >= 1, got [4, 3]",
+        "expected codebooks [Q, K, D] with Q, K, D >= 1, got [4, 3]",
     ),
     ErrorCase(
         "no_quantisers",
@@ -105,7 +105,7 @@ ERRORS = [
         "none_active",
         lambda: _call((2, 3), (2, 4, 3), 0),
         ValueError,
-        "residual_nearest_code: expected num_active to be an integer from 1 to 2, got 0",
+        "expected num_active to be an integer from 1 to 2, got 0",
     ),
     ErrorCase(
         "list_of_codebooks",

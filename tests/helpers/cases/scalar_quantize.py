@@ -99,13 +99,13 @@ ERRORS = [
         "list_of_vectors",
         lambda: scalar_quantize([[0.0]], [8]),  # type: ignore[arg-type]
         TypeError,
-        "scalar_quantize: expected z to be a tensor, got a list: pass torch.tensor(z).",
+        "expected z to be a tensor, got a list: pass torch.tensor(z).",
     ),
     ErrorCase(
         "a_fraction_of_levels",
         lambda: scalar_quantize(_Z, [8, 8, 8.0]),  # type: ignore[list-item]
         ValueError,
-        "scalar_quantize: expected levels to be a list of integers, got [8, 8, 8.0].",
+        "expected levels to be a list of integers, got [8, 8, 8.0].",
     ),
     ErrorCase(
         "tensor_of_levels",
@@ -117,12 +117,12 @@ ERRORS = [
         "one_number_of_levels",
         lambda: scalar_quantize(_Z, 8),  # type: ignore[arg-type]
         ValueError,
-        "scalar_quantize: expected levels to be a list of integers, got 8.",
+        "expected levels to be a list of integers, got 8.",
     ),
     ErrorCase(
         "text_as_levels",
         lambda: scalar_quantize(_Z, "888"),  # type: ignore[arg-type]
         ValueError,
-        "scalar_quantize: expected levels to be a list of integers, got '888'.",
+        "expected levels to be a list of integers, got '888'.",
     ),
 ]

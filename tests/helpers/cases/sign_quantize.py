@@ -50,19 +50,19 @@ ERRORS = [
         "list_of_vectors",
         lambda: sign_quantize([[0.0]]),  # type: ignore[arg-type]
         TypeError,
-        "sign_quantize: expected z to be a tensor, got a list: pass torch.tensor(z).",
+        "expected z to be a tensor, got a list: pass torch.tensor(z).",
     ),
     ErrorCase(
         "no_scale",
         lambda: sign_quantize(torch.zeros(2, 4), 0),
         ValueError,
-        "sign_quantize: expected scale from 1.18e-38 to 3.4e+38, the range of float32, got 0.",
+        "expected scale from 1.18e-38 to 3.4e+38, the range of float32, got 0.",
     ),
     ErrorCase(
         "negative_scale",
         lambda: sign_quantize(torch.zeros(2, 4), -1.0),
         ValueError,
-        "sign_quantize: expected scale from 1.18e-38 to 3.4e+38, the range of float32, got -1.0.",
+        "expected scale from 1.18e-38 to 3.4e+38, the range of float32, got -1.0.",
     ),
     ErrorCase(
         "scale_not_a_number",
@@ -80,6 +80,6 @@ ERRORS = [
         "text_as_scale",
         lambda: sign_quantize(torch.zeros(2, 4), "a"),  # type: ignore[arg-type]
         ValueError,
-        "sign_quantize: expected scale to be a number, got 'a'.",
+        "expected scale to be a number, got 'a'.",
     ),
 ]

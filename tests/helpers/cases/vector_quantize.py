@@ -77,24 +77,24 @@ ERRORS = [
         "dimensions_differ",
         lambda: vector_quantize(torch.zeros(2, 3), torch.zeros(4, 5)),
         ValueError,
-        "vector_quantize: expected z [..., D] with D=5",
+        "expected z [..., D] with D=5",
     ),
     ErrorCase(
         "empty_codebook",
         lambda: vector_quantize(torch.zeros(2, 3), torch.zeros(0, 3)),
         ValueError,
-        "vector_quantize: expected codebook [K, D] with K, D >= 1",
+        "expected codebook [K, D] with K, D >= 1",
     ),
     ErrorCase(
         "list_of_vectors",
         lambda: vector_quantize([[0.0, 1.0]], torch.zeros(4, 2)),  # type: ignore[arg-type]
         TypeError,
-        "vector_quantize: expected z to be a tensor, got a list: pass torch.tensor(z).",
+        "expected z to be a tensor, got a list: pass torch.tensor(z).",
     ),
     ErrorCase(
         "no_codebook",
         lambda: vector_quantize(torch.zeros(2, 3), None),  # type: ignore[arg-type]
         TypeError,
-        "vector_quantize: expected codebook to be a tensor, got None.",
+        "expected codebook to be a tensor, got None.",
     ),
 ]

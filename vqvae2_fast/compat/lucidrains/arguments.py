@@ -62,18 +62,18 @@ FORWARD_ARGUMENTS = {
 }
 
 
-def refuse_others(where: str, given: dict[str, Any], known: dict[str, Unsupported]) -> None:
+def refuse_others(given: dict[str, Any], known: dict[str, Unsupported]) -> None:
     """Raise for an argument that the package lacks, or whose value would have an effect."""
     for name, value in given.items():
         if name in _INACTIVE:
             continue
         if name not in known:
-            raise TypeError(f"{where}: got an unexpected argument {name!r}.")
+            raise TypeError(f"got an unexpected argument {name!r}.")
         idle, instead = known[name]
         if not any(_is(value, quiet) for quiet in idle):
             idle_values = " or ".join(map(repr, idle))
             raise NotImplementedError(
-                f"{where}: {name} is not supported by vqvae2_fast.compat.lucidrains: expected "
+                f"{name} is not supported by vqvae2_fast.compat.lucidrains: expected "
                 f"{idle_values}, got {_described(value)}. {instead}"
             )
 
@@ -105,16 +105,15 @@ def check_together(
     """Raise ValueError for arguments of `VectorQuantize` that exclude one another."""
     if directional and (rotates or not threshold):
         raise ValueError(
-            "VectorQuantize: expected threshold_ema_dead_code > 0, and no rotation_trick, with "
+            "expected threshold_ema_dead_code > 0, and no rotation_trick, with "
             "directional_reparam=True, as in the package."
         )
     if learnable and follows:
         raise ValueError(
-            "VectorQuantize: expected ema_update=False with learnable_codebook=True: a code "
+            "expected ema_update=False with learnable_codebook=True: a code "
             "follows its gradient or its average."
         )
     if learnable and cosine:
         raise ValueError(
-            "VectorQuantize: expected use_cosine_sim=False with learnable_codebook=True, as in the "
-            "package."
+            "expected use_cosine_sim=False with learnable_codebook=True, as in the package."
         )

@@ -278,7 +278,7 @@ class Codebook(nn.Module):
         if not self.moves(ema_update):
             return
         follows = self.ema_update if ema_update is None else ema_update
-        refuse_vmap("VectorQuantize", x, self.embed)
+        refuse_vmap(x, self.embed)
         replaces = self.has_dead_code_replacement and self.training
         lucidrains_move_(
             x,
@@ -331,9 +331,7 @@ class Codebook(nn.Module):
 
 
 @contextmanager
-def recomputable(
-    where: str, latest: LatestForward | None, books: Iterable[Codebook]
-) -> Iterator[None]:
+def recomputable(latest: LatestForward | None, books: Iterable[Codebook]) -> Iterator[None]:
     """Keeps the state of codebooks that a forward moves, for a checkpoint's recomputation.
 
     That starts from this state again, so that it finds the same codes and draws the same numbers.
@@ -357,7 +355,7 @@ def recomputable(
         yield
         return
     after = [tensor.clone() for tensor in state]
-    _put_back(books, state, latest.recall(where, "leave the quantiser out of the checkpoint"))
+    _put_back(books, state, latest.recall("leave the quantiser out of the checkpoint"))
     try:
         yield
     finally:

@@ -55,13 +55,13 @@ def lucidrains_start_(
     """
     if has_started(initted, settled):
         return
-    refuse_vmap("VectorQuantize", x, embed)
+    refuse_vmap(x, embed)
     rows_of = _compressed(x, mask)
     if not sync_choice and len(rows_of[0]) == 0:  # all codebooks have the same mask
         return
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
-            "VectorQuantize: a trace would run k-means at every call. Start the codebook by a "
+            "a trace would run k-means at every call. Start the codebook by a "
             "forward before torch.jit.trace."
         )
     for codebook, rows in enumerate(rows_of):
@@ -245,7 +245,7 @@ def _all_reduce_(*tensors: Tensor) -> None:
     """Sum over the processes of the default group, which must exist."""
     if not dist.is_initialized():
         raise RuntimeError(
-            "VectorQuantize: sync_codebook=True, but there is no process group. Call "
+            "sync_codebook=True, but there is no process group. Call "
             "torch.distributed.init_process_group first, or leave sync_codebook out."
         )
     for tensor in tensors:

@@ -77,22 +77,19 @@ class FSQ(nn.Module):
         super().__init__()
         if 2 in levels and not preserve_symmetry:
             raise ValueError(
-                f"FSQ: expected preserve_symmetry=True with a level of 2, got levels "
-                f"{list(levels)}."
+                f"expected preserve_symmetry=True with a level of 2, got levels {list(levels)}."
             )
         if noise_dropout and not preserve_symmetry:
-            raise ValueError("FSQ: expected preserve_symmetry=True with noise_dropout.")
+            raise ValueError("expected preserve_symmetry=True with noise_dropout.")
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         if num_codebooks > 1 and not keep:
-            raise ValueError(
-                f"FSQ: expected keep_num_codebooks_dim with num_codebooks={num_codebooks}."
-            )
+            raise ValueError(f"expected keep_num_codebooks_dim with num_codebooks={num_codebooks}.")
         self.grid = Grid(tuple(levels), preserve_symmetry, bound_hard_clamp)
         self.register_buffer("_levels", torch.tensor(levels, dtype=torch.int32), persistent=False)
         has_indices = math.prod(levels) <= _MOST_CODES
         if return_indices and not has_indices:
             raise ValueError(
-                f"FSQ: expected levels with a product of at most 2**31, got {list(levels)}: use "
+                f"expected levels with a product of at most 2**31, got {list(levels)}: use "
                 "fewer levels, or FSQ with return_indices=False."
             )
         # Larger grids have no indices in int32, hence none to convert.
@@ -125,8 +122,7 @@ class FSQ(nn.Module):
         if orthogonal_rotation:
             if len(set(levels)) > 1:
                 warnings.warn(
-                    "FSQ: orthogonal_rotation suits levels that are all equal, got "
-                    f"{list(levels)}.",
+                    f"orthogonal_rotation suits levels that are all equal, got {list(levels)}.",
                     stacklevel=2,
                 )
             rotation = torch.empty(len(levels), len(levels))
@@ -146,7 +142,7 @@ class FSQ(nn.Module):
         x = z.movedim(1, -1) if moves else z
         if x.shape[-1] != self.dim:
             raise ValueError(
-                f"FSQ: expected z [{'B, dim, ...' if moves else 'B, N, dim'}] with dim={self.dim}, "
+                f"expected z [{'B, dim, ...' if moves else 'B, N, dim'}] with dim={self.dim}, "
                 f"got {list(z.shape)}."
             )
         x = self.project_in(x).unflatten(-1, (self.num_codebooks, self.codebook_dim))
@@ -174,7 +170,7 @@ class FSQ(nn.Module):
     def bound(self, z: Tensor, eps: float = _BOUND_EPS, hard_clamp: bool = False) -> Tensor:
         """`quantize` on the grid without preserve_symmetry."""
         if eps != _BOUND_EPS:
-            raise ValueError(f"FSQ.bound: expected eps={_BOUND_EPS}, which is fixed, got {eps}.")
+            raise ValueError(f"expected eps={_BOUND_EPS}, which is fixed, got {eps}.")
         return scalar_quantize(wide(z), self.grid.levels, hard=hard_clamp)[0]
 
     def symmetry_preserving_bound(self, z: Tensor, hard_clamp: bool = False) -> Tensor:
@@ -219,7 +215,7 @@ class FSQ(nn.Module):
     def _checked_basis(self) -> Tensor:
         if self._basis is None:
             raise ValueError(
-                f"FSQ: expected levels with a product of at most 2**31 for indices, got "
+                f"expected levels with a product of at most 2**31 for indices, got "
                 f"{list(self.grid.levels)}."
             )
         return self._basis

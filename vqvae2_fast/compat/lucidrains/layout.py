@@ -113,18 +113,16 @@ class Layouts(nn.Module):
     ) -> Tensor | None:
         """The mask `[B, N]` that mask or lens give, checked."""
         if mask is not None and lens is not None:
-            raise ValueError("VectorQuantize: expected mask or lens, got both.")
+            raise ValueError("expected mask or lens, got both.")
         if lens is not None:
             mask = torch.arange(sequence.shape[1], device=x.device) < lens[:, None]
         if mask is None:
             return None
         if x.dim() != 3 or self.accept_image_fmap or self.accept_3d_fmap:
-            raise ValueError(
-                f"VectorQuantize: a mask goes with sequences only, got x {list(x.shape)}."
-            )
+            raise ValueError(f"a mask goes with sequences only, got x {list(x.shape)}.")
         if mask.shape != sequence.shape[:2] or mask.dtype != torch.bool:
             raise ValueError(
-                f"VectorQuantize: expected mask bool {list(sequence.shape[:2])}, got "
+                f"expected mask bool {list(sequence.shape[:2])}, got "
                 f"{list(mask.shape)} {dtype_name(mask.dtype)}."
             )
         return mask

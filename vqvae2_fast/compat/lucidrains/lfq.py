@@ -102,28 +102,26 @@ class LFQ(nn.Module):
         super().__init__()
         if codebook_size is None:
             if dim is None:
-                raise ValueError("LFQ: expected dim or codebook_size, got neither.")
+                raise ValueError("expected dim or codebook_size, got neither.")
             codebook_size = 2**dim
         bits = codebook_size.bit_length() - 1
         if codebook_size != 1 << bits:
             raise ValueError(
-                f"LFQ: expected codebook_size to be a power of 2, got {codebook_size}: use "
+                f"expected codebook_size to be a power of 2, got {codebook_size}: use "
                 f"{2 ** math.ceil(math.log2(codebook_size))}."
             )
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         if num_codebooks > 1 and not keep:
-            raise ValueError(
-                f"LFQ: expected keep_num_codebooks_dim with num_codebooks={num_codebooks}."
-            )
+            raise ValueError(f"expected keep_num_codebooks_dim with num_codebooks={num_codebooks}.")
         if not 0 < frac_per_sample_entropy <= 1:
             raise ValueError(
-                f"LFQ: expected frac_per_sample_entropy in (0, 1], got {frac_per_sample_entropy}."
+                f"expected frac_per_sample_entropy in (0, 1], got {frac_per_sample_entropy}."
             )
         if not 0 < codebook_scale < math.inf:
-            raise ValueError(f"LFQ: expected codebook_scale > 0 and finite, got {codebook_scale}.")
+            raise ValueError(f"expected codebook_scale > 0 and finite, got {codebook_scale}.")
         if soft_clamp_input_value is not None and soft_clamp_input_value < codebook_scale:
             raise ValueError(
-                f"LFQ: expected soft_clamp_input_value >= codebook_scale={codebook_scale}, got "
+                f"expected soft_clamp_input_value >= codebook_scale={codebook_scale}, got "
                 f"{soft_clamp_input_value}."
             )
         inner = bits * num_codebooks
@@ -131,7 +129,7 @@ class LFQ(nn.Module):
         projects = dim != inner if has_projections is None else has_projections
         if dim != inner and not projects:
             raise ValueError(
-                f"LFQ: expected has_projections, or dim={inner}, the bits of codebook_size="
+                f"expected has_projections, or dim={inner}, the bits of codebook_size="
                 f"{codebook_size} times num_codebooks={num_codebooks}, got dim={dim}."
             )
         self.project_in: nn.Module = nn.Identity()
@@ -225,12 +223,12 @@ class LFQ(nn.Module):
         moves = x.dim() >= 4 if self.channel_first is None else self.channel_first
         x = x.movedim(1, -1) if moves else x
         if x.dim() < 2 or x.shape[-1] != self.dim:
-            raise ValueError(f"LFQ: expected dim={self.dim} channels, got x {list(x.shape)}.")
+            raise ValueError(f"expected dim={self.dim} channels, got x {list(x.shape)}.")
         positions = x.shape[:-1]
         x = x[:, None].flatten(1, -2)  # [B, N, dim], also of single vectors
         if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != torch.bool):
             raise ValueError(
-                f"LFQ: expected mask bool {list(x.shape[:2])}, the positions in a row, got "
+                f"expected mask bool {list(x.shape[:2])}, the positions in a row, got "
                 f"{list(mask.shape)} {dtype_name(mask.dtype)}."
             )
         x = self.project_in(x)
@@ -353,7 +351,7 @@ class ResidualLFQ(Residual):
         """
         if self.has_projections and (x.dim() != 3 or x.shape[-1] != self.dim):
             raise ValueError(
-                f"ResidualLFQ: expected x [B, N, dim] with dim={self.dim}, got {list(x.shape)}. "
+                f"expected x [B, N, dim] with dim={self.dim}, got {list(x.shape)}. "
                 f"Only without projections (codebook_size=2**{self.dim}) does it take maps; else "
                 "make them sequences: x.flatten(2).transpose(1, 2)."
             )

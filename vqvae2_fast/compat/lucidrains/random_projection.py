@@ -59,7 +59,7 @@ class RandomProjectionQuantizer(nn.Module):
         dim = self.rand_projs.shape[1]
         if x.dim() != 3 or x.shape[-1] != dim:
             raise ValueError(
-                f"RandomProjectionQuantizer: expected x [B, N, dim] with dim={dim}, got "
+                f"expected x [B, N, dim] with dim={dim}, got "
                 f"{list(x.shape)}: give single vectors as x[:, None]."
             )
         projected = torch.einsum("bnd,hde->bnhe", self.norm(x), self.rand_projs).flatten(2)

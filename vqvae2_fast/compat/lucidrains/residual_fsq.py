@@ -72,18 +72,13 @@ class ResidualFSQ(Residual):
             quantize_dropout_multiple_of,
         )
         if min(levels) < 2:
-            raise ValueError(
-                f"ResidualFSQ: expected levels of at least 2 values, got {list(levels)}."
-            )
+            raise ValueError(f"expected levels of at least 2 values, got {list(levels)}.")
         if bound_hard_clamp and soft_clamp_input_value is not None:
-            raise ValueError(
-                "ResidualFSQ: expected soft_clamp_input_value only with bound_hard_clamp=False."
-            )
+            raise ValueError("expected soft_clamp_input_value only with bound_hard_clamp=False.")
         for name, expected in _OF_GRIDS.items():
             if kwargs.get(name, expected) != expected:
                 raise ValueError(
-                    f"ResidualFSQ: expected {name}={expected}, got {kwargs[name]}: FSQ on its own "
-                    "takes others."
+                    f"expected {name}={expected}, got {kwargs[name]}: FSQ on its own takes others."
                 )
         codebook_dim = len(levels)
         self.dim = dim = codebook_dim if dim is None else dim
@@ -141,7 +136,7 @@ class ResidualFSQ(Residual):
         moves = self.is_channel_first
         if x.dim() < 2 or x.shape[1 if moves else -1] != self.dim:
             raise ValueError(
-                f"ResidualFSQ: expected x [{'B, dim, ...' if moves else 'B, N, dim'}] with "
+                f"expected x [{'B, dim, ...' if moves else 'B, N, dim'}] with "
                 f"dim={self.dim}, got {list(x.shape)}. is_channel_first chooses the layout."
             )
         x = x.movedim(1, -1) if moves else x
@@ -192,7 +187,7 @@ class GroupedResidualFSQ(Grouped):
         super().__init__(dim, groups, accept_image_fmap)
         if is_channel_first not in (None, accept_image_fmap):
             raise ValueError(
-                f"GroupedResidualFSQ: expected is_channel_first={accept_image_fmap} with "
+                f"expected is_channel_first={accept_image_fmap} with "
                 f"accept_image_fmap={accept_image_fmap}, got {is_channel_first}: both say where "
                 "the channels are."
             )

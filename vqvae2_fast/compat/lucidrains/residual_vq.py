@@ -106,30 +106,27 @@ class ResidualVQ(Residual, Layouts):
         **vq_kwargs: Any,
     ) -> None:
         given = {"implicit_neural_codebook": implicit_neural_codebook}
-        refuse_others("ResidualVQ", given, _OTHER_ARGUMENTS)
+        refuse_others(given, _OTHER_ARGUMENTS)
         if heads != 1:
-            raise ValueError(f"ResidualVQ: expected heads=1, as in the package, got {heads}.")
+            raise ValueError(f"expected heads=1, as in the package, got {heads}.")
         sizes = codebook_size
         if isinstance(sizes, int):
             if num_quantizers is None:
-                raise ValueError("ResidualVQ: expected num_quantizers with one codebook_size.")
+                raise ValueError("expected num_quantizers with one codebook_size.")
             sizes = (sizes,) * num_quantizers
         if num_quantizers not in (None, len(sizes)):
             raise ValueError(
-                f"ResidualVQ: expected num_quantizers={len(sizes)} for codebook_size={sizes}, got "
+                f"expected num_quantizers={len(sizes)} for codebook_size={sizes}, got "
                 f"{num_quantizers}."
             )
         if shared_codebook and len(set(sizes)) > 1:
-            raise ValueError(
-                f"ResidualVQ: expected one codebook_size with shared_codebook, got {sizes}."
-            )
+            raise ValueError(f"expected one codebook_size with shared_codebook, got {sizes}.")
         if eval_beam_size is not None and beam_size is None:
-            raise ValueError("ResidualVQ: expected beam_size with eval_beam_size.")
+            raise ValueError("expected beam_size with eval_beam_size.")
         weights = beam_score_quantizer_weights or [1.0] * len(sizes)
         if len(weights) != len(sizes):
             raise ValueError(
-                f"ResidualVQ: expected {len(sizes)} beam_score_quantizer_weights, got "
-                f"{len(weights)}."
+                f"expected {len(sizes)} beam_score_quantizer_weights, got {len(weights)}."
             )
         super().__init__(
             len(sizes),
@@ -225,7 +222,7 @@ class ResidualVQ(Residual, Layouts):
             RuntimeError: A checkpoint recomputes a forward after which the codebooks have moved.
             NotImplementedError: indices are given, or a mask with a beam.
         """
-        refuse_others("ResidualVQ.forward", {"indices": indices}, _FORWARD)
+        refuse_others({"indices": indices}, _FORWARD)
         sequence = self._to_sequence(x)
         projected = self.project_in(sequence)
         drops = self.training and self.quantize_dropout
@@ -234,14 +231,14 @@ class ResidualVQ(Residual, Layouts):
             beam_size = self.beam_size if self.training else self.eval_beam_size
         if beam_size is not None and beam_size > 1 and mask is not None:
             raise NotImplementedError(
-                "ResidualVQ: a mask with beam_size is not supported: leave one of them out."
+                "a mask with beam_size is not supported: leave one of them out."
             )
         moving = {
             layer._codebook: None  # once where it is shared
             for layer in self._quantizers()
             if self.training and not layer.is_frozen(freeze_codebook) and layer._codebook.moves()
         }
-        with recomputable("ResidualVQ", self._latest, moving):
+        with recomputable(self._latest, moving):
             if beam_size is not None and beam_size > 1:
                 found = beam_search(
                     self, projected, beam_size, in_use, sample_codebook_temp, freeze_codebook
@@ -352,7 +349,7 @@ class GroupedResidualVQ(Grouped):
         mask: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """As `ResidualVQ`, with indices and losses `[groups, ...]`, codes as a tuple."""
-        refuse_others("GroupedResidualVQ.forward", {"indices": indices}, _FORWARD)
+        refuse_others({"indices": indices}, _FORWARD)
         return self._quantised(
             x,
             2,
@@ -476,7 +473,7 @@ def beam_search(
     layers = module._quantizers()[:in_use]
     if not all(layer.has_commitment_loss or not layer.training for layer in layers):
         raise ValueError(
-            "ResidualVQ: expected commitment_weight > 0, without diveq or directional_reparam, "
+            "expected commitment_weight > 0, without diveq or directional_reparam, "
             "with a beam in training, which ranks candidates by their commitment loss. Pass "
             "beam_size=1 to forward in training."
         )

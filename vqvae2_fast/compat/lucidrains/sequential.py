@@ -29,7 +29,7 @@ class Sequential(nn.Module):
         super().__init__()
         count = sum(isinstance(fn, _QUANTIZERS) for fn in fns)
         if count != 1:
-            raise ValueError(f"Sequential: expected exactly one quantiser, got {count}.")
+            raise ValueError(f"expected exactly one quantiser, got {count}.")
         self.fns = nn.ModuleList(fns)
 
     def forward(self, x: Tensor, **kwargs: Any) -> tuple[Any, ...]:

@@ -101,7 +101,7 @@ class SimVQ(nn.Module):
         if channels != (dim,):
             layout = "B, dim, ..." if self.channel_first else "B, ..., dim"
             raise ValueError(
-                f"SimVQ: expected x [{layout}] with dim={dim}, got {list(x.shape)}. channel_first "
+                f"expected x [{layout}] with dim={dim}, got {list(x.shape)}. channel_first "
                 "chooses the layout."
             )
         x = x.movedim(1, -1) if self.channel_first else x
@@ -150,7 +150,7 @@ class ResidualSimVQ(Residual):
             quantize_dropout_multiple_of,
         )
         if heads != 1:
-            raise ValueError(f"ResidualSimVQ: expected heads=1, as in the package, got {heads}.")
+            raise ValueError(f"expected heads=1, as in the package, got {heads}.")
         self.channel_first = channel_first
         self.layers = nn.ModuleList(
             SimVQ(

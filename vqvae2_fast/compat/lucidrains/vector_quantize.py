@@ -149,7 +149,7 @@ class VectorQuantize(CodebookAccess):
         **others: Any,
     ) -> None:
         super().__init__()
-        refuse_others("VectorQuantize", others, OTHER_ARGUMENTS)
+        refuse_others(others, OTHER_ARGUMENTS)
         directional = directional_reparam
         learnable = directional if learnable_codebook is None else learnable_codebook
         follows = not directional if ema_update is None else ema_update
@@ -273,7 +273,7 @@ class VectorQuantize(CodebookAccess):
             "ema_update_weight": ema_update_weight,
             "accum_ema_update": accum_ema_update,
         }
-        refuse_others("VectorQuantize.forward", given, FORWARD_ARGUMENTS)
+        refuse_others(given, FORWARD_ARGUMENTS)
         topk = self._checked_topk(topk)
         sequence = self._to_sequence(x)
         if indices is not None:
@@ -299,12 +299,12 @@ class VectorQuantize(CodebookAccess):
         in_place = self.in_place_codebook_optimizer is not None and learning
         if in_place and inside_backward():
             raise RuntimeError(
-                "VectorQuantize: a checkpoint recomputes a forward in which the in-place optimiser "
+                "a checkpoint recomputes a forward in which the in-place optimiser "
                 "steps. Leave the quantiser out of the checkpoint."
             )
         moves = learning and topk is None and self._codebook.moves(ema_update)
         moving = [self._codebook] if moves else []
-        with without_autocast(x.device), recomputable("VectorQuantize", self._latest, moving):
+        with without_autocast(x.device), recomputable(self._latest, moving):
             quantized, row_indices, distances = find(
                 # The loss in place is the codebook's alone.
                 rows.detach() if in_place else rows,
@@ -359,7 +359,7 @@ class VectorQuantize(CodebookAccess):
         in_place = self.in_place_codebook_optimizer is not None and self.training
         if topk < 1 or self.heads > 1 or by_entropy or in_place:
             raise ValueError(
-                "VectorQuantize: expected topk >= 1, and only with one head and, in training, "
+                "expected topk >= 1, and only with one head and, in training, "
                 f"without commitment_use_cross_entropy_loss and in-place optimiser, got {topk}."
             )
         return min(topk, self.codebook_size)
@@ -550,7 +550,7 @@ class Losses:
                 return self.zero
             if len(codes) > 1:
                 raise ValueError(
-                    "VectorQuantize: expected one codebook with orthogonal_reg_active_codes_only, "
+                    "expected one codebook with orthogonal_reg_active_codes_only, "
                     f"got {len(codes)} (separate_codebook_per_head)."
                 )
             codes = codes[:, row_indices.unique()]

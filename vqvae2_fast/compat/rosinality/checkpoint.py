@@ -78,13 +78,13 @@ def load_checkpoint(path: str | Path, *, check_finite: bool = True) -> Checkpoin
             runs. Or it holds no state dict, several, or weights that are not finite.
     """
     path = Path(path)
-    where = f"load_checkpoint: {printable(path)}"
+    where = f"{printable(path)}"
     if path.suffix == ".safetensors":
         return Checkpoint(_plain_keys(read_tensors(path, check_finite=check_finite), where))
     try:
         loaded = read_torch_file(path)
     except ValueError as error:
-        raise ValueError(f"load_checkpoint: {error}") from error
+        raise ValueError(f"{error}") from error
     args = loaded.get("args") if isinstance(loaded, dict) else None
     if isinstance(args, dict):
         args = argparse.Namespace(**{str(name): value for name, value in args.items()})

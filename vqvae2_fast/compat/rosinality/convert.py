@@ -79,15 +79,15 @@ def load_vqvae(
         TypeError: Another type or dtype than these.
     """
     if rectified_skip is not None:
-        _check_flag("load_vqvae", "rectified_skip", rectified_skip)
+        _check_flag("rectified_skip", rectified_skip)
     if images is not None:
         if rectified_skip is not None:
-            raise ValueError("load_vqvae: expected rectified_skip or images, got both.")
+            raise ValueError("expected rectified_skip or images, got both.")
         _check_images(images)
     model = _loaded(VQVAE, path)
     if rectified_skip is None and images is None:
         warnings.warn(
-            f"load_vqvae: {path} may have been trained before 2021-01-23, when the port's residual "
+            f"{path} may have been trained before 2021-01-23, when the port's residual "
             "blocks added ReLU(x). Pass rectified_skip=True if it was (the published vqvae_560.pt "
             "was), False if not, or images to compare both; False is taken now.",
             stacklevel=2,
@@ -111,29 +111,27 @@ def load_pixelsnail(path: str | Path, *, activated_skip: bool = False) -> PixelS
     Args:
         activated_skip: True for a prior that was trained before 2020-07-02; see `PixelSNAIL`.
     """
-    _check_flag("load_pixelsnail", "activated_skip", activated_skip)
+    _check_flag("activated_skip", activated_skip)
     model = _loaded(PixelSNAIL, path)
     model.activated_skip = activated_skip
     return model
 
 
-def _check_flag(where: str, name: str, value: object) -> None:
+def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{where}: expected {name} to be True or False, got {value!r}.")
+        raise TypeError(f"expected {name} to be True or False, got {value!r}.")
 
 
 def _check_images(images: Tensor) -> None:
-    check_tensor("load_vqvae", "images", images)
+    check_tensor("images", images)
     if images.dtype != torch.float32:
         raise TypeError(
-            f"load_vqvae: expected images float32, got {dtype_name(images.dtype)}. "
+            f"expected images float32, got {dtype_name(images.dtype)}. "
             "`to_float` makes such images of bytes."
         )
     if images.dim() != 4 or images.numel() == 0:
-        raise ValueError(
-            f"load_vqvae: expected images [B, C, H, W], one or more, got {list(images.shape)}."
-        )
-    check_pixels("load_vqvae", images)
+        raise ValueError(f"expected images [B, C, H, W], one or more, got {list(images.shape)}.")
+    check_pixels(images)
 
 
 def _loaded(kind: type[_Port], path: str | Path) -> _Port:
@@ -185,7 +183,7 @@ def to_native(
         if isinstance(model, PixelSNAIL):
             return _to_native_prior(model)
     raise TypeError(
-        "to_native: expected a VQVAE or PixelSNAIL of vqvae2_fast.compat.rosinality, got "
+        "expected a VQVAE or PixelSNAIL of vqvae2_fast.compat.rosinality, got "
         f"{type(model).__module__}.{type(model).__name__}."
     )
 
@@ -207,7 +205,7 @@ def from_native(model: VQVAE2 | native_pixelsnail.PixelSNAIL) -> VQVAE | PixelSN
         if isinstance(model, native_pixelsnail.PixelSNAIL):
             return _from_native_prior(model)
     raise TypeError(
-        "from_native: expected a VQVAE2 or PixelSNAIL of vqvae2_fast, got "
+        "expected a VQVAE2 or PixelSNAIL of vqvae2_fast, got "
         f"{type(model).__module__}.{type(model).__name__}."
     )
 
@@ -261,7 +259,7 @@ def _from_native_vqvae(model: VQVAE2) -> VQVAE:
 def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
     if not (len(model.blocks) and len(model.blocks[0].resblocks)):  # type: ignore[arg-type]
         raise ValueError(
-            "to_native: expected a prior with blocks of gated layers, got n_block or n_res_block "
+            "expected a prior with blocks of gated layers, got n_block or n_res_block "
             "0. Draw from it as it is, with engine='reference'."
         )
     arguments = PixelSNAIL.arguments_of(model.state_dict())
@@ -269,17 +267,17 @@ def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
     conditioned = hasattr(model, "cond_resnet")
     if model.activated_skip:
         raise ValueError(
-            "to_native: expected a prior without activated_skip: native layers add x, not ELU(x). "
+            "expected a prior without activated_skip: native layers add x, not ELU(x). "
             "Draw from it as it is, with engine='reference'."
         )
     if arguments["cond_res_channel"] and not conditioned:
         raise ValueError(
-            "to_native: the prior's layers take a condition (cond_res_channel="
+            "the prior's layers take a condition (cond_res_channel="
             f"{arguments['cond_res_channel']}), but there is no conditioning stack to make it."
         )
     if conditioned and (height % 2 or width % 2):
         raise ValueError(
-            f"to_native: expected a conditioned map of even height and width, got {height}×{width}."
+            f"expected a conditioned map of even height and width, got {height}×{width}."
         )
     dropout = model.blocks[0].resblocks[0].dropout.p  # type: ignore[union-attr, index]
     config = PixelSNAILConfig(
@@ -349,7 +347,7 @@ def _from_native_prior(model: native_pixelsnail.PixelSNAIL) -> PixelSNAIL:
 def _refuse_lacking(reasons: dict[str, bool]) -> None:
     lacking = [reason for reason, holds in reasons.items() if holds]
     if lacking:
-        raise ValueError(f"from_native: the port has no such model: {'; '.join(lacking)}.")
+        raise ValueError(f"the port has no such model: {'; '.join(lacking)}.")
 
 
 def _renamed(key: str, names: Sequence[tuple[str, Any]]) -> str:

@@ -158,9 +158,7 @@ class CausalConv2d(nn.Module):
     ) -> None:
         super().__init__()
         if padding not in ("downright", "down", "causal"):
-            raise ValueError(
-                f"CausalConv2d: expected padding 'downright', 'down' or 'causal', got {padding!r}."
-            )
+            raise ValueError(f"expected padding 'downright', 'down' or 'causal', got {padding!r}.")
         self.conv = WNConv2d(in_channel, out_channel, kernel_size, stride, 0, activation=activation)
         self.padding = padding
 
@@ -215,12 +213,11 @@ class GatedResBlock(nn.Module):
         super().__init__()
         if conv not in ("wnconv2d", *_CONVOLUTIONS):
             raise ValueError(
-                "GatedResBlock: expected conv 'wnconv2d', 'causal_downright' or 'causal', "
-                f"got {conv!r}."
+                f"expected conv 'wnconv2d', 'causal_downright' or 'causal', got {conv!r}."
             )
         if kernel_size % 2 == 0 and conv != "causal_downright":
             raise ValueError(
-                f"GatedResBlock: expected an odd kernel_size, got {kernel_size}: an even one gives "
+                f"expected an odd kernel_size, got {kernel_size}: an even one gives "
                 f"a map one column wider than the residual input. Use {kernel_size + 1}."
             )
 

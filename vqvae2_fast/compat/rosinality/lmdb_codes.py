@@ -117,7 +117,7 @@ class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
         entries = self._env.stat()["entries"]
         if length is None or not length.isdigit() or len(length) > 18 or int(length) > entries:
             raise ValueError(
-                f"LMDBDataset: expected a key `length` with the number of records in "
+                f"expected a key `length` with the number of records in "
                 f"{printable(path)}, which has {entries} entries, got {short(length)}: the store "
                 "was not written by extract_code.py, or not to its end."
             )
@@ -128,9 +128,9 @@ class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         if not 0 <= index < self.length:
-            raise IndexError(f"LMDBDataset: index {index} is outside 0..{self.length - 1}.")
+            raise IndexError(f"index {index} is outside 0..{self.length - 1}.")
         value = self._get(str(index).encode("ascii"))
-        where = f"LMDBDataset: record {index} of {printable(self.path)}"
+        where = f"record {index} of {printable(self.path)}"
         if value is None:
             raise ValueError(f"{where} is missing; `length` says {self.length}.")
         return tuple(_read_row(value, where))
@@ -142,9 +142,7 @@ class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
             with self._env.begin() as transaction:
                 value: bytes | None = transaction.get(key)
         except (lmdb.Error, MemoryError) as error:
-            raise ValueError(
-                f"LMDBDataset: {printable(self.path)} is damaged: {short(error)}."
-            ) from error
+            raise ValueError(f"{printable(self.path)} is damaged: {short(error)}.") from error
         return value
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
@@ -164,21 +162,21 @@ def _open(path: str) -> Any:
         import lmdb
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "LMDBDataset: reading the port's code stores needs the package lmdb: "
+            "reading the port's code stores needs the package lmdb: "
             "pip install 'vqvae2_fast[lmdb]'."
         ) from error
     data = Path(path) / "data.mdb"
     if not data.exists():
-        raise ValueError(f"LMDBDataset: expected a folder with data.mdb, got {printable(path)}.")
+        raise ValueError(f"expected a folder with data.mdb, got {printable(path)}.")
     with open_untrusted(data) as file:
         problem = problem_of_pages(file, os.fstat(file.fileno()).st_size)
     if problem:
-        raise ValueError(f"LMDBDataset: {printable(data)} is damaged: {problem}.")
+        raise ValueError(f"{printable(data)} is damaged: {problem}.")
     try:
         return lmdb.open(path, max_readers=32, readonly=True, lock=False, readahead=False)
     except (lmdb.Error, MemoryError) as error:
         raise ValueError(
-            f"LMDBDataset: {printable(path)} does not open as an LMDB store: {short(error)}."
+            f"{printable(path)} does not open as an LMDB store: {short(error)}."
         ) from error
 
 
@@ -203,10 +201,10 @@ def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) ->
             0..K−1, or `out` holds codes already.
     """
     if (Path(out) / MANIFEST).exists():
-        raise ValueError(f"import_lmdb_codes: {out} holds codes already; name another folder.")
+        raise ValueError(f"{out} holds codes already; name another folder.")
     dataset = LMDBDataset(path)
     if not len(dataset):
-        raise ValueError(f"import_lmdb_codes: {path} holds no records.")
+        raise ValueError(f"{path} holds no records.")
     first = _sizes(*dataset[0][:2])
     # Classes are numbered by their names, so all names are needed before a record is written.
     folders: list[str] = []
@@ -214,8 +212,7 @@ def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) ->
         sizes = _sizes(top, bottom)
         if sizes != first:
             raise ValueError(
-                f"import_lmdb_codes: expected maps {first} as in record 0, got {sizes} in record "
-                f"{index} of {path}."
+                f"expected maps {first} as in record 0, got {sizes} in record {index} of {path}."
             )
         folders.append(filename.partition("/")[0] if "/" in filename else "")
     names = sorted(set(folders) - {""})

@@ -88,7 +88,7 @@ class CausalAttention(nn.Module):
         super().__init__()
         if channel % n_head:
             raise ValueError(
-                f"CausalAttention: expected channel to be a multiple of n_head={n_head}, got "
+                f"expected channel to be a multiple of n_head={n_head}, got "
                 f"{channel}. In a PixelSNAIL with attention, channel must be a multiple of 16."
             )
         self.query = wn_linear(query_channel, channel)
@@ -235,20 +235,20 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         try:
             height, width = shape
         except (TypeError, ValueError) as error:
-            raise type(error)(f"PixelSNAIL: expected shape [H, W], got {shape!r}.") from error
+            raise type(error)(f"expected shape [H, W], got {shape!r}.") from error
         if n_cond_res_block > 0 and cond_res_channel < 1:
             raise ValueError(
-                "PixelSNAIL: expected cond_res_channel >= 1 for the conditioning stack of "
+                "expected cond_res_channel >= 1 for the conditioning stack of "
                 f"n_cond_res_block={n_cond_res_block}, got {cond_res_channel}."
             )
         if kernel_size % 2 == 0 or kernel_size < 3:
             raise ValueError(
-                f"PixelSNAIL: expected an odd kernel_size >= 3, got {kernel_size}: the causal "
+                f"expected an odd kernel_size >= 3, got {kernel_size}: the causal "
                 "layers' maps would not fit their residual inputs."
             )
         if attention and channel % 16:
             raise ValueError(
-                "PixelSNAIL: expected channel to be a multiple of 16 with attention (8 heads on "
+                "expected channel to be a multiple of 16 with attention (8 heads on "
                 f"channel // 2), got {channel}."
             )
         # By which drawing knows the modules as they were made.
@@ -337,10 +337,10 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         height, width = self.background.shape[2:]
         if input.dim() != 3 or input.shape[1] > height or input.shape[2] != width:
             raise ValueError(
-                f"PixelSNAIL: expected codes [B, h, {width}] with h <= {height}, the shape that it "
+                f"expected codes [B, h, {width}] with h <= {height}, the shape that it "
                 f"was made for, got {list(input.shape)}."
             )
-        check_codes("PixelSNAIL", "input", input, self.n_class)
+        check_codes("input", input, self.n_class)
         rows = input.shape[1]
         one_hot = self._one_hot(input)
         out = shift_down(self.horizontal(one_hot)) + shift_right(self.vertical(one_hot))
@@ -367,17 +367,17 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
             return cache["condition"]
         if not hasattr(self, "cond_resnet"):
             raise ValueError(
-                "PixelSNAIL: got a condition, but the model has no conditioning stack: it was made "
+                "got a condition, but the model has no conditioning stack: it was made "
                 "with n_cond_res_block=0."
             )
         height, width = self.background.shape[2:]
         rows, columns = -(-height // 2), width // 2
         if condition.dim() != 3 or condition.shape[1] < rows or 2 * condition.shape[2] != width:
             raise ValueError(
-                f"PixelSNAIL: expected condition [B, {rows}, {columns}], half of the map in both "
+                f"expected condition [B, {rows}, {columns}], half of the map in both "
                 f"directions, got {list(condition.shape)}."
             )
-        check_codes("PixelSNAIL", "condition", condition, self.n_class)
+        check_codes("condition", condition, self.n_class)
         features = self.cond_resnet(self._one_hot(condition))
         features = F.interpolate(features, scale_factor=2)  # nearest
         cache["condition"] = features.detach().clone()

@@ -85,7 +85,7 @@ class Quantize(nn.Module):
         """
         if input.dim() == 0 or input.shape[-1] != self.dim:
             raise ValueError(
-                f"Quantize: expected input [..., D] with D={self.dim}, got {list(input.shape)}. "
+                f"expected input [..., D] with D={self.dim}, got {list(input.shape)}. "
                 "Images are NCHW: permute(0, 2, 3, 1) first."
             )
         x = input.to(self.embed.dtype)
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
                 nn.Conv2d(half, channel, 3, padding=1),
             ]
         else:
-            raise ValueError(f"Encoder: expected stride 2 or 4, got {stride}.")
+            raise ValueError(f"expected stride 2 or 4, got {stride}.")
         # No ReLU before the first residual block: it starts with one of its own.
         blocks += [ResBlock(channel, n_res_channel) for _ in range(n_res_block)]
         self.blocks = nn.Sequential(*blocks, nn.ReLU(inplace=True))
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (2, 4):
-            raise ValueError(f"Decoder: expected stride 2 or 4, got {stride}.")
+            raise ValueError(f"expected stride 2 or 4, got {stride}.")
         blocks: list[nn.Module] = [nn.Conv2d(in_channel, channel, 3, padding=1)]
         blocks += [ResBlock(channel, n_res_channel) for _ in range(n_res_block)]
         blocks.append(nn.ReLU(inplace=True))
@@ -242,7 +242,7 @@ class VQVAE(LoadsPortFiles, nn.Module):
     ) -> None:
         super().__init__()
         if n_level not in LEVELS:
-            raise ValueError(f"VQVAE: expected n_level 1, 2 or 3, got {n_level!r}.")
+            raise ValueError(f"expected n_level 1, 2 or 3, got {n_level!r}.")
         self.levels = LEVELS[n_level]
         residual = (n_res_block, n_res_channel)
         self.enc_b = Encoder(in_channel, channel, *residual, stride=4)
@@ -307,14 +307,12 @@ class VQVAE(LoadsPortFiles, nn.Module):
         """
         in_channel = _in_channel(self.enc_b)
         if input.dim() != 4 or input.shape[1] != in_channel:
-            raise ValueError(
-                f"VQVAE: expected images [B, {in_channel}, H, W], got {list(input.shape)}."
-            )
+            raise ValueError(f"expected images [B, {in_channel}, H, W], got {list(input.shape)}.")
         height, width = input.shape[2:]
         stride = 2 << len(self.levels)
         if height == 0 or width == 0 or height % stride or width % stride:
             raise ValueError(
-                f"VQVAE: expected H and W to be multiples of {stride} (stride 4, then 2), got "
+                f"expected H and W to be multiples of {stride} (stride 4, then 2), got "
                 f"{height}×{width}. Resize or pad to {_round_up(height, stride)}×"
                 f"{_round_up(width, stride)}."
             )
@@ -345,7 +343,7 @@ class VQVAE(LoadsPortFiles, nn.Module):
         names = [f"{kind}_{level}" for level in self.levels]
         if len(maps) + len(named) != len(names) or not named.keys() <= set(names[len(maps) :]):
             got = f"{len(maps)} maps" + "".join(f", {name}" for name in named)
-            raise TypeError(f"VQVAE: expected {', '.join(names)}, got {got}.")
+            raise TypeError(f"expected {', '.join(names)}, got {got}.")
         return [*maps, *(named[name] for name in names[len(maps) :])]
 
     def decode(self, *quants: Tensor, **named: Tensor) -> Tensor:
@@ -363,11 +361,11 @@ class VQVAE(LoadsPortFiles, nn.Module):
         if len(sides) != 2 or shapes != expected:
             names = " and ".join(f"code_{name}" for name in self.levels)
             raise ValueError(
-                f"VQVAE.decode_code: expected {names} [B, h, w], each with twice the height and "
+                f"expected {names} [B, h, w], each with twice the height and "
                 f"width of the one before, got {shapes}."
             )
         for name, each in zip(self.levels, maps, strict=True):
-            check_codes("VQVAE.decode_code", f"code_{name}", each, self.quantize_b.n_embed)
+            check_codes(f"code_{name}", each, self.quantize_b.n_embed)
         return self.decode(
             *(
                 self._module("quantize", name).embed_code(each).permute(0, 3, 1, 2)  # [B, D, h, w]

@@ -105,28 +105,25 @@ def causal_attention(
         derivatives outside `torch.func`: use `torch.nn.attention.sdpa_kernel` with
         `SDPBackend.MATH` if you need them.
     """
-    check_floating("causal_attention", q=q, k=k, v=v)
-    check_same_device("causal_attention", q=q, k=k, v=v)
+    check_floating(q=q, k=k, v=v)
+    check_same_device(q=q, k=k, v=v)
     if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         expected = "q, k [B, heads, L, d] and v [B, heads, L, dv]"
-        raise misfit("causal_attention", expected, q=q, k=k, v=v)
+        raise misfit(expected, q=q, k=k, v=v)
     one_dtype = q.dtype == k.dtype == v.dtype
     if not one_dtype and not torch.is_autocast_enabled(q.device.type):  # `meta` has none
         raise TypeError(
-            f"causal_attention: expected q, k and v of one dtype, got {dtype_name(q.dtype)}, "
+            f"expected q, k and v of one dtype, got {dtype_name(q.dtype)}, "
             f"{dtype_name(k.dtype)} and {dtype_name(v.dtype)}."
         )
-    check_number("causal_attention", "dropout_p", dropout_p)
+    check_number("dropout_p", dropout_p)
     if not 0 <= dropout_p < 1:
-        raise ValueError(f"causal_attention: expected dropout_p in [0, 1), got {dropout_p}.")
+        raise ValueError(f"expected dropout_p in [0, 1), got {dropout_p}.")
     if dropout_on not in ("logits", "probabilities"):
-        raise ValueError(
-            "causal_attention: expected dropout_on 'logits' or 'probabilities', "
-            f"got {dropout_on!r}."
-        )
+        raise ValueError(f"expected dropout_on 'logits' or 'probabilities', got {dropout_on!r}.")
     if dropout_p > 0:
         if seed is None:
-            raise ValueError("causal_attention: dropout needs a seed (int64), got None.")
-        check_seed("causal_attention", seed)
-        check_same_device("causal_attention", q=q, seed=seed)
+            raise ValueError("dropout needs a seed (int64), got None.")
+        check_seed(seed)
+        check_same_device(q=q, seed=seed)
     return CAUSAL_ATTENTION(q, k, v, dropout_p, dropout_on, seed)

@@ -80,18 +80,16 @@ def causal_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> 
         TypeError: Not a tensor, or a dtype that is not floating.
         RuntimeError: Tensors on different devices.
     """
-    check_floating("causal_conv2d", x=x, weight=weight)
+    check_floating(x=x, weight=weight)
     if bias is not None:
-        check_floating("causal_conv2d", bias=bias)
-    check_same_device("causal_conv2d", x=x, weight=weight, bias=bias)
+        check_floating(bias=bias)
+    check_same_device(x=x, weight=weight, bias=bias)
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
         expected = "x [B, C_in, H, W] and weight [C_out, C_in, kh, kw]"
-        raise misfit("causal_conv2d", expected, x=x, weight=weight)
-    check_mask("causal_conv2d", mask, weight.shape[3])
+        raise misfit(expected, x=x, weight=weight)
+    check_mask(mask, weight.shape[3])
     if 0 in x.shape[2:] or 0 in (weight.shape[0], *weight.shape[2:]):
-        raise misfit("causal_conv2d", "H, W, C_out, kh and kw >= 1", x=x, weight=weight)
+        raise misfit("H, W, C_out, kh and kw >= 1", x=x, weight=weight)
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"causal_conv2d: expected bias [{weight.shape[0]}], got {described(bias)}."
-        )
+        raise ValueError(f"expected bias [{weight.shape[0]}], got {described(bias)}.")
     return CAUSAL_CONV2D(x, weight, bias, mask)

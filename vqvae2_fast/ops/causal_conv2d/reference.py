@@ -24,13 +24,11 @@ __all__ = [
 MASKS = ("exclude", "include", "down", "downright")
 
 
-def check_mask(op: str, mask: str, kernel_width: int) -> None:
+def check_mask(mask: str, kernel_width: int) -> None:
     if mask not in MASKS:
-        raise ValueError(f"{op}: expected mask one of {', '.join(MASKS)}, got {mask!r}.")
+        raise ValueError(f"expected mask one of {', '.join(MASKS)}, got {mask!r}.")
     if mask != "downright" and kernel_width % 2 == 0:
-        raise ValueError(
-            f"{op}: expected an odd kernel width for mask {mask!r}, got {kernel_width}."
-        )
+        raise ValueError(f"expected an odd kernel width for mask {mask!r}, got {kernel_width}.")
 
 
 def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[int, int, int, int]]:
@@ -44,9 +42,9 @@ def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[in
         ValueError: An unknown mask, sizes that are not integers, or an even kernel_width where
             columns are centred.
     """
-    kernel_height = checked_integer("live_taps", "kernel_height", kernel_height, 0)
-    kernel_width = checked_integer("live_taps", "kernel_width", kernel_width, 0)
-    check_mask("live_taps", mask, kernel_width)
+    kernel_height = checked_integer("kernel_height", kernel_height, 0)
+    kernel_width = checked_integer("kernel_width", kernel_width, 0)
+    check_mask(mask, kernel_width)
     top, left, live = placement(mask, kernel_height, kernel_width)
     return [
         (row - top, column - left, row, column)

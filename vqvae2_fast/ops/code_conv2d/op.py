@@ -54,15 +54,15 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
         The Triton kernels add nothing for codes out of range and do not read out of bounds. The
         models check the codes that they are given.
     """
-    check_floating("code_conv2d", table=table)
-    check_int64("code_conv2d", codes=codes)
-    check_same_device("code_conv2d", codes=codes, table=table)
+    check_floating(table=table)
+    check_int64(codes=codes)
+    check_same_device(codes=codes, table=table)
     if codes.dim() != 3:
-        raise ValueError(f"code_conv2d: expected codes [B, H, W], got {described(codes)}.")
+        raise ValueError(f"expected codes [B, H, W], got {described(codes)}.")
     distances = _flat(offsets)
     if not offsets or table.dim() != 3 or table.shape[0] != len(offsets):
         raise ValueError(
-            f"code_conv2d: expected table [T, K, C] with T={len(offsets)} as offsets, at least 1, "
+            f"expected table [T, K, C] with T={len(offsets)} as offsets, at least 1, "
             f"got {described(table)}."
         )
     return CODE_CONV2D(codes, table, distances)
@@ -73,8 +73,6 @@ def _flat(offsets: Sequence[tuple[int, int]]) -> list[int]:
         isinstance(offset, (list, tuple)) and len(offset) == 2 for offset in offsets
     )
     if not are_pairs:
-        raise ValueError(
-            f"code_conv2d: expected offsets as (row, column) of each tap, got {offsets!r}."
-        )
+        raise ValueError(f"expected offsets as (row, column) of each tap, got {offsets!r}.")
     distances = [distance for offset in offsets for distance in offset]
-    return checked_integers("code_conv2d", "offsets", distances)
+    return checked_integers("offsets", distances)

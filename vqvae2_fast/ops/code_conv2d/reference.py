@@ -89,7 +89,7 @@ def _codes_under_taps(codes: Tensor, offsets: Sequence[int], outside: int) -> Te
             under vmap, which has no rule for assertions.
     """
     if not transforms_are_active():
-        assert_inside("code_conv2d", codes, 0, outside, name="codes")
+        assert_inside(codes, 0, outside, name="codes")
     _, height, width = codes.shape
     rows, columns = offsets[::2], offsets[1::2]
     top, left = max(0, -min(rows)), max(0, -min(columns))

@@ -48,7 +48,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     if any(gradient is not None for gradient in of_gradients):
         raise NotImplementedError(
-            "code_cross_entropy: expected a first derivative, got a second one. Take "
+            "expected a first derivative, got a second one. Take "
             "`F.cross_entropy` of the model's logits."
         )
     if dloss is None:

@@ -66,16 +66,16 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
     Note:
         Deterministic on the CPU for any number of threads. No gradient flows.
     """
-    check_floating("code_statistics", z=z)
-    check_int64("code_statistics", indices=indices)
+    check_floating(z=z)
+    check_int64(indices=indices)
     if z.dim() == 0 or indices.shape != z.shape[:-1]:
         raise ValueError(
-            f"code_statistics: expected indices {list(z.shape[:-1])} for z {list(z.shape)}, "
+            f"expected indices {list(z.shape[:-1])} for z {list(z.shape)}, "
             f"got {described(indices)}."
         )
     if z.shape[-1] < 1:
-        raise ValueError(f"code_statistics: expected z [..., D] with D >= 1, got {described(z)}.")
-    num_embeddings = checked_integer("code_statistics", "num_embeddings", num_embeddings, 1)
-    check_same_device("code_statistics", z=z, indices=indices)
+        raise ValueError(f"expected z [..., D] with D >= 1, got {described(z)}.")
+    num_embeddings = checked_integer("num_embeddings", num_embeddings, 1)
+    check_same_device(z=z, indices=indices)
     flat = z.detach().reshape(-1, z.shape[-1])  # [N, D]
     return CODE_STATISTICS(flat, indices.reshape(-1), num_embeddings)

@@ -13,7 +13,7 @@ __all__ = ["code_statistics_reference"]
 def code_statistics_reference(
     z: Tensor, indices: Tensor, num_embeddings: int
 ) -> tuple[Tensor, Tensor]:
-    assert_inside("code_statistics", indices, 0, num_embeddings)
+    assert_inside(indices, 0, num_embeddings)
     counts = indices.new_zeros(num_embeddings)  # [K]
     counts.index_add_(0, indices, torch.ones_like(indices))
     sums = z.new_zeros(num_embeddings, z.shape[1], dtype=torch.float64)  # [K, D]

@@ -111,7 +111,7 @@ def _code_sums_kernel(
 def code_statistics_triton(
     z: Tensor, indices: Tensor, num_embeddings: int
 ) -> tuple[Tensor, Tensor]:
-    assert_inside("code_statistics", indices, 0, num_embeddings)
+    assert_inside(indices, 0, num_embeddings)
     keys, order, bounds = rows_by_code(indices, num_embeddings)
     num_rows, dimension = z.shape
     config = configuration("code_segments", z.device)

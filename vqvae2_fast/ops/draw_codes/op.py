@@ -64,7 +64,7 @@ DRAW_CODES = register(
 
 
 def check_rule(
-    op: str, temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float
+    temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float
 ) -> None:
     """Raise ValueError, in the name of `op`, for a value that is out of range or not a number.
 
@@ -76,25 +76,23 @@ def check_rule(
         numbers["top_p"] = top_p
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise ValueError(f"{op}: expected {name} to be a number, got {value!r}.")
+            raise ValueError(f"expected {name} to be a number, got {value!r}.")
     if not (temperature == 0 or _SMALLEST <= temperature <= _LARGEST):
         raise ValueError(
-            f"{op}: expected temperature to be 0, which takes the best code, or from {_SMALLEST:g} "
+            f"expected temperature to be 0, which takes the best code, or from {_SMALLEST:g} "
             f"to {_LARGEST:g}, got {temperature}."
         )
     if isinstance(top_k, Integral) and top_k == 0:
         raise ValueError(
-            f"{op}: expected top_k to be an integer >= 1, or None for no limit, got {top_k!r}."
+            f"expected top_k to be an integer >= 1, or None for no limit, got {top_k!r}."
         )
     if top_k is not None:
-        checked_integer(op, "top_k", top_k, 1, _MOST_KEPT)
+        checked_integer("top_k", top_k, 1, _MOST_KEPT)
     if top_p is not None and not _SMALLEST <= top_p <= 1:
-        raise ValueError(
-            f"{op}: expected top_p to be None or from {_SMALLEST:g} to 1, got {top_p}."
-        )
+        raise ValueError(f"expected top_p to be None or from {_SMALLEST:g} to 1, got {top_p}.")
     if not abs(guidance_scale) <= _LARGEST:
         raise ValueError(
-            f"{op}: expected guidance_scale to be from {-_LARGEST:g} to {_LARGEST:g}, got "
+            f"expected guidance_scale to be from {-_LARGEST:g} to {_LARGEST:g}, got "
             f"{guidance_scale}."
         )
 
@@ -143,36 +141,30 @@ def draw_codes(
         TypeError: Not a tensor, a dtype that is not floating, or known not int64.
         RuntimeError: Tensors on different devices, or a known code outside −1..K−1.
     """
-    check_rule("draw_codes", temperature, top_k, top_p, guidance_scale)
+    check_rule(temperature, top_k, top_p, guidance_scale)
     if unconditional is None and guidance_scale != 1:
         raise ValueError(
-            f"draw_codes: expected unconditional logits with guidance_scale={guidance_scale}, got "
-            "None."
+            f"expected unconditional logits with guidance_scale={guidance_scale}, got None."
         )
     floats = {"logits": logits, "noise": noise}
     if unconditional is not None:
         floats["unconditional"] = unconditional
-    check_floating("draw_codes", **floats)
+    check_floating(**floats)
     if logits.dim() != 2 or logits.shape[1] == 0:
-        raise ValueError(
-            f"draw_codes: expected logits [B, K] with K >= 1, got {described(logits)}."
-        )
+        raise ValueError(f"expected logits [B, K] with K >= 1, got {described(logits)}.")
     for name, tensor in floats.items():
         if tensor.shape != logits.shape:
             raise ValueError(
-                f"draw_codes: expected {name} {list(logits.shape)} as logits, got "
-                f"{described(tensor)}."
+                f"expected {name} {list(logits.shape)} as logits, got {described(tensor)}."
             )
     if known is not None:
-        check_int64("draw_codes", known=known)
+        check_int64(known=known)
         if known.shape != logits.shape[:1]:
-            raise ValueError(
-                f"draw_codes: expected known [{logits.shape[0]}], got {described(known)}."
-            )
+            raise ValueError(f"expected known [{logits.shape[0]}], got {described(known)}.")
         floats["known"] = known
-    check_same_device("draw_codes", **floats)
+    check_same_device(**floats)
     if known is not None and not transforms_are_active():  # vmap has no rule for assertions
-        assert_inside("draw_codes", known, -1, logits.shape[1], name="known codes")
+        assert_inside(known, -1, logits.shape[1], name="known codes")
     # Half precision holds neither tempered logits nor cumulative probabilities.
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logits, noise = logits.detach().to(dtype), noise.detach().to(dtype)

@@ -48,11 +48,11 @@ def dropout_mask(
             a number in [0, 1).
         TypeError: seed not int64.
     """
-    check_seed("dropout_mask", seed)
-    num_samples = checked_integer("dropout_mask", "num_samples", num_samples, 0)
-    num_rows = checked_integer("dropout_mask", "num_rows", num_rows, 0)
-    num_columns = checked_integer("dropout_mask", "num_columns", num_columns, 0)
-    check_number("dropout_mask", "dropout_p", dropout_p)
+    check_seed(seed)
+    num_samples = checked_integer("num_samples", num_samples, 0)
+    num_rows = checked_integer("num_rows", num_rows, 0)
+    num_columns = checked_integer("num_columns", num_columns, 0)
+    check_number("dropout_p", dropout_p)
     if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_mask: expected dropout_p in [0, 1), got {dropout_p}.")
+        raise ValueError(f"expected dropout_p in [0, 1), got {dropout_p}.")
     return DROPOUT_MASK(seed, num_samples, num_rows, num_columns, dropout_p)

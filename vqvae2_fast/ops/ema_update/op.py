@@ -82,12 +82,10 @@ def ema_update_(
         No gradient flows, and codebooks that are parameters are written too.
     """
     written = {"cluster_size": cluster_size, "embed_avg": embed_avg, "codebook": codebook}
-    check_tensors("ema_update_", counts=counts)
-    check_floating("ema_update_", sums=sums, **written)
+    check_tensors(counts=counts)
+    check_floating(sums=sums, **written)
     if codebook.dim() != 2 or codebook.shape[0] == 0:
-        raise ValueError(
-            f"ema_update_: expected codebook [K, D] with K >= 1, got {described(codebook)}."
-        )
+        raise ValueError(f"expected codebook [K, D] with K >= 1, got {described(codebook)}.")
     expected = {
         "counts": (counts, codebook.shape[:1]),
         "sums": (sums, codebook.shape),
@@ -97,16 +95,16 @@ def ema_update_(
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ValueError(
-                f"ema_update_: expected {name} {list(shape)} for codebook {list(codebook.shape)}, "
+                f"expected {name} {list(shape)} for codebook {list(codebook.shape)}, "
                 f"got {described(tensor)}."
             )
-    check_number("ema_update_", "decay", decay)
-    check_number("ema_update_", "epsilon", epsilon)
+    check_number("decay", decay)
+    check_number("epsilon", epsilon)
     if not 0 <= decay <= 1:
-        raise ValueError(f"ema_update_: expected decay in [0, 1], got {decay}.")
+        raise ValueError(f"expected decay in [0, 1], got {decay}.")
     if not 0 <= epsilon < math.inf:
-        raise ValueError(f"ema_update_: expected epsilon >= 0 and finite, got {epsilon}.")
-    check_same_device("ema_update_", counts=counts, sums=sums, **written)
+        raise ValueError(f"expected epsilon >= 0 and finite, got {epsilon}.")
+    check_same_device(counts=counts, sums=sums, **written)
     if not torch.compiler.is_compiling():
         _check_ordinary(written)
     # The reference would record its writes for autograd, and refuse those to a parameter.
@@ -122,6 +120,6 @@ def _check_ordinary(written: dict[str, Tensor]) -> None:
     for name, tensor in written.items():
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             raise RuntimeError(
-                f"ema_update_: expected {name} to be an ordinary tensor, got one that was made in "
+                f"expected {name} to be an ordinary tensor, got one that was made in "
                 "torch.inference_mode and can be changed only there; pass a clone."
             )

@@ -43,15 +43,15 @@ def gated_residual(h: Tensor, x: Tensor, condition: Tensor | None = None) -> Ten
         TypeError: Not a tensor, or a dtype that is not floating.
         RuntimeError: Tensors on different devices.
     """
-    check_floating("gated_residual", h=h, x=x)
+    check_floating(h=h, x=x)
     if condition is not None:
-        check_floating("gated_residual", condition=condition)
-    check_same_device("gated_residual", h=h, x=x, condition=condition)
+        check_floating(condition=condition)
+    check_same_device(h=h, x=x, condition=condition)
     if x.dim() != 4 or h.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
-        raise misfit("gated_residual", "h [B, 2C, H, W] for x [B, C, H, W]", h=h, x=x)
+        raise misfit("h [B, 2C, H, W] for x [B, C, H, W]", h=h, x=x)
     if condition is not None and condition.shape not in (h.shape, (*h.shape[:2], 1, 1)):
         raise ValueError(
-            f"gated_residual: expected condition {list(h.shape)} or {[*h.shape[:2], 1, 1]}, got "
+            f"expected condition {list(h.shape)} or {[*h.shape[:2], 1, 1]}, got "
             f"{described(condition)}."
         )
     return GATED_RESIDUAL(h, x, condition)

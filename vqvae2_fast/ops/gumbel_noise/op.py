@@ -56,13 +56,13 @@ def gumbel_noise(
         TypeError: samples or positions not an int64 tensor.
         RuntimeError: Tensors on different devices.
     """
-    check_int64("gumbel_noise", samples=samples, positions=positions)
+    check_int64(samples=samples, positions=positions)
     for name, tensor in (("samples", samples), ("positions", positions)):
         if tensor.dim() != 1:
-            raise ValueError(f"gumbel_noise: expected {name} 1-d, got {described(tensor)}.")
-    check_same_device("gumbel_noise", samples=samples, positions=positions)
-    num_embeddings = checked_integer("gumbel_noise", "num_embeddings", num_embeddings, 1)
-    stream = checked_integer("gumbel_noise", "stream", stream, 0, (1 << 16) - 1)
-    seed = checked_integer("gumbel_noise", "seed", seed, -(1 << 63), (1 << 64) - 1)
+            raise ValueError(f"expected {name} 1-d, got {described(tensor)}.")
+    check_same_device(samples=samples, positions=positions)
+    num_embeddings = checked_integer("num_embeddings", num_embeddings, 1)
+    stream = checked_integer("stream", stream, 0, (1 << 16) - 1)
+    seed = checked_integer("seed", seed, -(1 << 63), (1 << 64) - 1)
     signed_seed = seed - (1 << 64) if seed >= 1 << 63 else seed
     return GUMBEL_NOISE(samples, positions, num_embeddings, signed_seed, stream)

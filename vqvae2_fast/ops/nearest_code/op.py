@@ -79,18 +79,18 @@ def nearest_code(
     """
     # The condition repeats the check because a Python call costs more.
     if not (isinstance(z, Tensor) and isinstance(codebook, Tensor)):
-        check_tensors("nearest_code", z=z, codebook=codebook)
+        check_tensors(z=z, codebook=codebook)
     # A detach costs half a microsecond, so it is done only where it is needed.
     if z.requires_grad or codebook.requires_grad:
         z, codebook = z.detach(), codebook.detach()
     if check_values or not fits_codebook(z, codebook):
         if codebook.dim() == 3:
             search = partial(nearest_code, check_values=check_values)
-            indices, sqdist = for_each_head("nearest_code", search, z, codebook)
+            indices, sqdist = for_each_head(search, z, codebook)
             return indices, sqdist
-        check_codebook("nearest_code", z, codebook)
+        check_codebook(z, codebook)
         if check_values:
-            check_finite("nearest_code", z=z, codebook=codebook)
+            check_finite(z=z, codebook=codebook)
         if z.dim() != 2:
             leading = z.shape[:-1]
             indices, sqdist = NEAREST_CODE(z.reshape(-1, z.shape[-1]), codebook)  # [N, D]
@@ -99,5 +99,5 @@ def nearest_code(
     reason = NEAREST_CODE.choose(z, codebook)
     if reason is None:
         return (NEAREST_CODE.kernel if is_compiling() else _search)(z, codebook)
-    check_floating("nearest_code", z=z, codebook=codebook)
+    check_floating(z=z, codebook=codebook)
     return NEAREST_CODE.fall_back(reason, z, codebook)

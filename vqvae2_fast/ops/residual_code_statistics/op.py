@@ -58,14 +58,14 @@ def residual_code_statistics(
     Note:
         Deterministic on the CPU for any number of threads. No gradient flows.
     """
-    check_codebooks("residual_code_statistics", z, codebooks)
-    check_int64("residual_code_statistics", indices=indices)
+    check_codebooks(z, codebooks)
+    check_int64(indices=indices)
     expected = [*z.shape[:-1], len(codebooks)]
     if list(indices.shape) != expected:
         raise ValueError(
-            f"residual_code_statistics: expected indices {expected} for z {list(z.shape)} and "
+            f"expected indices {expected} for z {list(z.shape)} and "
             f"codebooks {list(codebooks.shape)}, got {described(indices)}."
         )
-    check_same_device("residual_code_statistics", z=z, indices=indices)
+    check_same_device(z=z, indices=indices)
     flat = z.detach().reshape(-1, z.shape[-1])  # [N, D]
     return RESIDUAL_CODE_STATISTICS(flat, codebooks.detach(), indices.reshape(-1, len(codebooks)))

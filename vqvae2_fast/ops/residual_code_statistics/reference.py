@@ -15,7 +15,7 @@ def residual_code_statistics_reference(
     z: Tensor, codebooks: Tensor, indices: Tensor
 ) -> tuple[Tensor, Tensor]:
     quantizers, num_embeddings, dim = codebooks.shape
-    assert_inside("residual_code_statistics", indices, -1, num_embeddings)
+    assert_inside(indices, -1, num_embeddings)
     counts = indices.new_zeros(quantizers, num_embeddings)
     sums = z.new_zeros(quantizers, num_embeddings, dim, dtype=torch.float64)
     residual = z.to(residual_type(z, codebooks))  # [N, D]

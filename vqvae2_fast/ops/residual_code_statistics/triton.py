@@ -24,7 +24,7 @@ def residual_code_statistics_triton(
     z: Tensor, codebooks: Tensor, indices: Tensor
 ) -> tuple[Tensor, Tensor]:
     num_embeddings = codebooks.shape[1]
-    assert_inside("residual_code_statistics", indices, -1, num_embeddings)
+    assert_inside(indices, -1, num_embeddings)
     counts, sums = [], []
     rows, residual = z, z.new_empty(z.shape, dtype=torch.float32)
     for codebook, index in zip(codebooks.unbind(), indices.unbind(1), strict=True):

@@ -48,14 +48,14 @@ RESIDUAL_NEAREST_CODE = register(
 )
 
 
-def check_codebooks(op: str, z: Tensor, codebooks: Tensor) -> None:
+def check_codebooks(z: Tensor, codebooks: Tensor) -> None:
     """z `[..., D]` against codebooks `[Q, K, D]`, Q, K and D at least 1."""
-    check_tensors(op, z=z, codebooks=codebooks)
+    check_tensors(z=z, codebooks=codebooks)
     if codebooks.dim() != 3 or 0 in codebooks.shape:
         raise ValueError(
-            f"{op}: expected codebooks [Q, K, D] with Q, K, D >= 1, got {described(codebooks)}."
+            f"expected codebooks [Q, K, D] with Q, K, D >= 1, got {described(codebooks)}."
         )
-    check_codebook(op, z, codebooks[0])
+    check_codebook(z, codebooks[0])
 
 
 def residual_nearest_code(
@@ -95,11 +95,11 @@ def residual_nearest_code(
         No gradient flows to the codebooks or to indices: the codebooks learn by
         `residual_code_statistics` and `ema_update_`. They may change before backward runs.
     """
-    check_codebooks("residual_nearest_code", z, codebooks)
+    check_codebooks(z, codebooks)
     quantizers = len(codebooks)
     active = quantizers
     if num_active is not None:
-        active = checked_integer("residual_nearest_code", "num_active", num_active, 1, quantizers)
+        active = checked_integer("num_active", num_active, 1, quantizers)
     flat = z.reshape(-1, z.shape[-1])  # [N, D]
     z_q, indices, commitments = RESIDUAL_NEAREST_CODE(flat, codebooks.detach()[:active], rotate)
     if active < quantizers:

@@ -74,10 +74,10 @@ def scalar_quantize(
         ValueError: levels are not d integers of at least 2.
         TypeError: z is not a floating tensor.
     """
-    check_floating("scalar_quantize", z=z)
-    levels = checked_integers("scalar_quantize", "levels", levels)
+    check_floating(z=z)
+    levels = checked_integers("levels", levels)
     if z.dim() == 0 or len(levels) != z.shape[-1] or min(levels, default=0) < 2:
-        raise misfit("scalar_quantize", f"z [..., d] for d levels >= 2, here {levels}", z=z)
+        raise misfit(f"z [..., d] for d levels >= 2, here {levels}", z=z)
     flat = z if z.dim() == 2 else z.reshape(-1, len(levels))  # [N, d]
     values, indices = SCALAR_QUANTIZE(flat, levels, symmetric, hard, int32)
     return values.view(z.shape), indices.view(z.shape[:-1])

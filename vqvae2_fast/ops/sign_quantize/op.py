@@ -50,14 +50,14 @@ def sign_quantize(z: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     Note:
         No gradient flows to z.
     """
-    check_floating("sign_quantize", z=z)
+    check_floating(z=z)
     if z.dim() == 0 or not 1 <= z.shape[-1] <= _MOST_BITS:
-        raise misfit("sign_quantize", f"z [..., d] with d from 1 to {_MOST_BITS}", z=z)
-    check_number("sign_quantize", "scale", scale)
+        raise misfit(f"z [..., d] with d from 1 to {_MOST_BITS}", z=z)
+    check_number("scale", scale)
     limits = torch.finfo(z.dtype)
     if not limits.tiny <= scale <= limits.max:
         raise ValueError(
-            f"sign_quantize: expected scale from {limits.tiny:.3g} to {limits.max:.3g}, the range "
+            f"expected scale from {limits.tiny:.3g} to {limits.max:.3g}, the range "
             f"of {dtype_name(z.dtype)}, got {scale}."
         )
     z = z.detach()

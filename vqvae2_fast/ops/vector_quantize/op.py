@@ -86,14 +86,14 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     # The condition repeats the check because a Python call costs more.
     if not (isinstance(z, Tensor) and isinstance(codebook, Tensor)):
-        check_tensors("vector_quantize", z=z, codebook=codebook)
+        check_tensors(z=z, codebook=codebook)
     if codebook.requires_grad:
         codebook = codebook.detach()
     if not fits_codebook(z, codebook):
         if codebook.dim() == 3:
-            z_q, indices, each = for_each_head("vector_quantize", vector_quantize, z, codebook)
+            z_q, indices, each = for_each_head(vector_quantize, z, codebook)
             return z_q, indices, each.mean()
-        check_codebook("vector_quantize", z, codebook)
+        check_codebook(z, codebook)
         flat = z.reshape(-1, z.shape[-1])  # [N, D]
         z_q, indices, commitment = VECTOR_QUANTIZE(flat, codebook)
         return z_q.view(z.shape), indices.view(z.shape[:-1]), commitment
@@ -101,5 +101,5 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     reason = VECTOR_QUANTIZE.choose(z, codebook)
     if reason is None:
         return _kernel(z, codebook)
-    check_floating("vector_quantize", z=z, codebook=codebook)
+    check_floating(z=z, codebook=codebook)
     return VECTOR_QUANTIZE.fall_back(reason, z, codebook)

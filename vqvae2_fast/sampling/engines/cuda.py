@@ -214,7 +214,7 @@ def draw_with(
     """
     if stage_times is not None and library.moments == 0:
         raise RuntimeError(
-            "draw_with: stage_times need a library built with -DVQ_STAGE_TIMES, and this one was "
+            "stage_times need a library built with -DVQ_STAGE_TIMES, and this one was "
             "built without: see benchmarks/shared/stage_times.py."
         )
     batch, (height, width) = request.batch_size, plan.size

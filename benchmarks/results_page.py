@@ -78,7 +78,7 @@ QUOTED = (
         "python tools/train_pretrained.py fashion28 --out fashion28",
         "processor time of one thread of an AMD EPYC (Zen 4, AVX-512), under load",
         "2026-11-29",
-        "reports/README.md#fashion28-by-the-recipe-for-the-package",
+        "reports/README.md#fashion28",
     ),
     Quoted(
         "80 seconds; 20 seconds",

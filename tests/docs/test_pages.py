@@ -263,7 +263,7 @@ def test_migration(workspace, short, capsys):
 def test_training_on_photographs_in_two_processes(workspace, short, capsys):
     """The commands of the section as written, but under torchrun."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, block = BLOCK.findall(text[text.index("## Train on your photographs") :])[0]
+    _, block = BLOCK.findall(text[text.index("## I have a folder of images") :])[0]
     reader = Reader(capsys)
     (workspace / "photos/IMG_0120.png").unlink()  # the one that is cut
     for command in commands_of(block):
@@ -353,8 +353,8 @@ def test_command_line_names_every_source_of_images():
         assert re.search(rf"^\| `{prefix}[:`]", text, re.MULTILINE), prefix
 
 
-def test_readme_names_every_room():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_contributing_names_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = text[text.index("| folder |") :]
     rooms = {path.parent.name for path in (ROOT / "vqvae2_fast").glob("*/__init__.py")} | {"cli"}
     named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))

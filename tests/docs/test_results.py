@@ -94,5 +94,5 @@ def test_every_figure_of_readme_is_on_the_page():
     assert found - set(FIGURE.findall(PAGE)) == set()
 
 
-def test_readme_has_at_most_150_lines():
-    assert len(README.splitlines()) <= 150
+def test_readme_has_at_most_100_lines():
+    assert len(README.splitlines()) <= 100

@@ -23,7 +23,7 @@ import tyro
 from vqvae2_fast import __version__
 from vqvae2_fast.console.help import CapturedHelp, for_people, wrapped
 from vqvae2_fast.console.option_errors import number_error
-from vqvae2_fast.console.words import perhaps
+from vqvae2_fast.console.words import did_you_mean
 from vqvae2_fast.files.printable import printable
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _kind(name: str) -> type[Command]:
     if name not in COMMANDS:
         raise ValueError(
             f"expected a command, one of {', '.join(COMMANDS)}; got {name!r}."
-            + (_PRESETS if name in ("preset", "presets") else perhaps(name, COMMANDS))
+            + (_PRESETS if name in ("preset", "presets") else did_you_mean(name, COMMANDS))
         )
     module, _, found = COMMANDS[name][0].partition(":")
     # Nothing of what torch's modules create is garbage. Looking for it, here and at the end, made

@@ -118,7 +118,7 @@ def test_micro_batches_of_a_global_batch_are_counted(vqvae_run, memory, monkeypa
     assert "1,800 s per step" in vqvae_run(*planned)[1]
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "3")  # each process then takes one of them
-        for alone in ("first_makes", "told_by_first"):
+        for alone in ("rank0_first", "run_on_rank0_and_broadcast"):
             patch.setattr(Ranks, alone, lambda self, make: make())
         assert " 600 s per step" in vqvae_run(*planned)[1]
     memory(25 * 10**7)

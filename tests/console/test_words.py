@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vqvae2_fast.console.words import counted, described, number, perhaps, together
+from vqvae2_fast.console.words import counted, described, number, did_you_mean, together
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_records_are_described_without_pythons_marks():
     [("fod", " Perhaps you meant Food."), ("FLAG", " Perhaps you meant flags."), ("xyz", "")],
 )
 def test_the_choice_most_like_a_word_is_named_if_there_is_one(word, sentence):
-    assert perhaps(word, ("Food", "flags", "objects")) == sentence
+    assert did_you_mean(word, ("Food", "flags", "objects")) == sentence
 
 
 def test_one_of_a_kind_is_singular() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.checkpoints.checkpoint import load
 from vqvae2_fast.checkpoints.files import read_json
-from vqvae2_fast.console.words import perhaps
+from vqvae2_fast.console.words import did_you_mean
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def pretrained_folder(name: str) -> Path:
     if name not in pretrained_names():
         raise ValueError(
             f"the package has no weights of {name!r}; it has those of "
-            f"{', '.join(pretrained_names()) or 'none'}.{perhaps(str(name), pretrained_names())} "
+            f"{', '.join(pretrained_names()) or 'none'}.{did_you_mean(str(name), pretrained_names())} "
             "The other presets, which `vqvae2-fast info --presets` lists, have to be trained: "
             "`vqvae2-fast train-vqvae --preset NAME`."
         )

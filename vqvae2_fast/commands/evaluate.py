@@ -93,7 +93,7 @@ class Evaluate(Command):
         splits: tuple[Split, ...] = ("held_out",)
         if self.train_images or self.samples.images:
             splits += ("train",)
-        opened = ranks.first_makes(
+        opened = ranks.rank0_first(
             lambda: open_splits(self.source, splits, shape[0], shape[1:], progress)
         )
         held_out, train_set = opened["held_out"], opened.get("train")
@@ -119,7 +119,7 @@ class Evaluate(Command):
                 self.samples, pipeline, train_set, held_out, classifier, self.out, progress
             )
 
-        ranks.told_by_first(lambda: self._take_out(held))
+        ranks.run_on_rank0_and_broadcast(lambda: self._take_out(held))
         with ranks.joined(device):
             found = evaluate_pipeline(
                 vqvae,

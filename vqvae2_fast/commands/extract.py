@@ -71,9 +71,9 @@ class Extract(Command):
         self.variants.check_shift(config.image_size)
         splits: tuple[Split, ...] = ("train", "held_out")
         # No process writes before the first one has seen what is there.
-        ranks.told_by_first(lambda: self._check_out(splits))
+        ranks.run_on_rank0_and_broadcast(lambda: self._check_out(splits))
         progress = Progress(quiet=self.quiet or ranks.rank > 0)
-        sources = ranks.first_makes(
+        sources = ranks.rank0_first(
             lambda: open_splits(
                 self.source,
                 splits,

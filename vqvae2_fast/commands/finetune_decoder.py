@@ -15,7 +15,7 @@ from vqvae2_fast.commands.training import (
     Task,
     TrainingCommand,
     best_lines,
-    unheard_adversary,
+    warn_discriminator_never_started,
 )
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
@@ -78,7 +78,7 @@ class FinetuneDecoder(TrainingCommand):
         )
         original = load_vqvae(self.vqvae, device)
         config = original.config
-        train_set, held_out = ranks.first_makes(
+        train_set, held_out = ranks.rank0_first(
             lambda: open_both(
                 self.source, config.image_channels, config.image_size, progress, dry=self.dry_run
             )
@@ -125,7 +125,9 @@ class FinetuneDecoder(TrainingCommand):
         if isinstance(found, Pipeline):
             save(replace(found, vqvae=model.cpu()), self.out / "pipeline")
             lines.append(f"pipeline: {self.out / 'pipeline'}")
-        values["warnings"] = alarms = unheard_adversary(self.adversary, self.train.steps)
+        values["warnings"] = alarms = warn_discriminator_never_started(
+            self.adversary, self.train.steps
+        )
         write_result(self.out / "result.json", values)
         shown = ", ".join(
             f"{name} {trained.metrics[key]:.{digits}f}"

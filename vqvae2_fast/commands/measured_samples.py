@@ -283,7 +283,10 @@ class Samples:
             return
         path = self.out / "samples"
         # An evaluation of fewer images uses the first of those that an earlier one drew.
-        count = max(self._num_samples, ranks.told_by_first(lambda: SampleFolder.begun_for(path)))
+        count = max(
+            self._num_samples,
+            ranks.run_on_rank0_and_broadcast(lambda: SampleFolder.begun_for(path)),
+        )
         series, size = self._series(count), best_batch_size(self.pipeline)
 
         def begin() -> SampleFolder:

@@ -74,7 +74,7 @@ class Reconstruct(Command):
         perceptual = load_lpips().to(device) if self.lpips else None
         model = load_vqvae(saved, device)
         config, progress = model.config, Progress(quiet=self.quiet or ranks.rank > 0)
-        images = ranks.first_makes(
+        images = ranks.rank0_first(
             lambda: open_images(
                 self.source, self.split, config.image_channels, config.image_size, progress
             )

@@ -34,7 +34,7 @@ def shared_samples(
             missing = begun[0].missing(group)
             return {"out": str(begun[0].path), "missing": [(r.start, r.stop) for r in missing]}
 
-        told = ranks.told_by_first(first)
+        told = ranks.run_on_rank0_and_broadcast(first)
         if not begun:
             joined = SampleFolder.join(Path(told["out"]), count)
             begun.append(stack.enter_context(closing(joined)))

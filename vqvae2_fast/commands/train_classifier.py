@@ -50,7 +50,7 @@ class TrainClassifier(TrainingCommand):
 
     def run(self) -> Result:
         ranks, device, progress = self.begin(self.out, "classifier")
-        train_set, held_out = ranks.first_makes(
+        train_set, held_out = ranks.rank0_first(
             lambda: open_both(
                 self.source, self.image_channels, self.image_size, progress, dry=self.dry_run
             )

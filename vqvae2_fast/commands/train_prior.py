@@ -138,7 +138,7 @@ class TrainPrior(TrainingCommand):
         )
         if plan is not None:
             return plan
-        ranks.told_by_first(lambda: keep_origin(out, codes))
+        ranks.run_on_rank0_and_broadcast(lambda: keep_origin(out, codes))
         classes, hidden = config.num_classes, config.num_subclasses
         names = classes_of_prior(codes.class_names, classes, hidden) if classes else ()
         _, trained = self.fit(ranks, task, names)

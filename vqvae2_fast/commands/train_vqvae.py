@@ -14,7 +14,7 @@ from vqvae2_fast.commands.training import (
     Task,
     TrainingCommand,
     best_lines,
-    unheard_adversary,
+    warn_discriminator_never_started,
 )
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.sources import DataOptions
@@ -67,7 +67,7 @@ class TrainVQVAE(TrainingCommand):
         ranks, device, progress = self.begin(self.out, "vqvae2")
         config = self.model
         perceptual = load_lpips("vgg16").to(device) if self.perceptual_weight > 0 else None
-        train_set, held_out = ranks.first_makes(
+        train_set, held_out = ranks.rank0_first(
             lambda: open_both(
                 self.source, config.image_channels, config.image_size, progress, dry=self.dry_run
             )
@@ -122,7 +122,7 @@ class TrainVQVAE(TrainingCommand):
                 f"the run of {self.train.steps} steps ended before its codebooks began, which "
                 f"--model.quantize-after does after {config.quantize_after}. Raise --train.steps."
             ]
-        alarms += unheard_adversary(self.adversary, self.train.steps)
+        alarms += warn_discriminator_never_started(self.adversary, self.train.steps)
         values = {
             "steps": self.train.steps,
             "held_out": trained.metrics,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.training import Stage, TrainConfig, TrainResult
     from vqvae2_fast.training.adversary import AdversarySettings
 
-__all__ = ["Task", "TrainingCommand", "best_lines", "check_run", "unheard_adversary"]
+__all__ = ["Task", "TrainingCommand", "best_lines", "check_run", "warn_discriminator_never_started"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -82,7 +82,7 @@ class TrainingCommand(Command):
             check_out(out, source)
             check_run(out, kind, resume=self.resume, overwrite=self.overwrite)
 
-        ranks.told_by_first(check)
+        ranks.run_on_rank0_and_broadcast(check)
         # The first process speaks for all.
         return ranks, device, Progress(quiet=self.quiet or ranks.rank > 0)
 
@@ -132,7 +132,7 @@ class TrainingCommand(Command):
             )
 
         plans: list[Result] = []
-        ranks.told_by_first(plan)
+        ranks.run_on_rank0_and_broadcast(plan)
         return (plans or [Result({})])[0] if self.dry_run else None
 
     def fit(
@@ -207,7 +207,7 @@ def best_lines(trained: TrainResult, out: Path) -> list[str]:
     ]
 
 
-def unheard_adversary(settings: AdversarySettings, steps: int) -> list[str]:
+def warn_discriminator_never_started(settings: AdversarySettings, steps: int) -> list[str]:
     """What to warn of if a run was too short for its discriminator to judge, else nothing."""
     # The ramp is at 0 in step `start`, counted from 0.
     if not settings.weight or steps > settings.start + 1:

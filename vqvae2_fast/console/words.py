@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["counted", "described", "number", "perhaps", "together"]
+__all__ = ["counted", "described", "number", "did_you_mean", "together"]
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -38,7 +38,7 @@ def together(names: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def perhaps(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A sentence that names the choice most like a misspelt word, after a space; "" without one."""
     by_lower_case = {choice.lower(): choice for choice in choices}
     found = get_close_matches(word.lower(), by_lower_case, n=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.console.words import perhaps
+from vqvae2_fast.console.words import did_you_mean
 from vqvae2_fast.presets.paper import PAPER
 from vqvae2_fast.presets.photos import PHOTOS
 from vqvae2_fast.presets.small import SMALL
@@ -52,6 +52,6 @@ def preset(name: str) -> Preset:
     """
     if name not in _PRESETS:
         raise ValueError(
-            f"expected one of {', '.join(_PRESETS)}, got {name!r}.{perhaps(name, _PRESETS)}"
+            f"expected one of {', '.join(_PRESETS)}, got {name!r}.{did_you_mean(name, _PRESETS)}"
         )
     return _PRESETS[name]

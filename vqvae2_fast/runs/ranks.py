@@ -135,7 +135,7 @@ class Ranks:
                 "Continue the run with resume=True."
             ) from error
 
-    def told_by_first(self, prepare: Callable[[], Any]) -> Any:
+    def run_on_rank0_and_broadcast(self, prepare: Callable[[], Any]) -> Any:
         """What `prepare`, called only in the first process, returns; it must be ready for JSON.
 
         Raises:
@@ -202,13 +202,13 @@ class Ranks:
         with self._naming_losses():
             self._store.wait(here, _PREPARATION)
 
-    def first_makes(self, make: Callable[[], _Made]) -> _Made:
+    def rank0_first(self, make: Callable[[], _Made]) -> _Made:
         """What `make` returns, called in the first process and, once that is done, in the others.
 
-        Files that it leaves are then there for the others. Raises as `told_by_first`.
+        Files that it leaves are then there for the others. Raises as `run_on_rank0_and_broadcast`.
         """
         made: list[_Made] = []
-        self.told_by_first(lambda: made.append(make()))
+        self.run_on_rank0_and_broadcast(lambda: made.append(make()))
         return made[0] if made else make()
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class Ranks:
         dist.all_gather_object(found, json.dumps(value))
         return [json.loads(text) for text in found]
 
-    def most(self, number: int) -> int:
+    def max_over_ranks(self, number: int) -> int:
         """The largest of the processes' numbers; called by all of them, without a GPU's waiting."""
         if self.count == 1:
             return number
@@ -241,7 +241,7 @@ class Ranks:
 
     def wait(self) -> None:
         """Returns once all processes of the group are here."""
-        self.most(0)
+        self.max_over_ranks(0)
 
     def check_same(self, facts: Mapping[str, Any]) -> None:
         """Raises ValueError, on every process, unless all have the same facts (ready for JSON)."""

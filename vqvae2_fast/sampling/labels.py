@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from vqvae2_fast.console.words import perhaps
+from vqvae2_fast.console.words import did_you_mean
 from vqvae2_fast.data.groups import group_names, group_of
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_int64
@@ -124,7 +124,7 @@ def class_number(label: Label, num_classes: int, class_names: Sequence[str] = ()
         listed = f"the name of a group ({_listed(groups)}) or class ({_listed(class_names, 4)})"
     raise ValueError(
         f"expected a number below {num_classes} or the beginning of {listed}, got "
-        f"{given}.{perhaps(label, (*groups, *class_names))}"
+        f"{given}.{did_you_mean(label, (*groups, *class_names))}"
     )
 
 

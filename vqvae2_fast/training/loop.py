@@ -124,7 +124,7 @@ def train(
         ranks.check_same({**identity, **asdict(config)})
         newest, stop, changes = None, StopRequest(), list[str]()
         if folder is not None:
-            newest = ranks.told_by_first(
+            newest = ranks.run_on_rank0_and_broadcast(
                 lambda: _begin(folder, held, resume=resume, overwrite=overwrite, ranks=ranks)
             )
             stop = held.enter_context(stop_requests())
@@ -191,7 +191,7 @@ def train(
             if done % config.validate_every == 0 or last:
                 is_best = validated()
             due = done % config.save_every == 0 or last or is_best
-            stopped = ranks.most(stop.number or 0)
+            stopped = ranks.max_over_ranks(stop.number or 0)
             if folder and (due or stopped):
                 if not finite:
                     raise _diverged(stage, step, float(figures[0]), float(norm), run, folder)

@@ -57,7 +57,7 @@ class ShardedSave:
             folder, name, self._sums = self._held.enter_context(save)
             return folder, name
 
-        folder, name = ranks.told_by_first(begin)
+        folder, name = ranks.run_on_rank0_and_broadcast(begin)
         self._thread = Thread(target=self._write, args=(Path(folder), name, host_copies(tensors)))
         self._thread.start()
 
@@ -83,7 +83,7 @@ class ShardedSave:
         """
         if wait:
             self._thread.join()
-        if self._ranks.most(int(self._thread.is_alive())):
+        if self._ranks.max_over_ranks(int(self._thread.is_alive())):
             return False
         self._thread.join()
         written = self._ranks.gathered(self._written)
@@ -92,7 +92,7 @@ class ShardedSave:
             self.abandon()
             raise OSError(f"{self._path} was not saved; {'; '.join(failed)}")
         self._sums += written
-        self._ranks.told_by_first(self._held.close)
+        self._ranks.run_on_rank0_and_broadcast(self._held.close)
         return True
 
     def abandon(self) -> None:

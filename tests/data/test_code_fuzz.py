@@ -149,7 +149,7 @@ def test_ten_thousand_damaged_manifests_are_refused_or_read_within_bounds(store)
             reports = verify(store)
             codes, labels = opened.batch(torch.arange(len(opened)))
         except ValueError as error:
-            assert str(error).startswith(("code store: ", ""))
+            assert str(store) in str(error)
             assert len(str(error)) < 1000
             seen["refused"] += 1
             return

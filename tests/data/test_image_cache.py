@@ -146,7 +146,7 @@ def edit(path: Path, **changes) -> None:
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(root) -> None:
-    with pytest.raises(OSError, match="image cache: cannot write .*class0/00.png.*another folder"):
+    with pytest.raises(OSError, match="cannot write .*class0/00.png.*another folder"):
         cached_images(ImageFolder(root, 6), root / "class0" / "00.png")
 
 
@@ -156,9 +156,7 @@ def test_a_full_disk_leaves_the_old_cache_and_nothing_else(root, small_disk) -> 
     (root / "class0" / "00.png").unlink()
     for leave in (4096, 65 * 3 * 6 * 6):  # room for a batch of images, or for all except names
         small_disk.fill(leave)
-        with pytest.raises(
-            OSError, match="image cache: cannot write .*(space|large).* and start again"
-        ):
+        with pytest.raises(OSError, match="cannot write .*(space|large).* and start again"):
             cached_images(ImageFolder(root, 6), small_disk.folder)
         small_disk.clear()
         assert sorted(small_disk.folder.rglob("*")) == before

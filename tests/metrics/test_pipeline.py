@@ -139,7 +139,7 @@ def test_priors_of_other_levels_and_unknown_codecs_are_refused(models):
     vqvae, priors = models
     with pytest.raises(ValueError, match="one prior for each of 2 levels, got 1"):
         evaluate_pipeline(vqvae, priors[:1], images(3))
-    with pytest.raises(ValueError, match=r"priors\[0\]: expected a prior of"):
+    with pytest.raises(ValueError, match=r"expected priors\[0\] to be a prior of"):
         evaluate_pipeline(vqvae, priors[::-1], images(3))
     with pytest.raises(ValueError, match="expected codecs from .*, got 'png'"):
         evaluate_pipeline(*models, images(3), codecs=("png",))

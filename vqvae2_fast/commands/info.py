@@ -174,7 +174,7 @@ def _compressed(path: Path) -> Result:
 
 def _samples(path: Path) -> Result:
     """What a folder of samples holds, whether it is complete or not."""
-    begun = read_settings(path, where="info")
+    begun = read_settings(path)
     drawn = [row["file"] is not None for row in read_index(path)]
     values: dict[str, Any] = {
         "kind": "samples",

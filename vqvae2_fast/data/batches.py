@@ -40,8 +40,7 @@ __all__ = [
 def _check_batch_size(count: int, batch_size: int) -> None:
     if not 1 <= batch_size <= count:
         raise ValueError(
-            f"batches: batch_size must be between 1 and the {count} items of the set, "
-            f"got {batch_size}."
+            f"batch_size must be between 1 and the {count} items of the set, got {batch_size}."
         )
 
 
@@ -55,7 +54,7 @@ def shuffled_indices(
     """
     _check_batch_size(count, batch_size)
     if start_step < 0:
-        raise ValueError(f"batches: start_step must be >= 0, got {start_step}.")
+        raise ValueError(f"start_step must be >= 0, got {start_step}.")
     return _steps(count, batch_size, seed, start_step)
 
 
@@ -105,7 +104,7 @@ def _parts(
         plan = _large_steps(count, cut.batch_size, seed, start_step)
     else:
         raise ValueError(
-            f"batches: expected micro-batches of at most the {count} items of the set, got {most} "
+            f"expected micro-batches of at most the {count} items of the set, got {most} "
             "in all processes."
         )
     parts = cut.parts()
@@ -192,9 +191,7 @@ def _checked(cut: BatchCut | None, batch_size: int, count: int) -> BatchCut:
         _check_batch_size(count, batch_size)
         return BatchCut(batch_size)
     if cut.batch_size != batch_size:
-        raise ValueError(
-            f"batches: expected a cut of batches of {batch_size}, got one of {cut.batch_size}."
-        )
+        raise ValueError(f"expected a cut of batches of {batch_size}, got one of {cut.batch_size}.")
     return cut
 
 

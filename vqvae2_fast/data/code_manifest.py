@@ -144,7 +144,7 @@ def render_manifest(folder: Path, manifest: Manifest) -> bytes:
     ).encode("utf-8")
     if len(text) > MAX_MANIFEST_BYTES:
         raise ValueError(
-            f"code store: the manifest of {folder} would exceed {MAX_MANIFEST_BYTES} bytes with "
+            f"the manifest of {folder} would exceed {MAX_MANIFEST_BYTES} bytes with "
             f"{len(manifest.shards)} shards; use larger ones (shard_bytes)."
         )
     return text
@@ -161,7 +161,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = read_untrusted(path, MAX_MANIFEST_BYTES, inside=folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(
-            f"code store: no code store at {printable(folder)}: {printable(path)} is missing."
+            f"no code store at {printable(folder)}: {printable(path)} is missing."
         ) from error
     return parse_manifest(content, path)
 
@@ -171,7 +171,7 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     shown = printable(path)
 
     def damaged(what: str) -> NoReturn:
-        raise ValueError(f"code store: {shown} is damaged: {what}.")
+        raise ValueError(f"{shown} is damaged: {what}.")
 
     def require(ok: bool, what: str) -> None:
         if not ok:
@@ -182,13 +182,13 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     try:
         raw = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"code store: {shown} is damaged: not JSON ({short(error)}).") from error
+        raise ValueError(f"{shown} is damaged: not JSON ({short(error)}).") from error
     require(isinstance(raw, dict) and raw.get("kind") == "code_store", "kind is not code_store")
     version = raw.get("version")
     require(_count(version, 1), f"version is {_show(version)}")
     if version > VERSION:
         raise ValueError(
-            f"code store: {shown} has version {version}, this release reads up to {VERSION}; "
+            f"{shown} has version {version}, this release reads up to {VERSION}; "
             "install a newer vqvae2_fast."
         )
     k = raw.get("num_embeddings")
@@ -264,12 +264,12 @@ def check_shard_file(folder: Path, layout: CodeLayout, shard: Shard) -> Path:
         status = check_regular(path, links=False)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
-            f"code store: shard {printable(path)} is missing or not a regular file; {REPAIR}."
+            f"shard {printable(path)} is missing or not a regular file; {REPAIR}."
         ) from error
     expected = shard.records * layout.record_bytes
     if status.st_size != expected:
         raise ValueError(
-            f"code store: shard {printable(path)} has {status.st_size} bytes, expected {expected} "
+            f"shard {printable(path)} has {status.st_size} bytes, expected {expected} "
             f"({shard.records} records of {layout.record_bytes}); it was cut or replaced: {REPAIR}."
         )
     return path

@@ -352,12 +352,12 @@ def read_checked_shard(folder: Path, layout: CodeLayout, shard: Shard) -> Iterat
             count = min(step, shard.records - first)
             content = file.read(count * layout.record_bytes)
             if len(content) != count * layout.record_bytes:
-                raise ValueError(f"code store: shard {path} was cut while it was read.")
+                raise ValueError(f"shard {path} was cut while it was read.")
             crc32 = zlib.crc32(content, crc32)
             yield np.frombuffer(content, dtype=np.uint8).reshape(count, layout.record_bytes)
     if crc32 != shard.crc32:
         raise ValueError(
-            f"code store: shard {path} is damaged: CRC32 {crc32:08x}, the manifest says "
+            f"shard {path} is damaged: CRC32 {crc32:08x}, the manifest says "
             f"{shard.crc32:08x}; {REPAIR}."
         )
 

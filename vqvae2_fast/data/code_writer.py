@@ -223,7 +223,7 @@ class CodeWriter:
     def _explained(self) -> Iterator[None]:
         """Drops the unfinished shard on an error, and explains an error of the disk."""
         try:
-            with explained(f"CodeWriter: cannot write to {self.folder}", *self.on_failure):
+            with explained(f"cannot write to {self.folder}", *self.on_failure):
                 yield
         except BaseException:
             self.discard()

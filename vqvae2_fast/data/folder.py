@@ -172,13 +172,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     def _check(self, name: str) -> None:
         """Raises if the file is not an image, was cut, is too small or has the wrong channels."""
-        with self._open(name) as (file, where):
-            check_image(file, where, self.image_shape, self.convert_channels)
+        with self._open(name) as (file, source):
+            check_image(file, source, self.image_shape, self.convert_channels)
 
     def _decode(self, name: str) -> Tensor:
         """The image as uint8 `[C, H, W]`."""
-        with self._open(name) as (file, where):
-            return decode_image(file, where, self.image_shape, self.convert_channels)
+        with self._open(name) as (file, source):
+            return decode_image(file, source, self.image_shape, self.convert_channels)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[IO[bytes], str]]:
@@ -211,12 +211,12 @@ def whole_images(
     inside = path if path.is_dir() else None  # one image may be named by a link
     names = image_names(path)
     for name in names if skipped is None else ():
-        with _whole_image(root / name, inside) as (file, where):
-            check_image(file, where, (channels, 1, 1), convert_channels=True)
+        with _whole_image(root / name, inside) as (file, source):
+            check_image(file, source, (channels, 1, 1), convert_channels=True)
     for name in names:
         try:
-            with _whole_image(root / name, inside) as (file, where):
-                pixels = decode_whole_image(file, where, channels, convert_channels=True)
+            with _whole_image(root / name, inside) as (file, source):
+                pixels = decode_whole_image(file, source, channels, convert_channels=True)
         except CorruptImageError:
             if skipped is None:
                 raise
@@ -255,8 +255,6 @@ def _opened(path: Path, inside: Path | None) -> IO[bytes]:
 
 def image_names(path: Path) -> list[str]:
     """Sorted names of the images in a folder, relative to it, or of the one image.
-
-    Args:
 
     Raises:
         ValueError: No images there, or a link to a folder or out of it.

@@ -105,8 +105,7 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         self.image_shape = checked_shape(image_size, image_channels)
         self.convert_channels = convert_channels
         self.folder = folder
-        where = "HuggingFaceImages" + ("" if folder is None else f": {printable(folder)}")
-        self._image = _column(where, source, image_column, "Image", "image_column")
+        self._image = _column(source, image_column, "Image", "image_column")
         # A format, which may have been saved with the set, can hide columns.
         plain = source.with_format(None)
         encoded = type(source.features[self._image])(decode=False)
@@ -118,7 +117,7 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         self._label = label
         self.class_names: tuple[str, ...] = ()
         if label:
-            label = _column(where, source, label, "ClassLabel", "label_column")
+            label = _column(source, label, "ClassLabel", "label_column")
             self.class_names = tuple(source.features[label].names)
             values = [-1 if value is None else int(value) for value in plain[label]]
             self.labels = torch.tensor(values, dtype=torch.int64, device="cpu")
@@ -134,22 +133,22 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         number = self.row_numbers[index]
-        where = f"item {number} of {printable(self._image)}"
+        source = f"item {number} of {printable(self._image)}"
         if self.folder is not None:
-            where += f" in {printable(self.folder)}"
-        with self._open(where, self._encoded[index][self._image]) as file:
-            pixels = decode_image(file, where, self.image_shape, self.convert_channels)
+            source += f" in {printable(self.folder)}"
+        with self._open(source, self._encoded[index][self._image]) as file:
+            pixels = decode_image(file, source, self.image_shape, self.convert_channels)
         return pixels, int(self.labels[index])
 
-    def _open(self, where: str, row: dict[str, Any] | None) -> IO[bytes]:
+    def _open(self, source: str, row: dict[str, Any] | None) -> IO[bytes]:
         content, path = (row or {}).get("bytes"), (row or {}).get("path")
         if content is not None:
             return io.BytesIO(content)
         if path is None:
-            raise CorruptImageError(f"{where} cannot be decoded (there is none).")
+            raise CorruptImageError(f"{source} cannot be decoded (there is none).")
         if self.folder is None:
             raise ValueError(
-                f"{where} is not in the data set but in the file {short(path)}, which is not "
+                f"{source} is not in the data set but in the file {short(path)}, which is not "
                 "opened; pass folder=, the folder that holds the files."
             )
         return open_untrusted(Path(self.folder) / path, inside=self.folder)
@@ -281,15 +280,13 @@ def _columns(source: datasets.Dataset, kind: str) -> list[str]:
     return [name for name, feature in source.features.items() if type(feature).__name__ == kind]
 
 
-def _column(
-    where: str, source: datasets.Dataset, wanted: str | None, kind: str, argument: str
-) -> str:
+def _column(source: datasets.Dataset, wanted: str | None, kind: str, argument: str) -> str:
     found = _columns(source, kind)
     if wanted is None and len(found) == 1:
         return found[0]
     if wanted not in found:
         raise ValueError(
-            f"{where}: {argument} must be one of the columns of type {kind} "
+            f"{argument} must be one of the columns of type {kind} "
             f"({short(', '.join(found), 500) or 'there are none'}), got {wanted!r}."
         )
     return wanted

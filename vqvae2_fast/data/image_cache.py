@@ -195,13 +195,13 @@ def write_cache(
             shutil.rmtree(old, ignore_errors=True)
     made = _open(path)
     if made is None:
-        raise RuntimeError(f"image cache: {path} could not be read after it was written.")
+        raise RuntimeError(f"{path} could not be read after it was written.")
     return made
 
 
 def _explained(path: Path) -> AbstractContextManager[None]:
     return explained(
-        f"image cache: cannot write {path}",
+        f"cannot write {path}",
         "Earlier caches are as they were",
         then="start again, or name another folder",
     )
@@ -222,7 +222,7 @@ def _replace_folder(part: Path, path: Path) -> None:
 
 def _path(folder: str | os.PathLike[str], name: str, key: str) -> Path:
     if not name or Path(name).name != name or name.startswith("."):
-        raise ValueError(f"image cache: name must be a plain file name, got {name!r}.")
+        raise ValueError(f"name must be a plain file name, got {name!r}.")
     check_utf8(Path(folder))  # before hours of decoding
     digest = hashlib.sha256(f"{VERSION}/{key}".encode()).hexdigest()[:16]
     return Path(folder) / f"{name}-{digest}"

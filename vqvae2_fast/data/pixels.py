@@ -126,7 +126,7 @@ def _limit_of_pillow() -> Iterator[None]:
 
 
 def check_image(
-    file: IO[bytes], where: str, image_shape: tuple[int, int, int], convert_channels: bool
+    file: IO[bytes], source: str, image_shape: tuple[int, int, int], convert_channels: bool
 ) -> None:
     """Raises as `decode_image` would, judging by the header and the end of the file.
 
@@ -138,7 +138,7 @@ def check_image(
     try:
         with open_image(file) as image:
             height, width = _upright_size(image)
-            _check_mode(where, image, image_shape[0], convert_channels)
+            _check_mode(source, image, image_shape[0], convert_channels)
             if not _has_end(file, image):
                 # Some writers append data or leave out the end mark; then decoding has to show it.
                 file.seek(0)
@@ -147,17 +147,17 @@ def check_image(
     except _UnfitImageError:
         raise
     except DECODE_ERRORS as error:
-        raise CorruptImageError(f"{where} cannot be decoded ({short(error, 200)}).") from error
-    _check_size(where, (height, width), image_shape)
+        raise CorruptImageError(f"{source} cannot be decoded ({short(error, 200)}).") from error
+    _check_size(source, (height, width), image_shape)
 
 
 def decode_image(
-    file: IO[bytes], where: str, image_shape: tuple[int, int, int], convert_channels: bool
+    file: IO[bytes], source: str, image_shape: tuple[int, int, int], convert_channels: bool
 ) -> Tensor:
     """The image upright, scaled to cover the size and cropped to it: uint8 `[C, H, W]`.
 
     Args:
-        where: The beginning of a message: the function and the name of the image.
+        source: The name of the image, for messages.
         image_shape: (C, H, W), C = 1 or 3.
         convert_channels: Turn grey to RGB or RGB to grey where needed.
 
@@ -166,29 +166,29 @@ def decode_image(
         ValueError: It is smaller than the size, or of the wrong number of channels.
     """
     channels, height, width = image_shape
-    with _upright(file, where, channels, convert_channels) as image:
-        _check_size(where, (image.height, image.width), image_shape)
+    with _upright(file, source, channels, convert_channels) as image:
+        _check_size(source, (image.height, image.width), image_shape)
         mode = "L" if channels == 1 else "RGB"
         return _as_tensor(_converted(cover(_flatten(image, mode), height, width), mode))
 
 
 def decode_whole_image(
-    file: IO[bytes], where: str, channels: int, convert_channels: bool
+    file: IO[bytes], source: str, channels: int, convert_channels: bool
 ) -> Tensor:
     """The image upright, of its own size: uint8 `[C, H, W]`. Raises as `decode_image`."""
-    with _upright(file, where, channels, convert_channels) as image:
+    with _upright(file, source, channels, convert_channels) as image:
         mode = "L" if channels == 1 else "RGB"
         return _as_tensor(_converted(_flatten(image, mode), mode))
 
 
 @contextmanager
 def _upright(
-    file: IO[bytes], where: str, channels: int, convert_channels: bool
+    file: IO[bytes], source: str, channels: int, convert_channels: bool
 ) -> Iterator[Image.Image]:
     """The image turned by its EXIF tag; whatever its reader raises becomes CorruptImageError."""
     try:
         with open_image(file) as image:
-            _check_mode(where, image, channels, convert_channels)
+            _check_mode(source, image, channels, convert_channels)
             image.load()  # a TIFF is turned by this
             turn = _TURNS.get(_orientation(image))
             if turn is None:
@@ -200,7 +200,7 @@ def _upright(
     except _UnfitImageError:
         raise
     except DECODE_ERRORS as error:
-        raise CorruptImageError(f"{where} cannot be decoded ({short(error, 200)}).") from error
+        raise CorruptImageError(f"{source} cannot be decoded ({short(error, 200)}).") from error
 
 
 def _as_tensor(image: Image.Image) -> Tensor:
@@ -229,27 +229,27 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
 
 
-def _check_size(where: str, size: tuple[int, int], image_shape: tuple[int, int, int]) -> None:
+def _check_size(source: str, size: tuple[int, int], image_shape: tuple[int, int, int]) -> None:
     _, height, width = image_shape
     if size[0] < height or size[1] < width:
         raise TooSmallImageError(
-            f"{where} is {size[0]}x{size[1]} (height x width), smaller than image_size "
+            f"{source} is {size[0]}x{size[1]} (height x width), smaller than image_size "
             f"{height}x{width}; remove it or use a smaller image_size."
         )
 
 
-def _check_mode(where: str, image: Image.Image, channels: int, convert_channels: bool) -> None:
+def _check_mode(source: str, image: Image.Image, channels: int, convert_channels: bool) -> None:
     # In a PPM mode I means up to 16 bits, which Pillow scales to 0..65535.
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise _UnfitImageError(
-            f"{where} has 32-bit pixels (mode {image.mode}), whose range is not known; "
+            f"{source} has 32-bit pixels (mode {image.mode}), whose range is not known; "
             "convert it to 8 or 16 bits."
         )
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
     found = 1 if grey else 3
     if found != channels and not convert_channels:
         raise _UnfitImageError(
-            f"{where} has {found} channel(s) (mode {image.mode}), expected "
+            f"{source} has {found} channel(s) (mode {image.mode}), expected "
             f"image_channels={channels}; pass convert_channels=True, or use a model and data of "
             f"image_channels={found}."
         )

@@ -329,12 +329,9 @@ def _remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_settings(out: Path, where: str = "out") -> dict[str, Any] | None:
+def read_settings(out: Path) -> dict[str, Any] | None:
     """What settings.json of a folder of samples says: `version`, `count` and `settings`; None
     without the file.
-
-    Args:
-        where: What an error message begins with.
 
     Raises:
         ValueError: The file is of something else, or of another version.
@@ -343,13 +340,11 @@ def read_settings(out: Path, where: str = "out") -> dict[str, Any] | None:
         values = read_object(out / SETTINGS)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
     if type(values.get("count")) is not int or not isinstance(values.get("settings"), dict):
-        raise ValueError(f"{where}: {printable(out / SETTINGS)} is not of a folder of samples.")
+        raise ValueError(f"{printable(out / SETTINGS)} is not of a folder of samples.")
     if values.get("version") != _VERSION:
         raise ValueError(
-            f"{where}: {printable(out / SETTINGS)} has version "
+            f"{printable(out / SETTINGS)} has version "
             f"{short(repr(values.get('version')))}, this package reads {_VERSION}."
         )
     return values

@@ -113,13 +113,13 @@ def load_web_dataset(
             highest = max(highest, label)
             if label >= num_classes:
                 raise ValueError(
-                    f"{sample.where} has label {label}; expected one of {num_classes} classes."
+                    f"{sample.source} has label {label}; expected one of {num_classes} classes."
                 )
             held = is_held_out(sample.name, held_out_fraction) or sample.name == forced
             if split != "all" and held != (split == "held_out"):
                 continue
             images.append(
-                decode_image(io.BytesIO(sample.image()), sample.where, shape, convert_channels)
+                decode_image(io.BytesIO(sample.image()), sample.source, shape, convert_channels)
             )
             labels.append(label)
             keys.append(sample.key)
@@ -197,15 +197,15 @@ class _Sample:
         return f"{self.shard.name}/{self.key}"
 
     @property
-    def where(self) -> str:
-        return f"load_web_dataset: sample {short(self.key)} of {printable(self.shard)}"
+    def source(self) -> str:
+        return f"sample {short(self.key)} of {printable(self.shard)}"
 
     def image(self) -> bytes:
         found = [content for kind, content in self.members.items() if _is_image(kind)]
         if len(found) != 1 or found[0] is None:
             held = short(", ".join(self.members))
             raise ValueError(
-                f"{self.where} must hold one image ({', '.join(_EXTENSIONS)}), holds {held}."
+                f"{self.source} must hold one image ({', '.join(_EXTENSIONS)}), holds {held}."
             )
         return found[0]
 
@@ -223,9 +223,9 @@ class _Sample:
             else:
                 label = int(content)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{self.where}: {key} holds no label ({short(error)}).") from error
+            raise ValueError(f"{self.source}: {key} holds no label ({short(error)}).") from error
         if label < -1:
-            raise ValueError(f"{self.where}: {key} holds label {short(label)}.")
+            raise ValueError(f"{self.source}: {key} holds label {short(label)}.")
         return int(label)
 
 
@@ -248,7 +248,7 @@ def _samples(paths: list[Path], wanted: Callable[[str], bool]) -> Iterator[_Samp
                     yield sample
                 sample = _Sample(path, key)
             if kind in sample.members:
-                raise ValueError(f"{sample.where} holds {short(kind)} twice.")
+                raise ValueError(f"{sample.source} holds {short(kind)} twice.")
             sample.members[kind] = content
         if sample.members:
             yield sample

@@ -59,7 +59,7 @@ def classification_accuracy(
         for images, labels in batches:
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
                 raise ValueError(
-                    f"accuracy: expected labels in [0, {classes}), the classes of the classifier, "
+                    f"expected labels in [0, {classes}), the classes of the classifier, "
                     f"got labels from {int(labels.min())} to {int(labels.max())}."
                 )
             ranked = model(images.to(device)).topk(min(5, classes), dim=1).indices.cpu()  # [B, 5]
@@ -70,7 +70,7 @@ def classification_accuracy(
             among_five += int((ranked == labels[:, None]).sum())
     count = int(totals.sum())
     if not count:
-        raise ValueError("accuracy: expected at least one image, got none.")
+        raise ValueError("expected at least one image, got none.")
     top1 = int(hits.sum()) / count
     low, high = _wilson(top1, count)
     by_class = (hits.double() / totals).tolist()

@@ -131,8 +131,7 @@ def test_a_list_is_no_set_of_images(function) -> None:
         "batches": lambda images: batches(images, 2, seed=0),
         "in_order": lambda images: in_order(images, 2),
     }[function]
-    told = f"{function}: expected dataset to be a set of images, .* got list.*ImageTensorDataset"
-    with pytest.raises(TypeError, match=told):
+    with pytest.raises(TypeError, match="expected dataset .* got list.*ImageTensorDataset"):
         called([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4)
 
 

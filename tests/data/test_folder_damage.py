@@ -345,7 +345,7 @@ def test_one_whole_image_may_be_named_by_a_link(tmp_path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "y.png").symlink_to("../a/x.png")
     assert [name for name, _ in whole_images(tmp_path / "b" / "y.png", 3)] == ["y.png"]
-    with pytest.raises(ValueError, match="^compress: .* is a link out of"):
+    with pytest.raises(ValueError, match="y.png is a link out of"):
         list(whole_images(tmp_path / "b", 3))
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.data.images import ImageTensorDataset, Split, check_labels, check_split
+from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split
+from vqvae2_fast.files.fields import damaged
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import decompressed, open_untrusted
 
@@ -61,17 +62,15 @@ def load_fashion_mnist(
     images, labels = [], []
     for part in parts:
         images.append(read_idx(_find(Path(folder), f"{part}-images-idx3-ubyte"), 3))
-        labels.append(read_idx(_find(Path(folder), f"{part}-labels-idx1-ubyte"), 1))
+        path = _find(Path(folder), f"{part}-labels-idx1-ubyte")
+        labels.append(read_idx(path, 1))
         if len(images[-1]) != len(labels[-1]):
             raise ValueError(
                 f"{printable(folder)} has {len(images[-1])} images and "
                 f"{len(labels[-1])} labels of {part}; take all files from one set."
             )
-        check_labels(
-            labels[-1].long(),
-            len(images[-1]),
-            len(class_names),
-        )
+        if len(labels[-1]) and int(labels[-1].max()) >= len(class_names):
+            raise damaged(path, f"label {int(labels[-1].max())} of {len(class_names)} classes")
     return ImageTensorDataset(
         torch.cat(images).unsqueeze(1),  # [N, H, W] -> [N, 1, H, W]
         torch.cat(labels).long(),

@@ -16,6 +16,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import statistics
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,10 +27,12 @@ from shared.workload import Run, Workload, make_runs
 from shared.workloads import WORKLOADS
 
 from vqvae2_fast import ops
-from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 if TYPE_CHECKING:
     import argparse
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.compare import simd_level, simd_levels  # noqa: E402
 
 
 def owner_of(workload: Workload) -> str:

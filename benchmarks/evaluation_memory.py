@@ -35,12 +35,14 @@ from vqvae2_fast.metrics import extract_features, frechet_distance, inception_sc
 from vqvae2_fast.metrics.features import Extracted
 from vqvae2_fast.metrics.neighbours import neighbour_measures
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.models import tiny_pipeline  # noqa: E402
 
 _BATCH = 256
 _CHILD = """

@@ -27,6 +27,7 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 from shared.measure import count
@@ -34,7 +35,9 @@ from torch import Tensor
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
-from vqvae2_fast.testing.compare import simd_level, simd_levels
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.compare import simd_level, simd_levels  # noqa: E402
 
 CHUNK = 1 << 14
 

@@ -16,6 +16,7 @@ import ctypes
 import importlib.util
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,7 +174,9 @@ def check_engine() -> bool:
 
     from vqvae2_fast.ops import _native
     from vqvae2_fast.sampling import choose_engine
-    from vqvae2_fast.testing.priors import tiny_prior
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from helpers.models import tiny_prior
 
     reason = _native.why_not_cuda(torch.device("cuda", 0))
     engine, why = choose_engine("auto", tiny_prior().cuda())

@@ -15,7 +15,9 @@ import argparse
 import json
 import re
 import shutil
+import sys
 import time
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +27,12 @@ from shared.measure import count, machine, needed, ratio
 
 from vqvae2_fast import from_preset
 from vqvae2_fast.sampling import draw_batch, level_settings
-from vqvae2_fast.testing.server import served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.server import served  # noqa: E402
 
 httpx = needed("httpx")
 DONE = re.compile(r"images? in [\d.]+ s")  # what the page says when all is drawn

@@ -33,11 +33,13 @@ from shared import measure
 from vqvae2_fast import VQVAE2, PixelSNAIL, preset
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
-from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.codes import CodeSet  # noqa: E402
 
 BATCH = 32
 FIRST = 3  # steps that are not counted

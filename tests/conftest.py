@@ -21,11 +21,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from helpers.compare import RecordedOperators
 from hypothesis import HealthCheck, settings
 
 from vqvae2_fast.cli import main
 from vqvae2_fast.ops import _native
-from vqvae2_fast.testing.compare import RecordedOperators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

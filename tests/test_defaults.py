@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.cases import cases_of
+from helpers.models import prior_inputs, tiny_pipeline, tiny_prior
 from torch import Tensor
 
 import vqvae2_fast
@@ -46,8 +47,6 @@ from vqvae2_fast.modules import (
     VectorQuantizerEMA,
 )
 from vqvae2_fast.ops import OPERATORS, _native
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 
 @contextmanager

@@ -8,13 +8,13 @@ from html import unescape
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 
 import vqvae2_fast as vq2
 from vqvae2_fast.console.tables import html_table
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.modules import MultiHeadVQ, RandomProjectionQuantizer, VectorQuantizer
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
 def cells(html: str) -> list[list[str]]:

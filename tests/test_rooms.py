@@ -30,7 +30,7 @@ FLOORS = (
     ("runs",),  # folders, logs and processes of a run
     ("training", "report"),  # the loop, its stages and recipes; pictures and pages of results
     ("presets",),  # named models with their trainings
-    ("compat", "testing"),  # drop-ins for other packages; helpers for tests of users
+    ("compat",),  # drop-ins for other packages
     ("commands",),  # the command line's commands
     ("cli",),
     ("__main__",),

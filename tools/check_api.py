@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -29,8 +30,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.server import served
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.models import tiny_pipeline  # noqa: E402
+from helpers.server import served  # noqa: E402
 
 CHECKS = (
     not_a_server_error,

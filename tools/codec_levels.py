@@ -21,7 +21,9 @@ import vqvae2_fast as vq2
 from vqvae2_fast import codec
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.sampling.pipeline import sample_levels
-from vqvae2_fast.testing.compare import simd_level, simd_levels
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.compare import simd_level, simd_levels  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "codec" / "golden"
 

@@ -37,11 +37,13 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.testing.compare import relative_difference
-from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.network import whole
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.codes import CodeSet  # noqa: E402
+from helpers.compare import relative_difference  # noqa: E402
+from helpers.models import SMALL_PRIOR, SMALL_VQVAE  # noqa: E402
 
 BATCH = 12
 WAYS = {

@@ -9,6 +9,7 @@ import argparse
 import io
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,12 @@ from vqvae2_fast import from_preset
 from vqvae2_fast.data import load_emoji
 from vqvae2_fast.data.images import to_float
 from vqvae2_fast.data.pixels import pictures
-from vqvae2_fast.testing.server import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.server import served  # noqa: E402
 
 DONE = re.compile(r"images? in [\d.]+ s")
 

@@ -14,16 +14,19 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from vqvae2_fast import BSQ, FSQ, LFQ, ResidualFSQ, ResidualVQ, SimVQ, VectorQuantizerEMA
 from vqvae2_fast.modules import GroupedResidualVQ, MultiHeadVQ
-from vqvae2_fast.testing.compare import simd_levels
 
 if TYPE_CHECKING:
     from vqvae2_fast.modules.scalar_rounding import Grid
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.compare import simd_levels  # noqa: E402
 
 # Of a number between two values, relative to the distance of the boundaries: float32's rounding
 # of tanh, of the factor and of the offset.

@@ -26,7 +26,9 @@ from pathlib import Path
 
 from vqvae2_fast.checkpoints import load_training
 from vqvae2_fast.checkpoints.locate import latest
-from vqvae2_fast.testing.compare import relative_difference
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.compare import relative_difference  # noqa: E402
 
 VQVAE = [
     *("--model.hidden-channels", "8", "--model.residual-channels", "4"),

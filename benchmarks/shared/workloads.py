@@ -11,8 +11,10 @@ port computes, `reference` our operator's reference, and `_compiled` any of them
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,13 +24,15 @@ from torch import Tensor, nn
 from shared.quantizer_workloads import QUANTIZER_WORKLOADS, lucidrains
 from shared.workload import Run, Workload, sharing
 from vqvae2_fast import ops
-from vqvae2_fast.testing.compare import simd_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Search = Callable[[Tensor, Tensor], Tensor]
     Statistics = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.compare import simd_levels  # noqa: E402
 
 BETA, DECAY, EPSILON = 0.25, 0.99, 1e-5
 # The best of 512 to 8,192 rows, or nearly so, for 256 to 1,024 codes on a Zen 5, 1 and 2 threads.

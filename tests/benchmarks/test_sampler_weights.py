@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 
 import vqvae2_fast
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
 class Vqvae:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.compare import RecordedOperators
 
 from vqvae2_fast import ops
-from vqvae2_fast.testing.compare import RecordedOperators
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import tempfile
 import pytest
 import torch
 from helpers.checkpoints import assert_equal, edit, small_priors
+from helpers.models import SMALL_VQVAE
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints import checkpoint
@@ -20,7 +21,6 @@ from vqvae2_fast.checkpoints.sums import write_sums
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 
 @pytest.fixture

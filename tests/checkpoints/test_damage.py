@@ -10,6 +10,7 @@ import struct
 
 import pytest
 import torch
+from helpers.models import TINY_PRIOR, TINY_VQVAE
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints import sums
@@ -25,7 +26,6 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling import calibrate
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
 FILES = (
     "config.json",

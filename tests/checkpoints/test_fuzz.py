@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import TINY_PRIOR, TINY_VQVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
 # Memory that reading any of these may take in addition; the checkpoint itself has 40 KB.
 MEMORY = 24 * 2**20

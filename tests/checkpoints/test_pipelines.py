@@ -9,14 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.checkpoints import assert_equal, edit, small_priors
+from helpers.models import SMALL_TOP, SMALL_VQVAE, tiny_pipeline
 
 from vqvae2_fast.checkpoints.checkpoint import class_names, load, save
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
 def test_a_pipeline_comes_back_whole_with_the_names_of_its_classes(tmp_path):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from helpers.models import TINY_PRIOR, TINY_VQVAE
 
 from vqvae2_fast.checkpoints import from_preset, pretrained_folder, pretrained_names, save
 from vqvae2_fast.checkpoints import pretrained as module
@@ -14,7 +15,6 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.presets import preset
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
 CARD = {"licence": "MIT", "data": "squares", "command": "train", "metrics": {"psnr": 26.0}}
 PACKAGED = pretrained_names()

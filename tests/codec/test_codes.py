@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
+from helpers.models import tiny_pipeline
 
 from vqvae2_fast import codec
 from vqvae2_fast.codec.engine import check_engine
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, score_codes
-from vqvae2_fast.testing.compare import simd_level, simd_levels
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable

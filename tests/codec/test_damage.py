@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from vqvae2_fast.codec import bitstream
 from vqvae2_fast.codec.bitstream import read_segments, write_segment
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
 

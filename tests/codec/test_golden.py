@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
 from torch import Tensor
 
 import vqvae2_fast as vq2
 from vqvae2_fast import codec
-from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 GOLDEN = Path(__file__).parent / "golden"
 LOWEST, *HIGHER = simd_levels()

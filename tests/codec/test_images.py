@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 
 from vqvae2_fast import codec
 from vqvae2_fast.codec.bitstream import read_segments, write_segment
@@ -13,7 +14,6 @@ from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.data import pixels
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.pipeline import Pipeline, decoded
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from helpers.models import SMALL_VQVAE, tiny_pipeline
 from PIL import Image
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.configs import SMALL_VQVAE
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path

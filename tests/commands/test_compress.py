@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 from PIL import Image
 
 from vqvae2_fast import codec
@@ -17,7 +18,6 @@ from vqvae2_fast.cli import main
 from vqvae2_fast.commands import compress
 from vqvae2_fast.data import CodeStore, CodeWriter, ImageTensorDataset, codes_in_order
 from vqvae2_fast.ops import _native
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 from PIL import Image
 
 from vqvae2_fast.checkpoints import save
@@ -15,7 +16,6 @@ from vqvae2_fast.cli import main
 from vqvae2_fast.commands import decompress
 from vqvae2_fast.data import CodeWriter, pixels
 from vqvae2_fast.ops import _native
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
 

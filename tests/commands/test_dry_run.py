@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from helpers.models import SMALL_VQVAE
 
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 MODEL = (
     "--model.image-size 8 8 --model.strides 2 2 --model.hidden-channels 8 "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 from PIL import Image
 
 from vqvae2_fast.checkpoints import save
@@ -17,7 +18,6 @@ from vqvae2_fast.commands import evaluate as module
 from vqvae2_fast.metrics.distances import MEASURES
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.ops import _native
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+from helpers.models import tiny_prior
+
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.priors import tiny_prior
 
 
 def test_flip_and_copies_add_records_to_the_training_store_alone(images, vqvae, tmp_path, run):

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 from PIL import Image
 
 from vqvae2_fast.checkpoints import load, save
@@ -15,7 +16,6 @@ from vqvae2_fast.metrics import perceptual
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.patch_discriminator import PatchDiscriminator
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 SHORT = (
     *("--train.steps", "3", "--train.batch-size", "4", "--train.validate-every", "3"),

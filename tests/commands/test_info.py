@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline, tiny_prior
 
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.checkpoints.hub import model_card
@@ -19,8 +20,6 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import tiny_prior
 
 
 def test_a_code_store_is_described(codes, run):

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 
 from vqvae2_fast import codec
 from vqvae2_fast.cli import main
 from vqvae2_fast.ops import _native
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path

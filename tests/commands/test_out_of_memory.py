@@ -6,12 +6,12 @@ import re
 
 import pytest
 import torch
+from helpers.models import SMALL_VQVAE
 
 from vqvae2_fast.commands.memory import explaining_memory
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.console.words import number
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import TrainConfig
 from vqvae2_fast.training.decoder import freeze_all_but_decoder
 

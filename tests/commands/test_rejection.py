@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.codes import CodeSet
+from helpers.models import tiny_pipeline
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
-from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path

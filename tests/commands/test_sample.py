@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 from PIL import Image
 
 from vqvae2_fast.checkpoints import load, save
@@ -20,7 +21,6 @@ from vqvae2_fast.data import to_uint8
 from vqvae2_fast.data.sample_folder import SampleFolder
 from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.sampling import sample_images
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
 def test_it_leaves_images_their_index_settings_and_a_picture(sample, tmp_path, files):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 from PIL import Image
 
 from vqvae2_fast import PixelSNAIL, load
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.commands import calibrate
 from vqvae2_fast.data import CodeStore, CodeWriter
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 PRIOR = "--model.channels 8 --model.residual-channels 8 --model.num-heads 2 --train.batch-size 4"
 

@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from helpers.codes import CodeSet
 from PIL import Image
 
 from vqvae2_fast.data import (
@@ -18,7 +19,6 @@ from vqvae2_fast.data import (
     to_float,
 )
 from vqvae2_fast.data.batch_cut import BatchCut
-from vqvae2_fast.testing.codes import CodeSet
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.codes import CodeSet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vqvae2_fast.data import CodeStore, verify
-from vqvae2_fast.testing.codes import CodeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from helpers.codes import CodeSet, random_codes
 
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_layout import CodeLayout
-from vqvae2_fast.testing.codes import CodeSet, random_codes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers.codes import random_codes
 
 from vqvae2_fast.data import code_store, discard_damaged, verify
 from vqvae2_fast.files.durable import lock_file
-from vqvae2_fast.testing.codes import random_codes
 
 if TYPE_CHECKING:
     from pathlib import Path

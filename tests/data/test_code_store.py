@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.codes import CodeSet, random_codes
 from torch.utils.data import DataLoader
 
 from vqvae2_fast.data import CodeStore, check_matches, verify
 from vqvae2_fast.data.code_manifest import read_manifest, write_manifest
 from vqvae2_fast.models.configs import PixelSNAILConfig
-from vqvae2_fast.testing.codes import CodeSet, random_codes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from helpers.models import SMALL_PRIOR, SMALL_TOP
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_TOP
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline, tiny_prior
 
 from vqvae2_fast.cli import main
 from vqvae2_fast.codec import decode_images, encode_images
@@ -13,8 +14,6 @@ from vqvae2_fast.codec import engine as codec_engine
 from vqvae2_fast.machine import quota
 from vqvae2_fast.machine.quota import quota_of, threads_within_quota, within_quota
 from vqvae2_fast.sampling import sample_codes, sample_images
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import tiny_prior
 
 UNIFIED = "31 23 0:28 {root} {folder} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 SPLIT = (

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import SMALL_TOP
 
 from vqvae2_fast.metrics import codebook_use, marginal_entropy, prior_labels, prior_likelihood
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.testing.configs import SMALL_TOP
 
 
 def prior(num_classes: int = 0) -> PixelSNAIL:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 
 from vqvae2_fast.data import ImageTensorDataset, in_order, to_float
 from vqvae2_fast.data.subset import ImageSubset
@@ -21,7 +22,6 @@ from vqvae2_fast.metrics import (
 from vqvae2_fast.metrics import pipeline as module
 from vqvae2_fast.metrics.reconstruction import reconstruction_measures
 from vqvae2_fast.models.configs import VQVAE2Config
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
 def images(count: int, seed: int = 0) -> ImageTensorDataset:

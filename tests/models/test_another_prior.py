@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.codes import random_codes
+from helpers.models import tiny_pipeline
 from torch import Tensor, nn
 
 from vqvae2_fast import Pipeline, cli, load, presets, sample_codes, sample_images, save
@@ -17,8 +19,6 @@ from vqvae2_fast.metrics import evaluate_pipeline, prior_likelihood
 from vqvae2_fast.models.prior import PRIORS, Prior, PriorConfig, make_prior, register_prior
 from vqvae2_fast.sampling import choose_engine
 from vqvae2_fast.sampling.sampler import score_codes
-from vqvae2_fast.testing.codes import random_codes
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.training import TrainConfig, prior_stage, train
 from vqvae2_fast.training.preset import Preset, PresetTraining
 

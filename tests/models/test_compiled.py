@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import SMALL_PRIOR, SMALL_VQVAE
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.presets import preset
-from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 
 
 def vqvae() -> VQVAE2:

@@ -4,12 +4,12 @@ import math
 from dataclasses import replace
 
 import pytest
+from helpers.models import SMALL_TOP, SMALL_VQVAE
 
 from vqvae2_fast import preset
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
 
 CONDITIONED = replace(SMALL_TOP, size=(4, 6), condition_sizes=((2, 3),))
 

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import SMALL_PRIOR
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2, VQVAE2Output
-from vqvae2_fast.testing.configs import SMALL_PRIOR
 
 BATCH = {0: torch.export.Dim("batch", max=64)}
 

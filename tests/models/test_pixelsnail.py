@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_configs, tiny_prior
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.prior import without_variants
 from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
 from vqvae2_fast.modules.gated import GatedResidual
-from vqvae2_fast.testing.priors import prior_inputs, tiny_configs, tiny_prior
 
 CONFIGS = tiny_configs()
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import SMALL_VQVAE
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.presets import preset
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 STRIDES = [(2,), (4,), (8,), (2, 2), (4, 2), (2, 4, 2), (8, 2, 2), (2, 2, 2, 2)]

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 
 import vqvae2_fast as vq2
-from vqvae2_fast.testing.priors import tiny_prior
 
 QUANTIZERS = {
     "cosine": ("cosine",),

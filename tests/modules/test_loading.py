@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.models import SMALL_TOP, SMALL_VQVAE
 
 import vqvae2_fast as vq2
 from vqvae2_fast.modules.causal_conv import CausalConv2d
-from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
 
 if TYPE_CHECKING:
     from torch import nn

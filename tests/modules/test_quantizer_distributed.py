@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.models import SMALL_VQVAE
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules import BSQ, LFQ, GroupedResidualVQ, ResidualVQ, SimVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 K, D = 16, 6
 # Numbers of vectors of (rank 0, rank 1) in each training forward; a row has at least two steps.

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compare import assert_close_to_float64
 
 from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
-from vqvae2_fast.testing.compare import assert_close_to_float64
 
 K, C = 512, 24
 

@@ -12,13 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers.cases import cases_of, errors_of
-from helpers.interpreter import interpret_on_cpu
-from torch import Tensor
-
-from vqvae2_fast import ops
-from vqvae2_fast.ops import _native, _training
-from vqvae2_fast.ops._triton import INTERPRETED
-from vqvae2_fast.testing.compare import (
+from helpers.compare import (
     RecordedOperators,
     assert_close_to_float64,
     every_call_trains,
@@ -28,6 +22,12 @@ from vqvae2_fast.testing.compare import (
     simd_levels,
     to_float64,
 )
+from helpers.interpreter import interpret_on_cpu
+from torch import Tensor
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops import _native, _training
+from vqvae2_fast.ops._triton import INTERPRETED
 
 if INTERPRETED:
     interpret_on_cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.cases import cases_of
+from helpers.compare import assert_close_to_float64, to_float64
 from torch import Tensor
 
 import vqvae2_fast as vq2
@@ -12,7 +13,6 @@ from vqvae2_fast import ops
 from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
 from vqvae2_fast.ops.causal_conv2d.reference import MASKS, causal_conv2d_reference
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
-from vqvae2_fast.testing.compare import assert_close_to_float64, to_float64
 
 DEVICE = torch.device("cuda")
 pytestmark = [

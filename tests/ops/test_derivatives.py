@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers.compare import every_call_trains
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -14,7 +15,6 @@ from vqvae2_fast import ops
 from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
 from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
 from vqvae2_fast.ops.stride2_conv2d.op import stride2_conv2d
-from vqvae2_fast.testing.compare import every_call_trains
 
 
 def values(seed, *shape):

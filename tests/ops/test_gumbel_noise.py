@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
 from safetensors.torch import load_file
 
 from vqvae2_fast import ops
@@ -22,7 +23,6 @@ from vqvae2_fast.ops.gumbel_noise.reference import (
     random_words,
     uniform_from_words,
 )
-from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 GOLDEN = Path(__file__).parents[1] / "data" / "gumbel_golden.safetensors"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compare import simd_level, simd_levels
 from torch import Tensor
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops.vector_quantize.gradient import VECTOR_QUANTIZE_BACKWARD
-from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 pytestmark = [
     pytest.mark.parametrize("level", simd_levels()),

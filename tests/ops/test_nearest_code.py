@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
-from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 
 def assert_exact(z, codebook):

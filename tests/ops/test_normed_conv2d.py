@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers.compare import simd_level
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
@@ -18,7 +19,6 @@ from vqvae2_fast.ops.normed_conv2d.reference import (
     normed_conv2d_reference,
 )
 from vqvae2_fast.ops.stride2_conv2d.op import stride2_conv2d
-from vqvae2_fast.testing.compare import simd_level
 
 X_SIZE = (8, 64, 16, 16)  # large enough for tiles with 64 output channels
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.cases import cases_of
+from helpers.compare import every_call_trains, has_kernel, scattered
 from torch import Tensor
 
 from vqvae2_fast.ops import OPERATORS
-from vqvae2_fast.testing.compare import every_call_trains, has_kernel, scattered
 
 pytestmark = pytest.mark.filterwarnings("ignore:Casting complex values")
 

@@ -9,6 +9,7 @@ import tempfile
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import OPERATORS, _native
@@ -16,7 +17,6 @@ from vqvae2_fast.ops import _registry as registry
 from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
 from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
 from vqvae2_fast.ops.stride2_conv2d.op import stride2_conv2d
-from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 
 def run_python(code, **environment):
@@ -175,7 +175,7 @@ def test_tests_of_simd_levels_run_once_without_the_compiled_module():
 import sys, warnings
 warnings.simplefilter("ignore")
 sys.modules["vqvae2_fast._C"] = None
-from vqvae2_fast.testing.compare import simd_level, simd_levels
+from helpers.compare import simd_level, simd_levels
 for level in simd_levels():
     with simd_level(level):
         print(level)

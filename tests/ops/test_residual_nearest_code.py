@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
-from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 every_level = pytest.mark.parametrize("level", simd_levels())
 

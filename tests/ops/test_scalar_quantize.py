@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
 
 from vqvae2_fast import ops
-from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 
 @pytest.mark.parametrize("hard", [False, True], ids=["tanh", "clamp"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 from PIL import Image
 
 import vqvae2_fast as vq2
@@ -17,7 +18,6 @@ from vqvae2_fast.report import (
     reconstruction_grid,
     sample_grid,
 )
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
 class Counted:

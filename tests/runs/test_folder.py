@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.models import TINY_PRIOR
 from torch import nn
 
 from vqvae2_fast.checkpoints import load
@@ -28,7 +29,6 @@ from vqvae2_fast.runs.folder import (
     set_newer_aside,
 )
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.testing.configs import TINY_PRIOR
 from vqvae2_fast.training import Stage, TrainConfig, train
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_prior
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -11,7 +12,6 @@ from vqvae2_fast import PixelSNAIL
 from vqvae2_fast.modules.causal_conv import SameConv2d
 from vqvae2_fast.sampling import choose_engine, sample_codes, score_codes
 from vqvae2_fast.sampling.bounds import watched_activations
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 
 class Scaled(nn.Module):

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline, tiny_prior
 from PIL import Image
 
 from vqvae2_fast.sampling import calibrate, sample_codes, score_codes, teacher_forced_logits
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import tiny_prior
 
 CODES = torch.zeros(2, 4, 6, dtype=torch.int64)
 OTHERS = {

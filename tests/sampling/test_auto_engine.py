@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import (
@@ -29,7 +30,6 @@ from vqvae2_fast.sampling.choice import choose
 from vqvae2_fast.sampling.engines import cuda, cuda_library
 from vqvae2_fast.sampling.series import resolved_settings
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.priors import tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"

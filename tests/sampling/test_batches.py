@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 
 from vqvae2_fast.sampling import Pipeline, sample_images, sample_levels, stream_images
 from vqvae2_fast.sampling.batches import codes_per_image
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 SETTINGS = {"seed": 3, "temperature": [0.9, 0.7], "top_k": [None, 5], "guidance_scale": 2.0}
 

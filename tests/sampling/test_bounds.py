@@ -6,12 +6,12 @@ import random
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_prior
 from helpers.near_tie import assert_same_draw
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate, sample_codes
 from vqvae2_fast.sampling.bounds import SAMPLING_BOUND, watched_activations
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 COMPILED = [] if _native.module is None else ["cpu"]
 EXACT = ["eager", *COMPILED]

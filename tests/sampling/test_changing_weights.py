@@ -8,13 +8,12 @@ import importlib
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_pipeline, tiny_prior
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from vqvae2_fast import codec
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate, interface_of, kept, plan_of, sample_codes, score_codes
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 needs_kernels = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"

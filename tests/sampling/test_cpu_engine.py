@@ -6,7 +6,9 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compare import simd_level, simd_levels
 from helpers.cpu_memory import cache_bytes
+from helpers.models import ODD_SIZES, prior_inputs, tiny_prior
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
@@ -21,8 +23,6 @@ from vqvae2_fast.sampling.engines import cpu
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.quantized import quantized
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.compare import simd_level, simd_levels
-from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.testing.priors import tiny_prior
 
 
 def test_interruption_ends_the_draw_between_rows():
@@ -77,7 +77,7 @@ NEW_THREADS_OF_A_DRAW = """
 import os, torch
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.testing.priors import tiny_prior
+from helpers.models import tiny_prior
 torch.set_num_threads(2)
 prior = tiny_prior()
 threads = lambda: len(os.listdir("/proc/self/task"))
@@ -101,7 +101,7 @@ def test_a_draw_takes_the_threads_that_pytorch_has():
 SETS_THREADS_INSIDE = """
 import torch
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.testing.priors import tiny_prior
+from helpers.models import tiny_prior
 torch.set_num_threads(2)
 sample_codes(tiny_prior(), 1, engine="cpu", progress=lambda *_: torch.set_num_threads(1))
 print(torch.get_num_threads())
@@ -117,7 +117,7 @@ def test_a_number_of_threads_that_a_callback_sets_stays():
 DRAWS_WHILE_DENORMALS_ARE_FLUSHED = """
 import torch
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.testing.priors import tiny_prior
+from helpers.models import tiny_prior
 prior = tiny_prior(num_embeddings=269)
 with torch.no_grad():
     prior.head.kernel.weight_g.mul_(1e-39)
@@ -141,7 +141,7 @@ def test_a_draw_keeps_denormals_where_pytorch_flushes_them():
 DRAWS_AFTER_A_FORK = """
 import os, signal, torch
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.testing.priors import tiny_prior
+from helpers.models import tiny_prior
 torch.set_num_threads(2)
 prior = tiny_prior()
 expected = sample_codes(prior, 1, engine="cpu")
@@ -164,7 +164,7 @@ def test_a_forked_process_draws():
 DRAWS_WITH_TOO_FEW_THREADS = """
 import resource, torch
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+from helpers.models import prior_inputs, tiny_prior
 prior = tiny_prior()
 inputs = prior_inputs(prior, 1)
 draw = lambda: sample_codes(
@@ -193,7 +193,7 @@ DRAWS_WITH_FEWER_THREADS_THAN_ONCE = """
 import os, resource, torch
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.testing.priors import tiny_prior
+from helpers.models import tiny_prior
 prior = tiny_prior()
 threads = lambda: len(os.listdir("/proc/self/task"))
 torch.set_num_threads(128)

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import ODD_SIZES, prior_inputs, tiny_prior
 from helpers.packed import packed_words, panels_of, with_panels
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate, interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
-from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"

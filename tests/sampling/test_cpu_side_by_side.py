@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_prior
 
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 BATCH = 7
 KIND = {"num_classes": 3, "condition_sizes": ((1, 3), (2, 3))}

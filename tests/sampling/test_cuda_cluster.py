@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.sampling import interface_of, plan_of, sample_codes
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
-from vqvae2_fast.testing.priors import tiny_prior
 
 PORT = PixelSNAILConfig(
     size=(64, 64),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_prior
 from helpers.near_tie import assert_near_tie
 from safetensors.torch import load_file
 
@@ -27,7 +28,6 @@ from vqvae2_fast.sampling import (
 from vqvae2_fast.sampling.bounds import SAMPLING_BOUND
 from vqvae2_fast.sampling.engines import cuda, cuda_workspace
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

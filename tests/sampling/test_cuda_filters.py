@@ -4,11 +4,11 @@ more sizes, and logits that a draw would refuse."""
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 
 from vqvae2_fast.sampling import interface_of, plan_of, sample_codes
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.priors import tiny_prior
 
 K = 75
 SIZE, BATCH = (3, 5), 5  # as many positions as codes

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_prior
 from helpers.near_tie import assert_near_tie
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,7 +19,6 @@ from vqvae2_fast.sampling import interface_of, plan_of, sample_codes, teacher_fo
 from vqvae2_fast.sampling.engines import eager
 from vqvae2_fast.sampling.engines.eager_capture import captured
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 
 class Recording(TorchDispatchMode):

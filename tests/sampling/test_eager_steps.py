@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_prior
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2_fast.sampling import interface_of, plan_of
@@ -9,7 +10,6 @@ from vqvae2_fast.sampling.engines.eager import Kind, _Network
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 # These return a value to Python, or shapes that depend on one.
 LOOKS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal")

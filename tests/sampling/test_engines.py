@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_configs, tiny_prior
 from helpers.near_tie import assert_near_tie
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, teacher_forced_logits
-from vqvae2_fast.testing.priors import prior_inputs, tiny_configs, tiny_prior
 
 CONFIGS = tiny_configs()
 ENGINES = ["eager"] + ([] if _native.module is None else ["cpu"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_pipeline, tiny_prior
 
 from vqvae2_fast.sampling import (
     Pipeline,
@@ -19,8 +20,6 @@ from vqvae2_fast.sampling import candidates as candidates_module
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 MASK = torch.zeros(16, 16, dtype=torch.bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 from torch import nn
 
 from vqvae2_fast.modules.causal_conv import ConvWeight
@@ -11,7 +12,6 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import interface_of, plan_of, sample_codes
 from vqvae2_fast.sampling.folding import LEAST_NORM, Folding
 from vqvae2_fast.sampling.plan import conv_plan
-from vqvae2_fast.testing.priors import tiny_prior
 
 compiled = pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 # Weights of fewer values than the 16 sums, of odd numbers of them, and of several pieces of work.

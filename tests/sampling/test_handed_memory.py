@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import interface_of
 from vqvae2_fast.sampling.engines.cpu import cpu_plan_of
-from vqvae2_fast.testing.priors import tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"

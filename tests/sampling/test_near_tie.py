@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 from helpers.near_tie import (
     EXACT_ERROR,
     NearTie,
@@ -13,7 +14,6 @@ from helpers.near_tie import (
 
 from vqvae2_fast.sampling import interface_of, sample_codes, sampler
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.priors import tiny_prior
 
 LOGITS = torch.tensor([[2.0, 2.0005, 0.0]])
 ZERO = torch.zeros(1, 3)

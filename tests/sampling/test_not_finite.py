@@ -5,14 +5,13 @@ Weights and activations that are too large are tested in test_bounds.py.
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline, tiny_prior
 
 from vqvae2_fast import codec
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, score_codes, teacher_forced_logits
 from vqvae2_fast.sampling.bounds import SAMPLING_BOUND
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import tiny_prior
 
 COMPILED = [] if _native.module is None else ["cpu"]
 ENGINES = ["reference", "eager", *COMPILED]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline, tiny_prior
 
 from vqvae2_fast.sampling import (
     Pipeline,
@@ -13,8 +14,6 @@ from vqvae2_fast.sampling import (
     stream_images,
 )
 from vqvae2_fast.sampling.labels import class_number, class_numbers
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import tiny_prior
 
 
 @dataclass

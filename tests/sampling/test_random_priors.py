@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.compare import assert_close_to_float64, simd_level, simd_levels
+from helpers.models import prior_inputs, tiny_prior
 from helpers.near_tie import assert_near_tie
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, score_codes, teacher_forced_logits
-from vqvae2_fast.testing.compare import assert_close_to_float64, simd_level, simd_levels
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 
 @st.composite

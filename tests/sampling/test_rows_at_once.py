@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
+from helpers.models import DRAWING_RULES, MASKS, prior_inputs, tiny_prior
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate, interface_of, sample_codes
@@ -10,8 +12,6 @@ from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.compare import simd_level, simd_levels
-from vqvae2_fast.testing.priors import DRAWING_RULES, MASKS, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"

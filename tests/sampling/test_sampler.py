@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_prior
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
@@ -11,7 +12,6 @@ from vqvae2_fast.sampling import choose_engine, interface_of, plan_of, sample_co
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 ENGINES = ["reference", "eager"] + ([] if _native.module is None else ["cpu"])
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from helpers.compare import assert_close_to_float64
+from helpers.models import prior_inputs, tiny_configs, tiny_prior
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, score_codes, teacher_forced_logits
-from vqvae2_fast.testing.compare import assert_close_to_float64
-from vqvae2_fast.testing.priors import prior_inputs, tiny_configs, tiny_prior
 
 CONFIGS = tiny_configs()
 ENGINES = ["reference", "eager"] + ([] if _native.module is None else ["cpu"])

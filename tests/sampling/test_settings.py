@@ -6,11 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from helpers.models import tiny_pipeline, tiny_prior
 
 from vqvae2_fast.sampling import sample_codes, sample_images, sample_levels, stream_images
 from vqvae2_fast.sampling.settings import DrawSettings, level_settings
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.priors import tiny_prior
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 3.0, 0.0]])
 

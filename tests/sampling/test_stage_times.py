@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.models import tiny_prior
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
-from vqvae2_fast.testing.priors import tiny_prior
 
 PARTS = ("handover", "telling", "work")
 

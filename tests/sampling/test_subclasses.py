@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 from helpers.near_tie import assert_near_tie
 
 from vqvae2_fast.sampling import Pipeline, interface_of, sample_codes, sample_levels
 from vqvae2_fast.sampling.subclasses import subclass_labels
-from vqvae2_fast.testing.priors import tiny_prior
 
 CLASSES, PARTS = 3, 5
 KIND = {"num_classes": CLASSES, "num_subclasses": PARTS}

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 
 from vqvae2_fast import sample_codes
 from vqvae2_fast.sampling import DrawSettings
 from vqvae2_fast.sampling.together import SampleRequest, draw_together
-from vqvae2_fast.testing.priors import tiny_prior
 
 RULES = (
     DrawSettings(seed=5),

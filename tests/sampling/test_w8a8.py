@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.compare import simd_level, simd_levels
+from helpers.models import ODD_SIZES, prior_inputs, tiny_prior
 
 from vqvae2_fast import load, save
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -20,8 +22,6 @@ from vqvae2_fast.sampling.plan_network import plan_logits
 from vqvae2_fast.sampling.quantized import InputRanges, quantized, quantized_inputs
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.compare import simd_level, simd_levels
-from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"

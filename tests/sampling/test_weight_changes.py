@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from helpers.models import prior_inputs, tiny_prior
 from helpers.near_tie import assert_same_draw
 from torch import nn
 
@@ -17,7 +18,6 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.calibration import calibrate
 from vqvae2_fast.sampling.quantized import Calibration
 from vqvae2_fast.sampling.sampler import sample_codes
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,10 +15,10 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs pip install 'vqvae2_fast[serve]'")
 
 from fastapi.testclient import TestClient
+from helpers.models import tiny_pipeline
 
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.serve.app import create_app
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

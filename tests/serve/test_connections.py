@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="needs pip install 'vqvae2_fast[serve]'")
 
+from helpers.server import served
+
 from vqvae2_fast.serve.connections import server_config
 from vqvae2_fast.serve.limits import Limits
-from vqvae2_fast.testing.server import served
 
 ASK = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 HALF_BODY = b"POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import tiny_pipeline
 
 from vqvae2_fast.sampling import DrawSettings, sample_levels
 from vqvae2_fast.serve import engine as engine_file
@@ -15,7 +16,6 @@ from vqvae2_fast.serve.engine import Engine
 from vqvae2_fast.serve.jobs import Order
 from vqvae2_fast.serve.limits import Limits, Problem
 from vqvae2_fast.serve.metrics import Metrics
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 SETTINGS = (DrawSettings(), DrawSettings())
 

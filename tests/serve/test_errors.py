@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from helpers.models import tiny_pipeline
 from PIL import Image
 
 from vqvae2_fast.codec import encode_images
 from vqvae2_fast.serve.app import create_app
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import SMALL_VQVAE
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
 from vqvae2_fast.training.adversary import Adversary, AdversarySettings
 from vqvae2_fast.training.class_head import ClassHead, ClassHeadSettings

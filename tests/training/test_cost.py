@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from helpers.models import SMALL_VQVAE
 from torch import nn
 
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import TrainConfig, muon, vqvae_stage
 from vqvae2_fast.training.cost import SavedBytes, measure_step
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.models import SMALL_VQVAE
 
 from vqvae2_fast.checkpoints.checkpoint import load, load_training, save
 from vqvae2_fast.checkpoints.locate import latest
@@ -17,7 +18,6 @@ from vqvae2_fast.metrics import LPIPS
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, codes_hash, weights_hash
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import DivergedError, TrainConfig, extract_codes, train, vqvae_stage
 from vqvae2_fast.training.adversary import Adversary, AdversarySettings, Fidelity
 from vqvae2_fast.training.decoder import decoder_stage

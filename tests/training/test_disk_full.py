@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.models import TINY_VQVAE
 from PIL import Image
 
 from vqvae2_fast.checkpoints import files, load, load_training
@@ -19,7 +20,6 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import write_report
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.report.pictures import write_picture
-from vqvae2_fast.testing.configs import TINY_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, train
 
 CONFIG = TrainConfig(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.models import SMALL_VQVAE
 
 from vqvae2_fast.data import CodeStore, ImageTensorDataset, augment, to_float, verify
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import Variants, extract_codes, extraction
 
 COUNT = 13

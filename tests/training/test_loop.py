@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from helpers.codes import CodeSet
+from helpers.models import SMALL_PRIOR, SMALL_VQVAE
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints.checkpoint import load
@@ -22,8 +24,6 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, ImageTensorDataset, in_order
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import DivergedError, TrainConfig, loop, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.state import _as_moment
 

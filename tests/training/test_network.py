@@ -13,6 +13,9 @@ from tempfile import TemporaryDirectory, mkdtemp
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.codes import CodeSet
+from helpers.compare import every_call_trains
+from helpers.models import SMALL_PRIOR, SMALL_VQVAE
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
@@ -23,9 +26,6 @@ from vqvae2_fast.modules.trained_conv import PlainConv2d
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._training import rounds_convolutions
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.testing.compare import every_call_trains
-from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.network import autocast_of, prepared
 

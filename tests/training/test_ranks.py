@@ -16,14 +16,14 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.codes import CodeSet
+from helpers.models import SMALL_PRIOR, SMALL_VQVAE
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.network import whole
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.models import SMALL_TOP, SMALL_VQVAE
 
 from vqvae2_fast import VQVAE2, load, preset, preset_names
 from vqvae2_fast.console import Progress
@@ -14,7 +15,6 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
 from vqvae2_fast.training import (
     Preset,
     PresetTraining,

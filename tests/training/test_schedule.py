@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.models import tiny_prior
 
-from vqvae2_fast.testing.priors import tiny_prior
 from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 from vqvae2_fast.training.optimizer import make_optimizer

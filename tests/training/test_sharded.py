@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.codes import CodeSet
+from helpers.models import SMALL_TOP
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints import DamagedError, load, load_training, save
@@ -25,8 +27,6 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling import calibrate, sample_codes
-from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.testing.configs import SMALL_TOP
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, saving, train
 from vqvae2_fast.training.network import whole
 

@@ -9,13 +9,13 @@ from itertools import islice
 
 import pytest
 import torch
+from helpers.codes import CodeSet, random_codes
+from helpers.models import SMALL_PRIOR
 from torch import Tensor
 
 from vqvae2_fast.data import check_matches
 from vqvae2_fast.data.groups import labels_of_prior
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.testing.codes import CodeSet, random_codes
-from vqvae2_fast.testing.configs import SMALL_PRIOR
 from vqvae2_fast.training import TrainConfig, prior_stage
 from vqvae2_fast.training.identity import hash_of_codes
 from vqvae2_fast.training.stage2 import balanced, prior_config

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from vqvae2_fast import codec
 from vqvae2_fast.codec.codes import pipeline_hash
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vqvae2_fast.sampling.pipeline import Pipeline
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.models import tiny_pipeline  # noqa: E402
 
 __all__ = ["MAKE", "read_compressed", "seal_compressed"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,12 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling import calibrate
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.configs import SMALL_VQVAE, TINY_PRIOR, TINY_VQVAE
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.models import SMALL_VQVAE, TINY_PRIOR, TINY_VQVAE  # noqa: E402
 
 __all__ = [
     "MAKE_MODELS",

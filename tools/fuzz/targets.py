@@ -12,6 +12,7 @@ import sys
 import tarfile
 import types
 from collections import namedtuple
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import hub
@@ -38,11 +39,12 @@ from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.files.pickled_arrays import PickledArray, unpickled
 from vqvae2_fast.files.untrusted import read_untrusted
 from vqvae2_fast.runs.log import RunLog
-from vqvae2_fast.testing.codes import random_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.codes import random_codes  # noqa: E402
 
 __all__ = ["TARGETS", "Target"]
 

@@ -10,8 +10,10 @@ import base64
 import io
 import json
 import struct
+import sys
 import zlib
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +22,12 @@ from PIL import Image
 from vqvae2_fast.codec import encode_images
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import read_untrusted
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.models import tiny_pipeline  # noqa: E402
 
 __all__ = ["MAKE", "send_all"]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,14 +31,12 @@ from vqvae2_fast.data import (
 )
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.sample_index import read_index
-from vqvae2_fast.testing.codes import random_codes
-from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
-from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.training import TrainConfig, Variants
 from vqvae2_fast.training.preset import Preset, PresetTraining
 
-if TYPE_CHECKING:
-    from pathlib import Path
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.codes import random_codes  # noqa: E402
+from helpers.models import SMALL_TOP, SMALL_VQVAE, tiny_pipeline  # noqa: E402
 
 TRAINING = TrainConfig(
     steps=18,

@@ -28,13 +28,13 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.sampler import sample_codes
-from vqvae2_fast.testing.priors import tiny_prior
 from vqvae2_fast.training.average import PolyakAverage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.models import tiny_prior  # noqa: E402
 from helpers.near_tie import EXACT_ERROR, ROUNDINGS, near_tie, own_rounding  # noqa: E402
 
 PACKAGE = str(Path(vqvae2_fast.__file__).parent)

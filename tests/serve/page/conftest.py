@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from helpers.server import served
 from PIL import Image
 
 from vqvae2_fast import from_preset
-from vqvae2_fast.testing.server import served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

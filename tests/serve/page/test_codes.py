@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs pip install playwright")
 
+from helpers.server import served
 from playwright.sync_api import expect
-
-from vqvae2_fast.testing.server import served
 
 pytestmark = pytest.mark.browser
 

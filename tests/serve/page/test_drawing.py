@@ -12,10 +12,9 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs pip install playwright")
 
+from helpers.models import tiny_pipeline
+from helpers.server import served
 from playwright.sync_api import expect
-
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.testing.server import served
 
 pytestmark = pytest.mark.browser
 

@@ -1,20 +1,72 @@
-"""Small random priors of every kind that `PixelSNAIL` can be, for tests of engines."""
+"""Small configurations of both stages, and small random priors and pipelines of every kind.
+
+SMALL: two levels, and the bottom prior with all its parts. TINY: one level. `dataclasses.replace`
+varies them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.prior import Prior
 
-__all__ = ["ODD_SIZES", "prior_inputs", "tiny_configs", "tiny_prior"]
+__all__ = [
+    "ODD_SIZES",
+    "SMALL_PRIOR",
+    "SMALL_TOP",
+    "SMALL_VQVAE",
+    "TINY_PRIOR",
+    "TINY_VQVAE",
+    "prior_inputs",
+    "tiny_configs",
+    "tiny_pipeline",
+    "tiny_prior",
+]
+
+
+SMALL_VQVAE = VQVAE2Config(
+    image_size=(8, 8),
+    strides=(2, 2),
+    hidden_channels=8,
+    residual_channels=4,
+    num_residual_blocks=1,
+    num_embeddings=8,
+    embedding_dim=4,
+)
+SMALL_TOP = PixelSNAILConfig(
+    size=(2, 2),
+    num_embeddings=8,
+    channels=8,
+    residual_channels=8,
+    num_blocks=1,
+    layers_per_block=1,
+    kernel_size=3,
+    num_heads=2,
+    condition_channels=8,
+    num_condition_layers=1,
+)
+SMALL_PRIOR = replace(SMALL_TOP, size=(4, 4), condition_sizes=((2, 2),), num_classes=3)
+TINY_VQVAE = replace(
+    SMALL_VQVAE,
+    image_size=(4, 4),
+    strides=(2,),
+    hidden_channels=4,
+    num_embeddings=4,
+    embedding_dim=2,
+)
+TINY_PRIOR = replace(SMALL_TOP, num_embeddings=4, channels=4, residual_channels=4, num_heads=1)
+
 
 # Arguments of `tiny_prior`: no size is a multiple of a panel, a word or a vector; heads have 9
 # channels.
@@ -98,3 +150,28 @@ def prior_inputs(prior: Prior, batch_size: int, seed: int = 0) -> dict[str, Any]
         "condition": [random_map(size) for size in config.condition_sizes],
         "labels": labels,
     }
+
+
+def tiny_pipeline(
+    num_classes: int = 3, *, num_subclasses: int = 0, image_channels: int = 3
+) -> Pipeline:
+    """Images of 16×16, maps of 4×4 and 8×8, 13 codes per level; in evaluation mode."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    config = VQVAE2Config(
+        image_size=(16, 16),
+        image_channels=image_channels,
+        strides=(2, 2),
+        hidden_channels=16,
+        residual_channels=8,
+        num_embeddings=13,
+        embedding_dim=8,
+    )
+    vqvae = VQVAE2(config)
+    # In training mode, so that the codebooks start from the vectors.
+    vqvae(torch.rand(64, image_channels, 16, 16, dtype=torch.float32, device="cpu") * 2 - 1)
+    torch.random.set_rng_state(state)
+    classes = {"num_classes": num_classes, "num_subclasses": num_subclasses}
+    top = tiny_prior(0, size=(4, 4), **classes)
+    bottom = tiny_prior(1, size=(8, 8), condition_sizes=((4, 4),), **classes)
+    return Pipeline(vqvae.eval(), [top, bottom])

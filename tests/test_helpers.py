@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-
-from vqvae2_fast.testing.compare import relative_difference
+from helpers.compare import relative_difference
 
 EXPECTED = {"a": torch.tensor([1.0, -4.0]), "zeros": torch.zeros(2), "steps": torch.tensor(3)}
 

@@ -119,10 +119,11 @@ class Variants:
             ValueError: There is no such class.
         """
         count = len(class_names)
-        numbers = (class_numbers(name, count, class_names) for name in self.unflipped)
-        labels = torch.tensor(
-            [label for own in numbers for label in own], dtype=torch.int64, device="cpu"
-        )
+        try:
+            numbers = [class_numbers(name, count, class_names) for name in self.unflipped]
+        except ValueError as error:
+            raise ValueError(f"unflipped: {error}") from error
+        labels = torch.tensor(sum(numbers, []), dtype=torch.int64, device="cpu")
         return labels.masked_fill(labels == count, -1)
 
     def apply(

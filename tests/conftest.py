@@ -111,7 +111,9 @@ def run_ranks() -> Callable[..., None]:
     """Runs a file as a script once for each rank, with the rank as its first argument."""
 
     def run(script: str, count: int, *arguments: object) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # Scripts, too, import tests/helpers.
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)}
         command = [sys.executable, script]
         started = [
             subprocess.Popen([*command, str(rank), *map(str, arguments)], env=environment)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # what type checkers and editors see: the same names as `_HOM
         runs,
         sampling,
         serve,
-        testing,
         training,
     )
     from vqvae2_fast.checkpoints.checkpoint import load, save
@@ -118,7 +117,6 @@ __all__ = [
     "score_codes",
     "serve",
     "stream_images",
-    "testing",
     "training",
 ]
 

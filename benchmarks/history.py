@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 LEVELS = (
-    *("scalar", "neon", "neon_dotprod"),
+    *("scalar", "neon"),
     *("avx2", "avx2_vnni", "avx512", "avx512_bf16", "avx512_vnni", "avx512_amx"),
 )
 OTHER_MACHINE = 1.5

@@ -39,18 +39,6 @@ struct Levels {
   }
 };
 
-#if defined(VQ_ARM64)
-bool has_dotprod() {
-#if defined(__APPLE__)
-  int found = 0;
-  size_t size = sizeof(found);
-  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found;
-#else
-  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
-#endif
-}
-#endif
-
 const Levels& levels() {
   static const Levels found = [] {
     Levels list;
@@ -69,7 +57,6 @@ const Levels& levels() {
     list.add(kAvx512AmxKernels, vnni && has_amx(), "AMX with int8 and bfloat16");
 #elif defined(VQ_ARM64)
     list.add(kNeonKernels, true, "");
-    list.add(kNeonDotprodKernels, has_dotprod(), "dot products of int8 (FEAT_DotProd)");
 #endif
     return list;
   }();
@@ -102,6 +89,21 @@ std::atomic<const KernelTable*>& current() {
 }
 
 }  // namespace
+
+#if defined(VQ_ARM64)
+bool has_dot_products() {
+  static const bool found = [] {
+#if defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof(has);
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has;
+#else
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#endif
+  }();
+  return found;
+}
+#endif
 
 const KernelTable& kernels() { return *current().load(std::memory_order_relaxed); }
 

@@ -76,7 +76,7 @@ extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512VnniKernels;
 extern const KernelTable kAvx512AmxKernels;
 #elif defined(VQ_ARM64)
-extern const KernelTable kNeonKernels, kNeonDotprodKernels;
+extern const KernelTable kNeonKernels;
 #endif
 
 // The table in use: the best level this CPU has, or VQVAE2_FAST_SIMD. If the variable names another

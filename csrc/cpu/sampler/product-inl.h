@@ -33,27 +33,18 @@ constexpr int kLine = 16, kSecondCache = 2;
 // rows of a.
 constexpr int64_t kBlockSteps = 128;
 
-// Where vector v of a tile lies in a panel, and how many values of type Input (kStep) a step takes.
-template <Format FORMAT>
-struct Numbers {
+// Numbers of a format: a step takes kStep values of type Input, and kPanel words of a panel.
+struct FloatNumbers {
   using Input = float;
   using Weights = Vec;
   using Sum = Vec;
-  static constexpr int64_t kStep = 1, kBlock = kBlockSteps * kStep;
-  static constexpr int64_t kWords = kPanel;  // of a step
-  static constexpr int64_t kHeader = 0;
+  static constexpr Format kFormat = Format::kFloat32;
+  static constexpr int64_t kStep = 1, kBlock = kBlockSteps;
+  static constexpr int64_t kHeader = 0;  // words before those of the first step
   static constexpr int64_t kTileRows = Vec::kTileRows;
 
-  static constexpr int64_t column(int v) { return v * Vec::kLanes; }
-
-  // VECS vectors of weights of one input, from word `words` of a panel.
-  template <int VECS>
-  static inline void load(const float* words, Vec* w) {
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) w[v] = Vec::load(words + v * Vec::kLanes);
-  }
-
   static Sum zero() { return Vec::broadcast(0.0f); }
+  static Weights load(const float* words) { return Vec::load(words); }
   static Vec broadcast(const float* input) { return Vec::broadcast(*input); }
   static Sum add(Sum sum, Vec x, Vec w) { return sum.add_product_fused(x, w); }
   static void finish(Sum sum, const float* initial, const float* /*header*/, float* c) {
@@ -61,61 +52,43 @@ struct Numbers {
   }
 };
 
-template <>
-struct Numbers<Format::kQuads> {
+// int8 in int32, with the sums of products that the level has.
+template <class QUADS>
+struct QuadNumbers {
   using Input = uint8_t;
-  using Weights = QuadSum::Weights;
-  using Sum = QuadSum;
+  using Weights = typename QUADS::Weights;
+  using Sum = QUADS;
+  static constexpr Format kFormat = Format::kQuads;
   static constexpr int64_t kStep = kQuad, kBlock = kBlockSteps * kStep;
-  static constexpr int64_t kWords = kPanel, kHeader = kPanel;
-  static constexpr int64_t kTileRows = QuadSum::kTileRows;
+  static constexpr int64_t kHeader = kPanel;
+  static constexpr int64_t kTileRows = QUADS::kTileRows;
 
-  static constexpr int64_t column(int v) { return v * Vec::kLanes; }
-
-  template <int VECS>
-  static inline void load(const float* words, Weights* w) {
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) {
-      w[v] = QuadSum::load_weights(reinterpret_cast<const int8_t*>(words + v * Vec::kLanes));
-    }
+  static Sum zero() { return QUADS::zero(); }
+  static Weights load(const float* words) {
+    return QUADS::load_weights(reinterpret_cast<const int8_t*>(words));
   }
-
-  static Sum zero() { return QuadSum::zero(); }
-  static QuadSum::Inputs broadcast(const uint8_t* inputs) { return QuadSum::broadcast(inputs); }
-  static Sum add(Sum sum, QuadSum::Inputs x, Weights w) { return sum.add_products(x, w); }
+  static auto broadcast(const uint8_t* inputs) { return QUADS::broadcast(inputs); }
+  static Sum add(Sum sum, typename QUADS::Inputs x, Weights w) { return sum.add_products(x, w); }
   // header: what makes up for the 128 of all inputs, or null if that has been added.
   static void finish(Sum sum, const float* initial, const float* header, float* c) {
-    sum = sum + QuadSum::load(reinterpret_cast<const int32_t*>(initial));
-    if (QuadSum::kBiased && header) {
-      sum = sum + QuadSum::load(reinterpret_cast<const int32_t*>(header));
+    sum = sum + QUADS::load(reinterpret_cast<const int32_t*>(initial));
+    if (QUADS::kBiased && header) {
+      sum = sum + QUADS::load(reinterpret_cast<const int32_t*>(header));
     }
     sum.store(reinterpret_cast<int32_t*>(c));
   }
 };
 
-// Whether a block of one panel, and its rows, are converted before they are multiplied.
-template <Format FORMAT>
-constexpr bool kUnpacks = false;
-template <Format FORMAT>
-struct Unpacked;
-
 #if defined(VQ_SPLITS_QUADS)
-template <>
-constexpr bool kUnpacks<Format::kQuads> = true;
-
-// Pairs of int16, which a level without products of bytes would otherwise make again in each tile.
-// Each group of kLanes quads has the pairs of its even inputs first, then those of its odd ones.
-template <>
-struct Unpacked<Format::kQuads> {
+// Pairs of int16, to which a level without products of bytes converts a block of one panel, and its
+// rows, before the tiles: it would otherwise do so in each tile. Each group of kLanes quads has the
+// pairs of its even inputs first, then those of its odd ones.
+struct PairNumbers {
   using Input = uint32_t;
   using Weights = QuadSum::Lanes;
   using Sum = QuadSum;
   static constexpr int64_t kStep = 1, kBlock = kBlockSteps * 2;
-  static constexpr int64_t kWords = kPanel;
-  static constexpr int64_t kTileRows = QuadSum::kTileRows;
   static constexpr int64_t kLanes = Vec::kLanes;
-
-  static constexpr int64_t column(int v) { return v * kLanes; }
 
   static void unpack(const float* words, int64_t inputs, float* weights) {
     auto* pairs = reinterpret_cast<uint32_t*>(weights);
@@ -123,11 +96,11 @@ struct Unpacked<Format::kQuads> {
       const int64_t quads = left < kLanes ? left : kLanes;
       for (int64_t q = 0; q < quads; ++q, words += kPanel, pairs += kPanel) {
 #pragma GCC unroll 8
-        for (int v = 0; v < kPanelVecs; ++v) {
-          const auto* bytes = reinterpret_cast<const int8_t*>(words + column(v));
+        for (int64_t at = 0; at < kPanel; at += kLanes) {
+          const auto* bytes = reinterpret_cast<const int8_t*>(words + at);
           const QuadSum::Weights w = QuadSum::load_weights(bytes);
-          __builtin_memcpy(pairs + column(v), &w.even, sizeof(w.even));
-          __builtin_memcpy(pairs + quads * kPanel + column(v), &w.odd, sizeof(w.odd));
+          __builtin_memcpy(pairs + at, &w.even, sizeof(w.even));
+          __builtin_memcpy(pairs + quads * kPanel + at, &w.odd, sizeof(w.odd));
         }
       }
       pairs += quads * kPanel;
@@ -148,13 +121,12 @@ struct Unpacked<Format::kQuads> {
     }
   }
 
-  template <int VECS>
-  static inline void load(const float* words, Weights* w) {
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) __builtin_memcpy(&w[v], words + column(v), sizeof(w[v]));
-  }
-
   static Sum zero() { return QuadSum::zero(); }
+  static Weights load(const float* words) {
+    Weights w;
+    __builtin_memcpy(&w, words, sizeof(w));
+    return w;
+  }
   static Weights broadcast(const uint32_t* pair) { return *pair - Weights{}; }
   static Sum add(Sum sum, Weights x, Weights w) { return sum.add_pairs(x, w); }
 };
@@ -189,14 +161,15 @@ inline void product_tile(const typename N::Input* a, int64_t a_stride, const flo
 #pragma GCC unroll 4
     for (int panel = 0; panel < PANELS; ++panel) {
       const float* words = weights + panel * panel_stride;
-      N::template load<VECS>(words, w + panel * VECS);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) w[panel * VECS + v] = N::load(words + v * Vec::kLanes);
       if (ROWS <= kFewProductRows) {
-        for (int line = 0; line < N::kWords; line += kLine) {
+        for (int line = 0; line < kPanel; line += kLine) {
           __builtin_prefetch(words + line + kPrefetch / PANELS, 0, HINT);
         }
       }
     }
-    weights += N::kWords;
+    weights += kPanel;
     if (ROWS > kFewProductRows) {
       __builtin_prefetch(ahead, 0, kSecondCache);
       ahead += ahead_step;
@@ -214,7 +187,7 @@ inline void product_tile(const typename N::Input* a, int64_t a_stride, const flo
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) {
-      const int64_t in_panel = N::column(v % VECS), at = v / VECS * kPanel + in_panel;
+      const int64_t in_panel = v % VECS * Vec::kLanes, at = v / VECS * kPanel + in_panel;
       SUMS::finish(sums[r][v], initial + r * initial_stride + at,
                    header ? header + v / VECS * panel_stride + in_panel : nullptr,
                    c + r * c_stride + at);
@@ -234,29 +207,30 @@ inline void product_tile_of(int64_t rows, Rest... rest) {
   product_tile<HINT, N, SUMS, ROWS, PANELS, VECS>(rest...);
 }
 
-// All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is converted first.
-template <int HINT, Format FORMAT, bool UNPACKS, int ROWS, int PANELS, int VECS>
+// All blocks of PANELS panels, from `panel`, for every row. A block is converted first if its
+// numbers are not those stored.
+template <int HINT, class Stored, class N, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
-  using Stored = Numbers<FORMAT>;
-  using N = std::conditional_t<UNPACKS, Unpacked<FORMAT>, Stored>;
+  constexpr bool UNPACKS = !std::is_same_v<N, Stored>;
   alignas(64) float unpacked[UNPACKS ? kBlockSteps * kPanel : 1];
   alignas(64) typename N::Input converted[UNPACKS ? ROWS * kBlockSteps : 1];
   // The tiles of this block prefetch the next one in equal parts. A single tile prefetches every
   // second line, because the hardware fetches its neighbour too.
-  constexpr int64_t kBlockWords = N::kBlock / Stored::kStep * Stored::kWords;
+  constexpr int64_t kBlockWords = N::kBlock / Stored::kStep * kPanel;
   const int64_t tiles = p.groups * ((p.rows + tile_rows - 1) / tile_rows) * (kPanelVecs / VECS);
   const int64_t ahead_step = (kBlockWords / kBlockSteps + tiles - 1) / tiles;
   const float* const packed = p.weights + panel * p.panel_stride;
   for (int64_t first = 0; first < p.inputs || first == 0; first += N::kBlock) {
     const int64_t left = p.inputs - first;
     const int64_t inputs = left < N::kBlock ? left : N::kBlock;
-    const int64_t stored = stored_inputs(FORMAT, inputs), steps = stored * kBlockSteps / N::kBlock;
+    const int64_t stored = stored_inputs(Stored::kFormat, inputs),
+                  steps = stored * kBlockSteps / N::kBlock;
     // The sums of the earlier blocks are in c.
     const float* initial = first == 0 ? p.initial : p.c;
     const int64_t initial_group_stride = first == 0 ? p.initial_group_stride : p.c_group_stride;
     const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
     const float* header = first == 0 && Stored::kHeader > 0 ? packed : nullptr;
-    const float* weights = packed + Stored::kHeader + first / Stored::kStep * Stored::kWords;
+    const float* weights = packed + Stored::kHeader + first / Stored::kStep * kPanel;
     const float* ahead = weights + kBlockWords;
     if constexpr (UNPACKS) {
       N::unpack(weights, stored, unpacked);
@@ -278,9 +252,9 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
           tile_a = from;
         }
         for (int v = 0; v < kPanelVecs; v += VECS) {
-          const int64_t in_panel = N::column(v), at = panel * kPanel + in_panel;
+          const int64_t in_panel = v * Vec::kLanes, at = panel * kPanel + in_panel;
           product_tile_of<HINT, N, Stored, ROWS, PANELS, VECS>(
-              rows, tile_a, a_stride, weights + v * N::kWords / kPanelVecs, p.panel_stride, steps,
+              rows, tile_a, a_stride, weights + in_panel, p.panel_stride, steps,
               initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
               p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride,
               header ? header + in_panel : nullptr, ahead, ahead_step);
@@ -292,54 +266,61 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
 }
 
 // The last 0..PANELS panels with few rows, side by side.
-template <int HINT, Format FORMAT, int PANELS>
+template <int HINT, class N, int PANELS>
 inline void product_last_panels(const Product& p, int64_t panel) {
   if constexpr (PANELS > 0) {
     if (p.panels - panel == PANELS) {
-      product_panels<HINT, FORMAT, false, kFewProductRows, PANELS, kFewVecs>(p, panel, p.rows);
+      product_panels<HINT, N, N, kFewProductRows, PANELS, kFewVecs>(p, panel, p.rows);
     } else {
-      product_last_panels<HINT, FORMAT, PANELS - 1>(p, panel);
+      product_last_panels<HINT, N, PANELS - 1>(p, panel);
     }
   }
 }
 
-template <int HINT, Format FORMAT>
+template <int HINT, class N>
 inline void product_of_few_rows(const Product& p) {
   int64_t panel = 0;
   for (; panel + kFewPanels <= p.panels; panel += kFewPanels) {
-    product_panels<HINT, FORMAT, false, kFewProductRows, kFewPanels, kFewVecs>(p, panel, p.rows);
+    product_panels<HINT, N, N, kFewProductRows, kFewPanels, kFewVecs>(p, panel, p.rows);
   }
-  product_last_panels<HINT, FORMAT, kFewPanels - 1>(p, panel);
+  product_last_panels<HINT, N, kFewPanels - 1>(p, panel);
 }
 
-template <Format FORMAT>
+// OfTile: the numbers of tiles with more than a few rows.
+template <class N, class OfTile = N>
 inline void product_of(const Product& p) {
   constexpr int kKeep = 3, kUseOnce = 0;
   if (p.rows <= kFewProductRows) {
     if (p.once) {
-      product_of_few_rows<kUseOnce, FORMAT>(p);
+      product_of_few_rows<kUseOnce, N>(p);
     } else {
-      product_of_few_rows<kKeep, FORMAT>(p);
+      product_of_few_rows<kKeep, N>(p);
     }
     return;
   }
 #if defined(VQ_HAS_TILES)
-  if constexpr (FORMAT == Format::kQuads) {
+  if constexpr (N::kFormat == Format::kQuads) {
     if (p.rows >= kLeastTileRows) return product_on_tiles(p);
   }
 #endif
   // Tiles of nearly equal size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
-  constexpr int64_t kTileRows = Numbers<FORMAT>::kTileRows;
-  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (p.rows + N::kTileRows - 1) / N::kTileRows;
   const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
   for (int64_t panel = 0; panel < p.panels; ++panel) {
-    product_panels<kKeep, FORMAT, kUnpacks<FORMAT>, kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+    product_panels<kKeep, N, OfTile, N::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
   }
 }
 
 inline void product(const Product& p) {
-  if (p.format == Format::kFloat32) return product_of<Format::kFloat32>(p);
-  product_of<Format::kQuads>(p);
+  if (p.format == Format::kFloat32) return product_of<FloatNumbers>(p);
+#if defined(VQ_HAS_DOT_SUMS)
+  if (has_dot_products()) return product_of<QuadNumbers<DotSum>>(p);
+#endif
+#if defined(VQ_SPLITS_QUADS)
+  product_of<QuadNumbers<QuadSum>, PairNumbers>(p);
+#else
+  product_of<QuadNumbers<QuadSum>>(p);
+#endif
 }
 
 }  // namespace

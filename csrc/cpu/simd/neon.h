@@ -7,6 +7,9 @@
 #include <stdint.h>
 
 namespace vqvae2_fast::cpu {
+
+bool has_dot_products();  // dispatch.cpp
+
 namespace {
 
 struct Vec {
@@ -87,16 +90,28 @@ struct QuadSum {
   }
   // this[l] + sum over k of inputs[k] * weights[4 l + k].
   QuadSum add_products(Inputs inputs, Weights weights) const {
-#if defined(__ARM_FEATURE_DOTPROD)
-    return {vdotq_s32(v, weights.v, inputs.v)};
-#else
     const int16x8_t low = vmull_s8(vget_low_s8(weights.v), vget_low_s8(inputs.v));
     const int16x8_t high = vmull_high_s8(weights.v, inputs.v);
     return {vaddq_s32(v, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)))};
-#endif
   }
   QuadSum operator+(QuadSum b) const { return {vaddq_s32(v, b.v)}; }
   Vec to_float() const { return {vcvtq_f32_s32(v)}; }
+};
+
+// The same in one instruction, on processors that `has_dot_products`: all of Apple's, and servers'
+// from Neoverse N1 on. In assembly, because this file is compiled for all processors.
+#define VQ_HAS_DOT_SUMS
+struct DotSum : QuadSum {
+  static DotSum zero() { return {QuadSum::zero()}; }
+  static DotSum load(const int32_t* p) { return {QuadSum::load(p)}; }
+  DotSum operator+(DotSum b) const { return {QuadSum{vaddq_s32(v, b.v)}}; }
+  DotSum add_products(Inputs inputs, Weights weights) const {
+    DotSum sum = *this;
+    asm(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b"
+        : "+w"(sum.v)
+        : "w"(weights.v), "w"(inputs.v));
+    return sum;
+  }
 };
 
 // Per lane: keeps the least score and the second least. The low bits of a score are replaced by a

@@ -23,15 +23,42 @@ constexpr bool kAllCandidates = true;
 constexpr bool kAllCandidates = false;
 #endif
 
+// From how many codes and dimensions on products of bytes are faster than the next screen, and how
+// many products cost as much as one candidate. Measured: see the README.
+struct ByteLimits {
+  int64_t fewest_codes, fewest_dims, products_per_candidate;
+};
+template <class Sum>
+constexpr ByteLimits kByteLimits = {};
+#if defined(__AVX512VNNI__)
+template <>
+constexpr ByteLimits kByteLimits<ByteSum> = {256, 32, 12000};
+#elif defined(__AVX512F__)
+template <>
+constexpr ByteLimits kByteLimits<ByteSum> = {256, 65, 6000};
+#elif defined(__AVXVNNI__)
+template <>
+constexpr ByteLimits kByteLimits<ByteSum> = {256, 1, 4000};
+#else
+template <>
+constexpr ByteLimits kByteLimits<ByteSum> = {256, 65, 8000};
+#endif
+#if defined(VQ_HAS_SHORT_BYTE_SUMS)
+template <>
+constexpr ByteLimits kByteLimits<ShortByteSum> = {256, 1, 3000};
+#endif
+
 // Whether `candidates` of a row cost less than bytes save in its products.
 template <class Sum>
 inline bool bytes_pay(int64_t num_codes, int64_t dim, double candidates) {
-  return candidates * Sum::kProductsPerCandidate <= static_cast<double>(num_codes * dim);
+  return candidates * static_cast<double>(kByteLimits<Sum>.products_per_candidate) <=
+         static_cast<double>(num_codes * dim);
 }
 
 template <class Sum>
 inline bool suit_bytes(int64_t num_codes, int64_t dim) {
-  return num_codes >= Sum::kFewestCodes && dim >= Sum::kFewestDims && dim <= Sum::kMostDims &&
+  constexpr ByteLimits kLimits = kByteLimits<Sum>;
+  return num_codes >= kLimits.fewest_codes && dim >= kLimits.fewest_dims && dim <= Sum::kMostDims &&
          bytes_pay<Sum>(num_codes, dim, 2);
 }
 
@@ -144,7 +171,8 @@ template <class Sum>
 template <class Sum>
 inline int64_t most_candidates(const PackedCodebook& codebook) {
   constexpr int64_t kRoom = kMostCandidates - kBlockVectors;
-  const int64_t most = 3 * codebook.num_codes * codebook.dim / Sum::kProductsPerCandidate;
+  const int64_t most =
+      3 * codebook.num_codes * codebook.dim / kByteLimits<Sum>.products_per_candidate;
   return most < kRoom && !kAllCandidates ? most : kRoom;
 }
 

@@ -1,5 +1,5 @@
-// AVX-512 of processors with AMX: tiles of bfloat16 in the search and
-// in rounded convolutions, of int8 in engine `cpu_w8a8`.
+// AVX-512 of processors with AMX: tiles of bfloat16 in the search and in rounded convolutions, of
+// int8 in engine `cpu_w8a8`.
 #pragma once
 
 #include "avx512_vnni.h"

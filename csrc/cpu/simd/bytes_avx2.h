@@ -12,13 +12,11 @@ namespace {
 // Eight scores of int32, sums of products of bytes, four dimensions at a time.
 struct ByteSum {
   static constexpr int kLanes = 8, kDims = 4;
-  static constexpr int kMostDims = 512, kFewestCodes = 256, kMostCode = 127;
+  static constexpr int kMostDims = 512, kMostCode = 127;
 #if defined(__AVXVNNI__)
-  static constexpr int kFewestDims = 1, kSectionWords = 0;
-  static constexpr int kProductsPerCandidate = 4000;  // measured: README
+  static constexpr int kSectionWords = 0;
 #else
-  static constexpr int kFewestDims = 65, kSectionWords = 16;
-  static constexpr int kProductsPerCandidate = 8000;  // measured: README
+  static constexpr int kSectionWords = 16;
 #endif
   // Of two components that share a word: with these, a sum of two products does not saturate.
   static constexpr int kMostPair = kSectionWords > 0 ? 127 : 0;
@@ -98,8 +96,7 @@ struct ByteSum {
 // Words of rows stand twice in 32 bits.
 struct ShortByteSum {
   static constexpr int kLanes = 16, kDims = 2;
-  static constexpr int kFewestDims = 1, kMostDims = 64, kSectionWords = 0;
-  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 3000;  // measured: README
+  static constexpr int kMostDims = 64, kSectionWords = 0;
   static constexpr int kMostCode = 63;  // a sum of two products does not saturate
   static constexpr int kMostPair = 0;
   static constexpr int kMostHalf = 32767, kMostScore = 32767;

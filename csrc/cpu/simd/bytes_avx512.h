@@ -12,13 +12,11 @@ namespace {
 // Sixteen scores of int32, sums of products of bytes, four dimensions at a time.
 struct ByteSum {
   static constexpr int kLanes = 16, kDims = 4;
-  static constexpr int kMostDims = 512, kFewestCodes = 256, kMostCode = 127;
+  static constexpr int kMostDims = 512, kMostCode = 127;
 #if defined(__AVX512VNNI__)
-  static constexpr int kFewestDims = 32, kSectionWords = 0;
-  static constexpr int kProductsPerCandidate = 12000;  // measured: README
+  static constexpr int kSectionWords = 0;
 #else
-  static constexpr int kFewestDims = 65, kSectionWords = 16;
-  static constexpr int kProductsPerCandidate = 6000;  // measured: README
+  static constexpr int kSectionWords = 16;
 #endif
   // Of two components that share a word: with these, a sum of two products does not saturate.
   static constexpr int kMostPair = kSectionWords > 0 ? 127 : 0;
@@ -87,8 +85,7 @@ struct ByteSum {
 // time. Words of rows stand twice in 32 bits.
 struct ShortByteSum {
   static constexpr int kLanes = 32, kDims = 2;
-  static constexpr int kFewestDims = 1, kMostDims = 64, kSectionWords = 0;
-  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 3000;  // measured: README
+  static constexpr int kMostDims = 64, kSectionWords = 0;
   static constexpr int kMostCode = 63;  // a sum of two products does not saturate
   static constexpr int kMostPair = 0;
   static constexpr int kMostHalf = 32767, kMostScore = 32767;

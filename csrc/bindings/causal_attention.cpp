@@ -1,5 +1,5 @@
 // `dropped_attention` and its gradient on the CPU, float32, on the stable ABI. Schemas:
-// vqvae2_fast/ops/causal_attention/gradient.py; `causal_attention` checks what it passes on.
+// vqvae2_fast/ops/causal_attention/op.py; `causal_attention` checks what it passes on.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -47,21 +47,21 @@ class Problem {
           const std::string& dropout_on, const Tensor& seed)
       : q_(q), k_(k), v_(v) {
     STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4,
-                    "dropped_attention: expected q, k, v [B, heads, L, d].");
+                    "expected q, k, v [B, heads, L, d].");
     for (int64_t i = 0; i < 4; ++i) {
       STD_TORCH_CHECK(k.size(i) == q.size(i) && (i == 3 || v.size(i) == q.size(i)),
-                      "dropped_attention: expected k like q, and v with their positions.");
+                      "expected k like q, and v with their positions.");
     }
     STD_TORCH_CHECK(is_float(q) && is_float(k) && is_float(v) && dropout_p >= 0 &&
                         static_cast<float>(dropout_p) < 1 &&
                         (dropout_on == "logits" || dropout_on == "probabilities"),
-                    "dropped_attention: expected float32 q, k, v, a dropout_p from 0 to below 1 in "
+                    "expected float32 q, k, v, a dropout_p from 0 to below 1 in "
                     "float32, and dropout_on \"logits\" or \"probabilities\".");
     head_.length = q.size(2), head_.dim = q.size(3), head_.value_dim = v.size(3);
     head_.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_.dim)));
     head_.dropout_p = static_cast<float>(dropout_p);
     head_.on_logits = dropout_on == "logits";
-    const DropoutSeed drops = dropout_seed(seed, "dropped_attention");
+    const DropoutSeed drops = dropout_seed(seed);
     head_.seed = drops.value;
     head_.group = drops.first_sample * static_cast<uint32_t>(q.size(1));
   }
@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> dropped_attention_backward_cpu(const Tensor& 
   STD_TORCH_CHECK(is_float(dout) && dout.dim() == 4 && dout.size(0) == v.size(0) &&
                       dout.size(1) == v.size(1) && dout.size(2) == v.size(2) &&
                       dout.size(3) == v.size(3),
-                  "dropped_attention_backward: expected dout like v.");
+                  "expected dout like v.");
   Tensor dq = new_heads(q, q.size(3)), dk = new_heads(q, q.size(3)), dv = new_heads(v, v.size(3));
   const cpu::AttentionKernels& kernels = cpu::kernels().attention;
   parallel_for(0, problem.groups(), problem.grain(), [&](int64_t first, int64_t last) {

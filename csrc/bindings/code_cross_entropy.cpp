@@ -26,9 +26,8 @@ constexpr int64_t kMostParts = 8, kCodeGrain = 32;
 void check_codes(const Tensor& codes, int64_t num_codes) {
   const int64_t* values = codes.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < codes.numel(); ++i) {
-    STD_TORCH_CHECK(values[i] >= 0 && values[i] < num_codes,
-                    "code_cross_entropy: expected codes in 0..", num_codes - 1, ", got ", values[i],
-                    ".");
+    STD_TORCH_CHECK(values[i] >= 0 && values[i] < num_codes, "expected codes in 0..", num_codes - 1,
+                    ", got ", values[i], ".");
   }
 }
 
@@ -36,14 +35,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
                                                                   const Tensor& weight,
                                                                   const Tensor& bias,
                                                                   const Tensor& codes) {
-  STD_TORCH_CHECK(
-      is_float(features) && is_float(weight) && is_float(bias) && features.dim() == 2 &&
-          weight.dim() == 2 && bias.dim() == 1 && codes.dim() == 1 && features.size(0) > 0 &&
-          weight.size(0) > 0 && weight.size(1) == features.size(1) &&
-          bias.size(0) == weight.size(0) && codes.size(0) == features.size(0) &&
-          codes.scalar_type() == torch::headeronly::ScalarType::Long,
-      "code_cross_entropy: expected float32 features [N, C], N > 0, weight [K, C] and bias [K], "
-      "and int64 codes [N].");
+  STD_TORCH_CHECK(is_float(features) && is_float(weight) && is_float(bias) && features.dim() == 2 &&
+                      weight.dim() == 2 && bias.dim() == 1 && codes.dim() == 1 &&
+                      features.size(0) > 0 && weight.size(0) > 0 &&
+                      weight.size(1) == features.size(1) && bias.size(0) == weight.size(0) &&
+                      codes.size(0) == features.size(0) &&
+                      codes.scalar_type() == torch::headeronly::ScalarType::Long,
+                  "expected float32 features [N, C], N > 0, weight [K, C] and bias [K], "
+                  "and int64 codes [N].");
   const int64_t positions = features.size(0), channels = features.size(1);
   const int64_t num_codes = weight.size(0);
   const Tensor x = contiguous_form(features), w = contiguous_form(weight);

@@ -4,8 +4,6 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include <string>
-
 namespace vqvae2_fast {
 namespace {
 
@@ -14,10 +12,10 @@ struct DropoutSeed {
   uint32_t first_sample = 0;
 };
 
-inline DropoutSeed dropout_seed(const torch::stable::Tensor& seed, const char* op) {
+inline DropoutSeed dropout_seed(const torch::stable::Tensor& seed) {
   STD_TORCH_CHECK(seed.scalar_type() == torch::headeronly::ScalarType::Long &&
                       (seed.dim() == 0 || (seed.dim() == 1 && seed.size(0) == 2)),
-                  std::string(op) + ": expected seed int64, 0-d or [2].");
+                  "expected seed int64, 0-d or [2].");
   const int64_t* const data = seed.const_data_ptr<int64_t>();
   return {.value = static_cast<uint64_t>(data[0]),
           .first_sample = seed.dim() == 0 ? 0 : static_cast<uint32_t>(data[seed.stride(0)])};

@@ -1,5 +1,5 @@
 // `gated_residual` and its gradient on the CPU, float32, on the stable ABI. Schemas and checks:
-// vqvae2_fast/ops/gated_residual/gradient.py.
+// vqvae2_fast/ops/gated_residual/op.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -82,7 +82,7 @@ void check(const Tensor& h, const Tensor& x, const std::optional<Tensor>& condit
       is_float(x) && is_float(h) && x.dim() == 4 && h.dim() == 4 && h.size(0) == x.size(0) &&
           h.size(1) == 2 * x.size(1) && h.size(2) == x.size(2) && h.size(3) == x.size(3) &&
           (!condition || (is_float(*condition) && condition->dim() == 4 && fits(*condition))),
-      "gated_residual: expected float32 h [B, 2C, H, W], x [B, C, H, W] and a condition "
+      "expected float32 h [B, 2C, H, W], x [B, C, H, W] and a condition "
       "like h or [B, 2C, 1, 1].");
 }
 

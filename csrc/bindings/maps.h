@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../cpu/layers/gated_layer.h"
+#include "../cpu/layers/winograd_layer.h"
 #include "dropout_seed.h"
 #include "new_tensor.h"
 #include "parallel.h"
@@ -45,10 +46,9 @@ inline bool fits_weight(const std::optional<torch::stable::Tensor>& g,
 }
 
 // A layer's bias, contiguous.
-inline torch::stable::Tensor checked_bias(const char* op, const torch::stable::Tensor& bias,
-                                          int64_t outputs) {
-  STD_TORCH_CHECK(is_float(bias) && bias.dim() == 1 && bias.size(0) == outputs, op,
-                  ": expected bias float32 [C_out] with C_out=", outputs, ", got ", bias.numel(),
+inline torch::stable::Tensor checked_bias(const torch::stable::Tensor& bias, int64_t outputs) {
+  STD_TORCH_CHECK(is_float(bias) && bias.dim() == 1 && bias.size(0) == outputs,
+                  "expected bias float32 [C_out] with C_out=", outputs, ", got ", bias.numel(),
                   " values of ", torch::headeronly::toString(bias.scalar_type()), " in ",
                   bias.dim(), " dimensions.");
   return contiguous_form(bias);
@@ -64,11 +64,34 @@ inline torch::stable::Tensor as_rows(const torch::stable::Tensor& map) {
   return rows.stride(3) == 1 ? rows : contiguous_form(rows);
 }
 
+// rows [B, H, W, C], channels contiguous, cut into Winograd's tiles.
+inline cpu::winograd::Map map_of(const torch::stable::Tensor& rows) {
+  cpu::winograd::Map map = {.batch = rows.size(0),
+                            .height = rows.size(1),
+                            .width = rows.size(2),
+                            .channels = rows.size(3),
+                            .stride_batch = rows.stride(0),
+                            .stride_row = rows.stride(1),
+                            .stride_column = rows.stride(2)};
+  cpu::winograd::cut_into_tiles(map);
+  return map;
+}
+
+inline cpu::winograd::Threads torch_threads() {
+  return {torch::stable::get_num_threads(), run_parts};
+}
+
+// Whether both sides of a weight [O, C, h, w] have channels, in multiples of `unit`.
+inline bool has_channels(const torch::stable::Tensor& weight, int64_t unit) {
+  return weight.size(0) > 0 && weight.size(1) > 0 && weight.size(0) % unit == 0 &&
+         weight.size(1) % unit == 0;
+}
+
 // The activation and dropout before a convolution of x [B, C, H, W].
 inline cpu::Activation activation_of(const torch::stable::Tensor& x, bool elu, double dropout_p,
                                      const std::optional<torch::stable::Tensor>& seed) {
-  STD_TORCH_CHECK(dropout_p == 0 || seed, "normed_conv2d: expected a seed for dropout.");
-  const DropoutSeed drops = dropout_p == 0 ? DropoutSeed{} : dropout_seed(*seed, "normed_conv2d");
+  STD_TORCH_CHECK(dropout_p == 0 || seed, "expected a seed for dropout.");
+  const DropoutSeed drops = dropout_p == 0 ? DropoutSeed{} : dropout_seed(*seed);
   return {.elu = elu,
           .dropout_p = static_cast<float>(dropout_p),
           .seed = drops.value,

@@ -39,7 +39,7 @@ struct Memory {
   // The data, of at least `expected` values.
   T* of(int64_t expected, const char* name) const {
     if (is_none || size < expected) {
-      throw pybind11::value_error("sampler: expected " + std::string(name) + " of " +
+      throw pybind11::value_error("expected " + std::string(name) + " of " +
                                   std::to_string(expected) + " values, got " +
                                   (is_none ? "None" : std::to_string(size)) + ".");
     }
@@ -80,7 +80,7 @@ struct type_caster<vqvae2_fast::bindings::Memory<T>> {
     if (!fits || dl->device.type != 1 || !contiguous) {  // kDLCPU
       const std::string wanted = kBytes ? "" : kCode == 2 ? "float" : "int";
       const std::string dtype = kBytes ? "" : wanted + std::to_string(8 * sizeof(Value)) + " ";
-      throw type_error("sampler: expected a contiguous " + dtype + "tensor on the CPU, got " +
+      throw type_error("expected a contiguous " + dtype + "tensor on the CPU, got " +
                        std::string(str(tensor.attr("dtype"))) + " on " +
                        std::string(str(tensor.attr("device"))) +
                        (contiguous ? "." : ", not contiguous."));

@@ -32,7 +32,7 @@ void check_numbers(const Tensor& samples, const Tensor& positions, int64_t num_e
   STD_TORCH_CHECK(is_list(samples) && is_list(positions) &&
                       samples.get_device_index() == positions.get_device_index() &&
                       num_embeddings > 0,
-                  "gumbel_noise: expected samples and positions int64 [n] of one device, and one "
+                  "expected samples and positions int64 [n] of one device, and one "
                   "code or more.");
 }
 
@@ -60,7 +60,7 @@ Tensor gumbel_noise_cpu(const Tensor& samples, const Tensor& positions, int64_t 
 
 Tensor dropout_mask_cpu(const Tensor& seed, int64_t num_samples, int64_t num_rows,
                         int64_t num_columns, double dropout_p) {
-  const DropoutSeed drops = dropout_seed(seed, "dropout_mask");
+  const DropoutSeed drops = dropout_seed(seed);
   Tensor keep = new_tensor(seed, {num_samples, num_rows, num_columns}, ScalarType::Bool);
   uint8_t* out = reinterpret_cast<uint8_t*>(keep.mutable_data_ptr<bool>());
   const cpu::KernelTable& kernels = cpu::kernels();

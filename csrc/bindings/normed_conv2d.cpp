@@ -6,13 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
-#include <utility>
 
 #include "../cpu/kernels.h"
 #include "maps.h"
 #include "new_tensor.h"
 #include "parallel.h"
-#include "points.h"
 #include "pointwise.h"
 #include "tile_conv.h"
 
@@ -37,8 +35,8 @@ void check_place(int64_t kernel, int64_t top, int64_t left, int64_t live) {
   const int64_t most = kernel == 1 ? 0 : kernel;
   STD_TORCH_CHECK(
       0 <= top && top <= most && 0 <= left && left <= most && 0 < live && live <= kernel,
-      "normed_conv2d: expected top and left in 0..", most, " and live in 1..", kernel,
-      " for a kernel ", kernel, "x", kernel, ", got ", top, ", ", left, " and ", live, ".");
+      "expected top and left in 0..", most, " and live in 1..", kernel, " for a kernel ", kernel,
+      "x", kernel, ", got ", top, ", ", left, " and ", live, ".");
 }
 
 Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<Tensor>& weight_g,
@@ -48,7 +46,7 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
                       (kernel == 3 || kernel == 5) && weight_v.size(3) == kernel &&
                       weight_v.size(1) == x.size(1) && has_channels(weight_v, 1) &&
                       fits_weight(weight_g, weight_v),
-                  "normed_conv2d: expected float32 x [B, C_in, H, W], a weight 3x3 or 5x5 and g "
+                  "expected float32 x [B, C_in, H, W], a weight 3x3 or 5x5 and g "
                   "[C_out, 1, 1, 1].");
   check_place(kernel, top, left, live);
   Problem problem;
@@ -65,9 +63,10 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
 }
 
 // Panels [P, C_in, C_out] for the outputs, or [P, C_out, C_in] for the gradient of the inputs.
-PointTensor weight_panels(const Problem& problem, bool inputs_first) {
-  return weight_panels(problem.transforms, problem.weight, points_of(problem.kernel), inputs_first,
-                       problem.v);
+winograd::PointMatrices panels_of(const Problem& problem, bool inputs_first) {
+  return winograd::weight_panels(problem.transforms, problem.weight,
+                                 winograd::points_of(problem.kernel), inputs_first,
+                                 torch_threads());
 }
 
 // rows [B, H, W, C] after the activation, or the rows themselves if there is none.
@@ -105,15 +104,16 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
   if (y.numel() == 0) return y;
   const Tensor rows = activated(as_rows(x), activation);
   const winograd::Map map = map_of(rows);
-  const auto transform = [&](int64_t first, int64_t last, PointBlock& block) {
+  const auto transform = [&](int64_t first, int64_t last, const winograd::PointMatrices& block) {
     problem.transforms.input(map, floats(rows), problem.top, problem.left, first, last,
-                             block.layout.within(first, 0), block.memory.get());
-    return std::pair(static_cast<const float*>(block.memory.get()), block.layout);
+                             block.layout.within(first, 0), block.data());
+    return winograd::TilePoints{block.data(), block.layout};
   };
   std::optional<Tensor> added;
-  if (bias) added = checked_bias("normed_conv2d", *bias, outputs);
-  output_tiles(problem.transforms, weight_panels(problem, true), transform,
-               added ? &*added : nullptr, map_of(to_last(y)), mutable_floats(y));
+  if (bias) added = checked_bias(*bias, outputs);
+  winograd::output_tiles(problem.transforms, panels_of(problem, true), transform,
+                         added ? floats(*added) : nullptr, map_of(to_last(y)), torch_threads(),
+                         mutable_floats(y));
   return y;
 }
 
@@ -136,7 +136,7 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
   STD_TORCH_CHECK(is_float(dy) && dy.dim() == 4 && dy.size(0) == x.size(0) &&
                       dy.size(1) == weight.outputs && dy.size(2) == x.size(2) &&
                       dy.size(3) == x.size(3),
-                  "normed_conv2d_backward: expected dy [B, C_out, H, W].");
+                  "expected dy [B, C_out, H, W].");
   Tensor dx = new_map(x.size(0), x.size(1), x.size(2), x.size(3));
   Tensor dv = new_tensor(x, {weight.outputs, weight.inputs, problem.kernel, problem.kernel});
   Tensor dg = new_tensor(x, {problem.g ? weight.outputs : 0});
@@ -147,36 +147,34 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
   }
   const Tensor gradient = as_rows(dy);
   const winograd::Map out_map = map_of(gradient);
-  const int64_t count = points_of(problem.kernel), tiles = tiles_of(out_map);
-  PointTensor dm = new_points(x, count, tiles, weight.outputs);
-  float* const dm_data = dm.data();
-  parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
-    problem.transforms.output_adjoint(out_map, floats(gradient), first, last, dm.layout, dm_data);
+  using winograd::PointMatrices;
+  const winograd::Threads threads = torch_threads();
+  const int64_t count = winograd::points_of(problem.kernel), tiles = winograd::tiles_of(out_map);
+  const auto dm = PointMatrices::in_rows(count, tiles, weight.outputs);
+  threads.share(tiles, winograd::kTileGrain, [&](int64_t first, int64_t last) {
+    problem.transforms.output_adjoint(out_map, floats(gradient), first, last, dm.layout, dm.data());
   });
   {
-    PointTensor v = new_panels(x, count, tiles, weight.inputs);
+    const auto v = PointMatrices::in_panels(count, tiles, weight.inputs);
     const Tensor rows = activated(as_rows(x), activation);
     const winograd::Map map = map_of(rows);
-    float* const v_data = v.data();
-    parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
+    threads.share(tiles, winograd::kTileGrain, [&](int64_t first, int64_t last) {
       problem.transforms.input(map, floats(rows), problem.top, problem.left, first, last, v.layout,
-                               v_data);
+                               v.data());
     });
-    const PointTensor du = multiply_across(dm, v);  // [P, C_out, C_in]
-    float *const dv_data = mutable_floats(dv), *const dg_data = mutable_floats(dg);
-    for_outputs(weight.outputs, [&](int64_t first, int64_t last) {
-      problem.transforms.weight_adjoint(weight, false, du.data(), du.layout, first, last, dv_data,
-                                        dg_data);
-    });
+    const PointMatrices du = winograd::multiply_across(dm, v, threads);  // [P, C_out, C_in]
+    winograd::weight_gradient(problem.transforms, weight, false, du, threads, mutable_floats(dv),
+                              mutable_floats(dg));
   }
-  const PointTensor u = weight_panels(problem, false);  // [P, C_out, C_in]
+  const PointMatrices u = panels_of(problem, false);  // [P, C_out, C_in]
   const winograd::Map map = map_of(to_last(dx));
   float* const dx_data = mutable_floats(dx);
-  for_parts(map.batch, 1, map.height, weight.inputs,
-            [&](int64_t image, int64_t, const winograd::MapPart& part) {
-              input_tiles(problem.transforms, dm, u, part.first_channel, nullptr, map, problem.top,
-                          problem.left, image, part, dx_data);
-            });
+  winograd::for_parts(map.batch, 1, map.height, weight.inputs, threads,
+                      [&](int64_t image, int64_t, const winograd::MapPart& part) {
+                        winograd::input_tiles(problem.transforms, dm, u, part.first_channel,
+                                              nullptr, map, problem.top, problem.left, image, part,
+                                              dx_data);
+                      });
   if (!activation.is_identity()) {
     const Tensor rows = contiguous_form(as_rows(x));
     const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;

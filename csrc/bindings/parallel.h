@@ -4,7 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
+#include <functional>
 #include <new>
+
+#include "../cpu/float_mode.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -24,6 +27,14 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Part& part) {
       has_memory,
       "vqvae2_fast: a thread of a kernel can't allocate memory for its intermediate values: "
       "use a smaller batch, or fewer threads (torch.set_num_threads).");
+}
+
+// As a `RunParts` of csrc/cpu, each part in the mode of DefaultFloats.
+inline void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
+  parallel_for(0, count, 1, [&part](int64_t first, int64_t last) {
+    const cpu::DefaultFloats mode;
+    part(first, last);
+  });
 }
 
 }  // namespace

@@ -50,16 +50,16 @@ Layer layer_of(const Tensor& x, const Tensor& weight, int64_t stride, int64_t to
                       weight.size(2) == weight.size(3) &&
                       x.size(1) == weight.size(transposed ? 0 : 1) && x.numel() > 0 &&
                       weight.numel() > 0 && stride > 0,
-                  "patch_conv2d: expected float32 x [B, C, stride H, stride W], or [B, O, H, W] if "
+                  "expected float32 x [B, C, stride H, stride W], or [B, O, H, W] if "
                   "transposed, a square weight [O, C, k, k] and stride >= 1.");
   const int64_t kernel = weight.size(2), scale = transposed ? 1 : stride;
   STD_TORCH_CHECK(x.size(2) % scale == 0 && x.size(3) % scale == 0,
-                  "patch_conv2d: expected a map whose sides are multiples of stride=", stride,
-                  ", got ", x.size(2), "x", x.size(3), ".");
+                  "expected a map whose sides are multiples of stride=", stride, ", got ",
+                  x.size(2), "x", x.size(3), ".");
   STD_TORCH_CHECK(0 <= top && top <= kernel && 0 <= left && left <= kernel && 0 <= live &&
                       live <= kernel && kernel * (kernel - 1) + live > 0,
-                  "patch_conv2d: expected top, left and live in 0..", kernel,
-                  " and a tap that counts, got ", top, ", ", left, " and ", live, ".");
+                  "expected top, left and live in 0..", kernel, " and a tap that counts, got ", top,
+                  ", ", left, " and ", live, ".");
   return {.shape = {.height = x.size(2) / scale,
                     .width = x.size(3) / scale,
                     .outputs = weight.size(0),
@@ -185,7 +185,7 @@ Tensor patch_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::option
   std::optional<Tensor> added;
   if (bias) {
     const int64_t outputs = transposed ? layer.shape.channels : layer.shape.outputs;
-    added = checked_bias("patch_conv2d", *bias, outputs);
+    added = checked_bias(*bias, outputs);
   }
   const float* const values = added ? floats(*added) : nullptr;
   return transposed ? to_large(layer, rows, values) : to_small(layer, rows, values);
@@ -202,8 +202,8 @@ std::tuple<Tensor, Tensor, Tensor> patch_conv2d_backward_cpu(const Tensor& dy, c
                       dy.size(1) == (transposed ? shape.channels : shape.outputs) &&
                       dy.size(2) == (transposed ? shape.large_height() : shape.height) &&
                       dy.size(3) == (transposed ? shape.large_width() : shape.width),
-                  "patch_conv2d_backward: expected dy of the result's size, got ", dy.dim(),
-                  " dimensions and ", dy.numel(), " values.");
+                  "expected dy of the result's size, got ", dy.dim(), " dimensions and ",
+                  dy.numel(), " values.");
   const Tensor above = contiguous_form(to_last(dy));
   const Tensor rows = contiguous_form(to_last(x));
   Tensor dx = new_tensor(x, {0});

@@ -33,7 +33,7 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
   STD_TORCH_CHECK(is_float(x) && is_float(weight_v) && x.dim() == 4 &&
                       weight_v.size(1) == x.size(1) && weight_v.numel() > 0 &&
                       fits_weight(weight_g, weight_v),
-                  "normed_conv2d: expected float32 x [B, C_in, H, W], a weight [C_out, C_in, 1, 1] "
+                  "expected float32 x [B, C_in, H, W], a weight [C_out, C_in, 1, 1] "
                   "and g [C_out, 1, 1, 1].");
   Problem problem = {.v = contiguous_form(weight_v), .g = {}, .layer = {}};
   if (weight_g) problem.g = contiguous_form(*weight_g);
@@ -72,7 +72,7 @@ Tensor pointwise_forward(const Tensor& x, const Tensor& weight_v,
   if (y.numel() == 0) return y;
   const Tensor rows = contiguous_form(to_last(x));
   std::optional<Tensor> added;
-  if (bias) added = checked_bias("normed_conv2d", *bias, layer.outputs);
+  if (bias) added = checked_bias(*bias, layer.outputs);
   const auto packed = packed_weight(layer, false);
   const cpu::PointwiseKernels& kernels = cpu::kernels().pointwise;
   const int64_t block = kernels.block_rows, blocks = (problem.rows + block - 1) / block;
@@ -94,7 +94,7 @@ Gradients pointwise_backward(const Tensor& dy, const Tensor& x, const Tensor& we
   STD_TORCH_CHECK(is_float(dy) && dy.dim() == 4 && dy.size(0) == x.size(0) &&
                       dy.size(1) == layer.outputs && dy.size(2) == x.size(2) &&
                       dy.size(3) == x.size(3),
-                  "normed_conv2d_backward: expected dy [B, C_out, H, W].");
+                  "expected dy [B, C_out, H, W].");
   Tensor dx = new_map(x.size(0), layer.inputs, x.size(2), x.size(3));
   Tensor dv = new_tensor(x, {layer.outputs, layer.inputs, 1, 1});
   Tensor dg = new_tensor(x, {problem.g ? layer.outputs : 0});

@@ -48,31 +48,31 @@ Tensor output_of(const Tensor& z, std::initializer_list<int64_t> sizes, ScalarTy
 }
 
 void search(const cpu::NearestCodeProblem& problem, int64_t num_rows, const Tensor& codebook,
-            const char* what, const cpu::KernelTable& kernels) {
-  cpu::search_codebook(kernels.nearest_code, problem, num_rows, rows_of(codebook, what),
+            const cpu::KernelTable& kernels) {
+  cpu::search_codebook(kernels.nearest_code, problem, num_rows, rows_of(codebook, "codebook"),
                        codebook.size(0), codebook.size(1), kernels, run_parts);
 }
 
 std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codebook) {
   STD_TORCH_CHECK(z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) &&
                       z.size(1) > 0 && codebook.size(0) > 0,
-                  "nearest_code: expected z [N, D] and codebook [K, D] with K, D >= 1.");
+                  "expected z [N, D] and codebook [K, D] with K, D >= 1.");
   const int64_t num_rows = z.size(0);
   Tensor indices = output_of(z, {num_rows}, ScalarType::Long);
   Tensor sqdist = output_of(z, {num_rows}, ScalarType::Float);
   if (num_rows == 0) return {indices, sqdist};
   cpu::NearestCodeProblem problem = {};
-  problem.z = rows_of(z, "nearest_code: expected z");
+  problem.z = rows_of(z, "z");
   problem.indices = indices.mutable_data_ptr<int64_t>();
   problem.sqdist = sqdist.mutable_data_ptr<float>();
-  search(problem, num_rows, codebook, "nearest_code: expected codebook", cpu::kernels());
+  search(problem, num_rows, codebook, cpu::kernels());
   return {indices, sqdist};
 }
 
 std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Tensor& codebook) {
   STD_TORCH_CHECK(z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) &&
                       z.size(1) > 0 && codebook.size(0) > 0,
-                  "vector_quantize: expected z [N, D] and codebook [K, D] with K, D >= 1.");
+                  "expected z [N, D] and codebook [K, D] with K, D >= 1.");
   const int64_t num_rows = z.size(0), dim = z.size(1);
   Tensor z_q = output_of(z, {num_rows, dim}, z.scalar_type());
   Tensor indices = output_of(z, {num_rows}, ScalarType::Long);
@@ -83,12 +83,12 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Te
   const cpu::KernelTable& kernels = cpu::kernels();
   std::vector<double> errors(num_rows / kernels.nearest_code.block_rows(dim) + 1, 0.0);
   cpu::NearestCodeProblem problem = {};
-  problem.z = rows_of(z, "vector_quantize: expected z");
+  problem.z = rows_of(z, "z");
   problem.indices = indices.mutable_data_ptr<int64_t>();
   problem.z_q = z_q.mutable_data_ptr();
   problem.z_q_past_caches = num_rows * dim >= kUncachedFloats;
   problem.block_errors = errors.data();
-  search(problem, num_rows, codebook, "vector_quantize: expected codebook", kernels);
+  search(problem, num_rows, codebook, kernels);
   double total = 0;
   for (const double error : errors) total += error;
   *mean = static_cast<float>(total / (static_cast<double>(num_rows) * static_cast<double>(dim)));
@@ -104,7 +104,7 @@ Tensor vector_quantize_backward_cpu(const Tensor& dz_q, const Tensor& dcommitmen
                       (indices ? indices->dim() == 1 && indices->size(0) == z.size(0) &&
                                      indices->scalar_type() == ScalarType::Long
                                : codes.size(0) == z.size(0)),
-                  "vector_quantize_backward: expected dz_q and z [N, D], dcommitment 0-d float32, "
+                  "expected dz_q and z [N, D], dcommitment 0-d float32, "
                   "and codes [N, D], or codes [K, D] and indices int64 [N].");
   const int64_t num_rows = z.size(0), dim = z.size(1);
   Tensor dz = new_tensor(z, {num_rows, dim});
@@ -112,9 +112,9 @@ Tensor vector_quantize_backward_cpu(const Tensor& dz_q, const Tensor& dcommitmen
   const double scale = 2 * static_cast<double>(*dcommitment.const_data_ptr<float>()) /
                        (static_cast<double>(num_rows) * static_cast<double>(dim));
   cpu::QuantizeGradient problem = {};
-  problem.dz_q = rows_of(dz_q, "vector_quantize_backward: expected dz_q");
-  problem.z = rows_of(z, "vector_quantize_backward: expected z");
-  problem.code = rows_of(codes, "vector_quantize_backward: expected codes");
+  problem.dz_q = rows_of(dz_q, "dz_q");
+  problem.z = rows_of(z, "z");
+  problem.code = rows_of(codes, "codes");
   problem.code_rows = indices ? indices->const_data_ptr<int64_t>() : nullptr;
   problem.code_rows_stride = indices ? indices->stride(0) : 0;
   problem.scale = static_cast<float>(scale);
@@ -134,8 +134,7 @@ Tensor vector_quantize_backward_cpu(const Tensor& dz_q, const Tensor& dcommitmen
     }
     kernels.quantize_backward(problem, begin, end);
   });
-  STD_TORCH_CHECK(are_codes, "vector_quantize_backward: expected indices in 0..", num_codes - 1,
-                  ".");
+  STD_TORCH_CHECK(are_codes, "expected indices in 0..", num_codes - 1, ".");
   return dz;
 }
 
@@ -143,12 +142,12 @@ std::tuple<Tensor, Tensor> code_statistics_cpu(const Tensor& z, const Tensor& in
                                                int64_t num_embeddings) {
   STD_TORCH_CHECK(z.dim() == 2 && indices.dim() == 1 && indices.size(0) == z.size(0) &&
                       indices.scalar_type() == ScalarType::Long && num_embeddings > 0,
-                  "code_statistics: expected z [N, D] and indices int64 [N].");
+                  "expected z [N, D] and indices int64 [N].");
   const int64_t dim = z.size(1);
   Tensor counts = new_tensor(indices, {num_embeddings}, ScalarType::Long);
   Tensor sums = new_tensor(z, {num_embeddings, dim}, ScalarType::Float);
   cpu::StatisticsProblem problem = {};
-  problem.z = rows_of(z, "code_statistics: expected z");
+  problem.z = rows_of(z, "z");
   problem.num_rows = z.size(0);
   problem.dim = dim;
   problem.num_codes = num_embeddings;
@@ -157,9 +156,8 @@ std::tuple<Tensor, Tensor> code_statistics_cpu(const Tensor& z, const Tensor& in
   problem.counts = counts.mutable_data_ptr<int64_t>();
   problem.sums = sums.mutable_data_ptr<float>();
   const int64_t bad_row = cpu::code_statistics(problem, cpu::kernels(), run_parts);
-  STD_TORCH_CHECK(bad_row < 0, "code_statistics: expected indices in 0..", num_embeddings - 1,
-                  ", got ", problem.indices[bad_row * problem.indices_stride], " at row ", bad_row,
-                  ".");
+  STD_TORCH_CHECK(bad_row < 0, "expected indices in 0..", num_embeddings - 1, ", got ",
+                  problem.indices[bad_row * problem.indices_stride], " at row ", bad_row, ".");
   return {counts, sums};
 }
 
@@ -173,15 +171,14 @@ void ema_update_cpu(const Tensor& counts, const Tensor& sums, Tensor cluster_siz
                       counts.sizes() == codebook.sizes().slice(0, 1) &&
                       cluster_size.sizes() == counts.sizes() && sums.sizes() == codebook.sizes() &&
                       embed_avg.sizes() == codebook.sizes(),
-                  "ema_update_: expected contiguous float32 tensors [K] and [K, D].");
+                  "expected contiguous float32 tensors [K] and [K, D].");
   cpu::EmaProblem problem = {};
   problem.num_codes = codebook.size(0);
   problem.dim = codebook.size(1);
   if (counts.scalar_type() == ScalarType::Long) {
     problem.counts = counts.const_data_ptr<int64_t>();
   } else {
-    STD_TORCH_CHECK(counts.scalar_type() == ScalarType::Float,
-                    "ema_update_: expected counts int64 or float32.");
+    STD_TORCH_CHECK(counts.scalar_type() == ScalarType::Float, "expected counts int64 or float32.");
     problem.float_counts = counts.const_data_ptr<float>();
   }
   problem.sums = sums.const_data_ptr<float>();

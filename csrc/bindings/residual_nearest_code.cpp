@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -24,10 +23,9 @@ using torch::stable::Tensor;
 // Elements that a thread takes at a time: enough to pay for waking it.
 constexpr int64_t kElementGrain = 1 << 15;
 
-// op: its name, for messages.
-cpu::Codebooks codebooks_of(const Tensor& codebooks, const std::string& op) {
+cpu::Codebooks codebooks_of(const Tensor& codebooks) {
   return {.first = {codebooks.const_data_ptr(), codebooks.stride(1), codebooks.stride(2),
-                    dtype_of(codebooks, (op + ": expected codebooks").c_str())},
+                    dtype_of(codebooks, "codebooks")},
           .stride = codebooks.stride(0),
           .num_quantizers = codebooks.size(0),
           .num_codes = codebooks.size(1),
@@ -46,9 +44,8 @@ bool has_indices(const Tensor& z, const Tensor& codebooks, const Tensor& indices
 
 std::tuple<Tensor, Tensor, Tensor> residual_nearest_code_cpu(const Tensor& z,
                                                              const Tensor& codebooks, bool) {
-  STD_TORCH_CHECK(
-      fits(z, codebooks),
-      "residual_nearest_code: expected z [N, D] and codebooks [Q, K, D] with Q, K, D >= 1.");
+  STD_TORCH_CHECK(fits(z, codebooks),
+                  "expected z [N, D] and codebooks [Q, K, D] with Q, K, D >= 1.");
   const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
   Tensor z_q = new_tensor(z, {num_rows, dim});
   Tensor indices = new_tensor(z, {num_rows, quantizers}, ScalarType::Long);
@@ -58,12 +55,11 @@ std::tuple<Tensor, Tensor, Tensor> residual_nearest_code_cpu(const Tensor& z,
   std::vector<double> errors(blocks * quantizers, 0.0);
   if (num_rows > 0) {
     cpu::ResidualProblem problem = {};
-    problem.z = rows_of(z, "residual_nearest_code: expected z");
+    problem.z = rows_of(z, "z");
     problem.indices = indices.mutable_data_ptr<int64_t>();
     problem.z_q = z_q.mutable_data_ptr();
     problem.block_errors = errors.data();
-    cpu::search_residuals(problem, num_rows, codebooks_of(codebooks, "residual_nearest_code"),
-                          kernels, run_parts);
+    cpu::search_residuals(problem, num_rows, codebooks_of(codebooks), kernels, run_parts);
   }
   const double count = static_cast<double>(num_rows > 0 ? num_rows : 1) * static_cast<double>(dim);
   float* const means = commitments.mutable_data_ptr<float>();
@@ -78,13 +74,12 @@ std::tuple<Tensor, Tensor, Tensor> residual_nearest_code_cpu(const Tensor& z,
 Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcommitments,
                                           const Tensor& z, const Tensor& codebooks,
                                           const Tensor& indices, bool rotate) {
-  STD_TORCH_CHECK(
-      fits(z, codebooks) && has_indices(z, codebooks, indices) && dz_q.dim() == 2 &&
-          dz_q.size(0) == z.size(0) && dz_q.size(1) == z.size(1) && dcommitments.dim() == 1 &&
-          dcommitments.size(0) == codebooks.size(0) &&
-          dcommitments.scalar_type() == ScalarType::Float,
-      "residual_nearest_code_backward: expected dz_q and z [N, D], dcommitments float32 [Q], "
-      "codebooks [Q, K, D] and indices int64 [N, Q].");
+  STD_TORCH_CHECK(fits(z, codebooks) && has_indices(z, codebooks, indices) && dz_q.dim() == 2 &&
+                      dz_q.size(0) == z.size(0) && dz_q.size(1) == z.size(1) &&
+                      dcommitments.dim() == 1 && dcommitments.size(0) == codebooks.size(0) &&
+                      dcommitments.scalar_type() == ScalarType::Float,
+                  "expected dz_q and z [N, D], dcommitments float32 [Q], "
+                  "codebooks [Q, K, D] and indices int64 [N, Q].");
   const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
   Tensor dz = new_tensor(z, {num_rows, dim});
   if (num_rows == 0) return dz;
@@ -98,8 +93,8 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
       if (static_cast<uint64_t>(*code) >= num_codes) outside = code;  // as unsigned, -1 is large
     }
   }
-  STD_TORCH_CHECK(!outside, "residual_nearest_code_backward: expected indices from 0 to below ",
-                  codebooks.size(1), ", got ", *outside, ".");
+  STD_TORCH_CHECK(!outside, "expected indices from 0 to below ", codebooks.size(1), ", got ",
+                  *outside, ".");
   const float* const weights = dcommitments.const_data_ptr<float>();
   std::vector<float> scales(quantizers);
   for (int64_t q = 0; q < quantizers; ++q) {
@@ -107,16 +102,15 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
     scales[q] =
         static_cast<float>(2 * weight / (static_cast<double>(num_rows) * static_cast<double>(dim)));
   }
-  const cpu::ResidualBackward problem = {
-      .dz_q = rows_of(dz_q, "residual_nearest_code_backward: expected dz_q"),
-      .z = rows_of(z, "residual_nearest_code_backward: expected z"),
-      .codebooks = codebooks_of(codebooks, "residual_nearest_code_backward"),
-      .indices = indices.const_data_ptr<int64_t>(),
-      .indices_stride_row = indices.stride(0),
-      .indices_stride_col = indices.stride(1),
-      .scales = scales.data(),
-      .rotate = rotate,
-      .dz = dz.mutable_data_ptr()};
+  const cpu::ResidualBackward problem = {.dz_q = rows_of(dz_q, "dz_q"),
+                                         .z = rows_of(z, "z"),
+                                         .codebooks = codebooks_of(codebooks),
+                                         .indices = indices.const_data_ptr<int64_t>(),
+                                         .indices_stride_row = indices.stride(0),
+                                         .indices_stride_col = indices.stride(1),
+                                         .scales = scales.data(),
+                                         .rotate = rotate,
+                                         .dz = dz.mutable_data_ptr()};
   const cpu::KernelTable& kernels = cpu::kernels();
   parallel_for(0, num_rows, 1 + kElementGrain / (quantizers * dim + 1),
                [&](int64_t begin, int64_t end) {
@@ -129,25 +123,23 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
 std::tuple<Tensor, Tensor> residual_code_statistics_cpu(const Tensor& z, const Tensor& codebooks,
                                                         const Tensor& indices) {
   STD_TORCH_CHECK(fits(z, codebooks) && has_indices(z, codebooks, indices),
-                  "residual_code_statistics: expected z [N, D], codebooks [Q, K, D] and indices "
+                  "expected z [N, D], codebooks [Q, K, D] and indices "
                   "int64 [N, Q].");
-  STD_TORCH_CHECK(z.size(0) <= UINT32_MAX,
-                  "residual_code_statistics: expected at most 4,294,967,295 vectors.");
+  STD_TORCH_CHECK(z.size(0) <= UINT32_MAX, "expected at most 4,294,967,295 vectors.");
   const int64_t quantizers = codebooks.size(0), num_codes = codebooks.size(1);
   Tensor counts = new_tensor(indices, {quantizers, num_codes});
   Tensor sums = new_tensor(z, {quantizers, num_codes, z.size(1)}, ScalarType::Float);
-  const cpu::ResidualStatistics problem = {
-      .z = rows_of(z, "residual_code_statistics: expected z"),
-      .num_rows = z.size(0),
-      .codebooks = codebooks_of(codebooks, "residual_code_statistics"),
-      .indices = indices.const_data_ptr<int64_t>(),
-      .indices_stride_row = indices.stride(0),
-      .indices_stride_col = indices.stride(1),
-      .counts = counts.mutable_data_ptr<int64_t>(),
-      .sums = sums.mutable_data_ptr<float>()};
+  const cpu::ResidualStatistics problem = {.z = rows_of(z, "z"),
+                                           .num_rows = z.size(0),
+                                           .codebooks = codebooks_of(codebooks),
+                                           .indices = indices.const_data_ptr<int64_t>(),
+                                           .indices_stride_row = indices.stride(0),
+                                           .indices_stride_col = indices.stride(1),
+                                           .counts = counts.mutable_data_ptr<int64_t>(),
+                                           .sums = sums.mutable_data_ptr<float>()};
   const int64_t bad_row = cpu::residual_statistics(problem, cpu::kernels(), run_parts);
-  STD_TORCH_CHECK(bad_row < 0, "residual_code_statistics: expected indices in -1..", num_codes - 1,
-                  ", got another at row ", bad_row, ".");
+  STD_TORCH_CHECK(bad_row < 0, "expected indices in -1..", num_codes - 1, ", got another at row ",
+                  bad_row, ".");
   return {counts, sums};
 }
 

@@ -87,7 +87,7 @@ void pack(const sampler::Plan& plan, int64_t format, const std::vector<Floats>& 
         {plan.memory(name, end) + start, first_tap, num_taps, matrix_stride, panel_stride});
   }
   if (!factors.empty() && factors.size() != weights.size()) {
-    throw py::value_error("sampler: the factors do not fit the weights.");
+    throw py::value_error("expected as many factors as weights.");
   }
   const py::gil_scoped_release no_gil;
   sampler::pack(packing, threads);
@@ -144,7 +144,7 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, const Integers& labels,
   request.guided = guided;
   if (plan.num_classes > 0) request.labels = labels.of(batch, "labels");
   if (maps.size() != plan.condition.maps.size()) {
-    throw py::value_error("sampler: the maps do not fit the plan.");
+    throw py::value_error("expected as many maps as the plan has.");
   }
   for (size_t n = 0; n < maps.size(); ++n) {
     const auto& map = plan.condition.maps[n];
@@ -178,7 +178,7 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, const Integers& labels,
   request.threads = threads;
   if (columns < 1 || threads < 1 || (columns > 1 && !request.known) ||
       (request.decoders && (static_cast<int64_t>(decoders.size()) != batch || columns > 1))) {
-    throw py::value_error("sampler: the request does not fit the plan.");
+    throw py::value_error("expected a request that fits the plan.");
   }
 
   sampler::Timing timing;

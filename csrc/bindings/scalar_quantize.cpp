@@ -22,7 +22,7 @@ using torch::stable::Tensor;
 
 constexpr int64_t kNumberGrain = 1 << 14;  // numbers that a thread takes at a time
 
-// A grid with its columns, which `column_of` of ops/scalar_quantize/reference.py defines.
+// A grid with its columns, which `column_of` of ops/scalar_quantize/op.py defines.
 class Grid {
  public:
   Grid(const std::vector<int64_t>& levels, bool symmetric, bool hard)
@@ -85,7 +85,7 @@ class Grid {
 void check(const Tensor& z, const std::vector<int64_t>& levels) {
   STD_TORCH_CHECK(is_float(z) && z.dim() == 2 && z.size(1) == static_cast<int64_t>(levels.size()) &&
                       z.size(1) > 0,
-                  "scalar_quantize: expected float32 z [N, d] and d levels.");
+                  "expected float32 z [N, d] and d levels.");
 }
 
 int64_t grain_of(int64_t dim) { return 1 + kNumberGrain / dim; }
@@ -118,7 +118,7 @@ Tensor scalar_quantize_backward_cpu(const Tensor& dvalues, const Tensor& z,
   check(z, levels);
   STD_TORCH_CHECK(is_float(dvalues) && dvalues.dim() == 2 && dvalues.size(0) == z.size(0) &&
                       dvalues.size(1) == z.size(1),
-                  "scalar_quantize_backward: expected float32 dvalues [N, d].");
+                  "expected float32 dvalues [N, d].");
   const int64_t num_rows = z.size(0), dim = z.size(1);
   const Grid grid(levels, symmetric, hard);
   const Tensor rows = contiguous_form(z), above = contiguous_form(dvalues);
@@ -133,7 +133,7 @@ Tensor scalar_quantize_backward_cpu(const Tensor& dvalues, const Tensor& z,
 
 std::tuple<Tensor, Tensor> sign_quantize_cpu(const Tensor& z, double scale) {
   STD_TORCH_CHECK(is_float(z) && z.dim() == 2 && z.size(1) > 0 && z.size(1) < 64,
-                  "sign_quantize: expected float32 z [N, d] with d from 1 to 63.");
+                  "expected float32 z [N, d] with d from 1 to 63.");
   const int64_t num_rows = z.size(0), dim = z.size(1);
   const Tensor rows = contiguous_form(z);
   Tensor values = new_tensor(z, {num_rows, dim});

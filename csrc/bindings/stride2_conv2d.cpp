@@ -9,13 +9,11 @@
 
 #include <optional>
 #include <tuple>
-#include <utility>
 
 #include "../cpu/kernels.h"
 #include "maps.h"
 #include "new_tensor.h"
 #include "parallel.h"
-#include "points.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -23,7 +21,9 @@ namespace {
 using torch::stable::Tensor;
 namespace winograd = cpu::winograd;
 
-constexpr int64_t kTaps = 2, kPhases = 4;
+using winograd::PointMatrices;
+
+constexpr int64_t kTaps = 2, kPhases = 4, kPoints = 25;
 
 const winograd::Transforms& transforms() { return cpu::kernels().winograd2; }
 
@@ -41,7 +41,7 @@ Phase phase_of(const Tensor& large, int64_t phase) {
   winograd::Map map = map_of(large);
   const int64_t offset = top * map.stride_row + left * map.stride_column;
   map.height /= 2, map.width /= 2, map.stride_row *= 2, map.stride_column *= 2;
-  cut_into_tiles(map);
+  winograd::cut_into_tiles(map);
   return {map, offset, top, left};
 }
 
@@ -70,13 +70,13 @@ struct Layer {
 
 // x is the small map if the convolution is transposed, else the large one.
 Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
-  STD_TORCH_CHECK(
-      is_float(x) && is_float(weight) && x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 4 &&
-          weight.size(3) == 4 && x.size(1) == weight.size(transposed ? 0 : 1) &&
-          (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) &&
-          has_channels(weight, winograd::kChannels),
-      "stride2_conv2d: expected float32 x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a "
-      "weight [O, C, 4, 4] whose channels are 16 or a multiple of it.");
+  STD_TORCH_CHECK(is_float(x) && is_float(weight) && x.dim() == 4 && weight.dim() == 4 &&
+                      weight.size(2) == 4 && weight.size(3) == 4 &&
+                      x.size(1) == weight.size(transposed ? 0 : 1) &&
+                      (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) &&
+                      has_channels(weight, winograd::kChannels),
+                  "expected float32 x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a "
+                  "weight [O, C, 4, 4] whose channels are 16 or a multiple of it.");
   const int64_t scale = transposed ? 1 : 2, outputs = weight.size(0), channels = weight.size(1);
   Layer layer = {.batch = x.size(0),
                  .height = x.size(2) / scale,
@@ -94,8 +94,8 @@ Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
 }
 
 // Panels [P, 4 C, O] for the small map, or [P, O, 4 C] for the large one.
-PointTensor weight_panels(const Layer& layer, bool to_small) {
-  return weight_panels(transforms(), layer.weight, points_of(kTaps), to_small, layer.taps);
+PointMatrices panels_of(const Layer& layer, bool to_small) {
+  return winograd::weight_panels(transforms(), layer.weight, kPoints, to_small, torch_threads());
 }
 
 // Points [P, T, 4 C] of tiles first..last.
@@ -109,67 +109,67 @@ void transform_large(const Tensor& large, int64_t first, int64_t last,
 }
 
 // [P, T, 4 C]
-PointTensor large_points(const Tensor& large, bool panels = false) {
-  const int64_t channels = large.size(3), tiles = tiles_of(phase_of(large, 0).map);
-  PointTensor v =
-      (panels ? new_panels : new_points)(large, points_of(kTaps), tiles, kPhases * channels);
-  float* const target = v.data();
-  parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
-    transform_large(large, first, last, v.layout, target);
+PointMatrices large_points(const Tensor& large, bool in_panels = false) {
+  const int64_t tiles = winograd::tiles_of(phase_of(large, 0).map);
+  PointMatrices v = (in_panels ? PointMatrices::in_panels : PointMatrices::in_rows)(
+      kPoints, tiles, kPhases * large.size(3));
+  torch_threads().share(tiles, winograd::kTileGrain, [&](int64_t first, int64_t last) {
+    transform_large(large, first, last, v.layout, v.data());
   });
   return v;
 }
 
 // [P, T, O]
-PointTensor small_points(const Tensor& small, bool panels = false) {
+PointMatrices small_points(const Tensor& small, bool in_panels = false) {
   const winograd::Map map = map_of(small);
-  PointTensor m =
-      (panels ? new_panels : new_points)(small, points_of(kTaps), tiles_of(map), map.channels);
-  float* const target = m.data();
-  parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
-    transforms().output_adjoint(map, floats(small), first, last, m.layout, target);
+  const int64_t tiles = winograd::tiles_of(map);
+  PointMatrices m =
+      (in_panels ? PointMatrices::in_panels : PointMatrices::in_rows)(kPoints, tiles, map.channels);
+  torch_threads().share(tiles, winograd::kTileGrain, [&](int64_t first, int64_t last) {
+    transforms().output_adjoint(map, floats(small), first, last, m.layout, m.data());
   });
   return m;
 }
 
-// Computes the small map. source(first, last, block) returns points of the large one, as in
-// `output_tiles`.
-template <class Source>
-Tensor to_small(const Layer& layer, const Source& source, const std::optional<Tensor>& bias) {
+// Computes the small map from points of the large one.
+Tensor to_small(const Layer& layer, const winograd::TileSource& source,
+                const std::optional<Tensor>& bias) {
   Tensor y = new_map(layer.batch, layer.outputs, layer.height, layer.width);
-  output_tiles(transforms(), weight_panels(layer, true), source, bias ? &*bias : nullptr,
-               map_of(to_last(y)), mutable_floats(y));
+  winograd::output_tiles(transforms(), panels_of(layer, true), source,
+                         bias ? floats(*bias) : nullptr, map_of(to_last(y)), torch_threads(),
+                         mutable_floats(y));
   return y;
 }
 
 // Computes the large map from the small one's points.
-Tensor to_large(const Layer& layer, const PointTensor& small, const std::optional<Tensor>& bias) {
-  const PointTensor weight = weight_panels(layer, false);
+Tensor to_large(const Layer& layer, const PointMatrices& small, const std::optional<Tensor>& bias) {
+  const PointMatrices weight = panels_of(layer, false);
   const int64_t channels = layer.channels;
   Tensor y = new_map(layer.batch, channels, 2 * layer.height, 2 * layer.width);
   const Tensor rows = to_last(y);
   float* const target = mutable_floats(y);
-  for_parts(layer.batch, kPhases, layer.height, channels,
-            [&](int64_t image, int64_t index, const winograd::MapPart& part) {
-              const Phase phase = phase_of(rows, index);
-              input_tiles(transforms(), small, weight, index * channels + part.first_channel,
-                          bias ? floats(*bias) : nullptr, phase.map, phase.top, phase.left, image,
-                          part, target + phase.offset);
-            });
+  winograd::for_parts(layer.batch, kPhases, layer.height, channels, torch_threads(),
+                      [&](int64_t image, int64_t index, const winograd::MapPart& part) {
+                        const Phase phase = phase_of(rows, index);
+                        winograd::input_tiles(transforms(), small, weight,
+                                              index * channels + part.first_channel,
+                                              bias ? floats(*bias) : nullptr, phase.map, phase.top,
+                                              phase.left, image, part, target + phase.offset);
+                      });
   return y;
 }
 
 // One side is in rows and the other in panels, whose columns are those of the gradient.
-Tensor weight_gradient(const Layer& layer, const PointTensor& rows, const PointTensor& panels,
+Tensor weight_gradient(const Layer& layer, const PointMatrices& rows, const PointMatrices& panels,
                        bool small_in_panels) {
-  const PointTensor du = multiply_across(rows, panels);  // [P, O, 4 C] or [P, 4 C, O]
+  const winograd::Threads threads = torch_threads();
+  // [P, O, 4 C] or [P, 4 C, O]
+  const PointMatrices du = winograd::multiply_across(rows, panels, threads);
   const Tensor dtaps =
       new_tensor(layer.taps, {layer.outputs, kPhases * layer.channels, kTaps, kTaps});
   float* const data = mutable_floats(dtaps);
-  for_outputs(layer.outputs, [&](int64_t first, int64_t last) {
-    transforms().weight_adjoint(layer.weight, small_in_panels, du.data(), du.layout, first, last,
-                                data, nullptr);
-  });
+  winograd::weight_gradient(transforms(), layer.weight, small_in_panels, du, threads, data,
+                            nullptr);
   Tensor dweight = new_tensor(layer.taps, {layer.outputs, layer.channels, 4, 4});
   float* const to = mutable_floats(dweight);
   for_each_tap(layer.outputs, layer.channels,
@@ -182,7 +182,7 @@ Tensor stride2_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opti
   const Layer layer = layer_of(x, weight, transposed);
   std::optional<Tensor> added;
   if (bias) {
-    added = checked_bias("stride2_conv2d", *bias, transposed ? layer.channels : layer.outputs);
+    added = checked_bias(*bias, transposed ? layer.channels : layer.outputs);
   }
   if (x.numel() == 0) {
     return transposed ? new_map(layer.batch, layer.channels, 2 * layer.height, 2 * layer.width)
@@ -190,9 +190,9 @@ Tensor stride2_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opti
   }
   const Tensor rows = as_rows(x);
   if (transposed) return to_large(layer, small_points(rows), added);
-  const auto transform = [&](int64_t first, int64_t last, PointBlock& block) {
-    transform_large(rows, first, last, block.layout.within(first, 0), block.memory.get());
-    return std::pair(static_cast<const float*>(block.memory.get()), block.layout);
+  const auto transform = [&](int64_t first, int64_t last, const PointMatrices& block) {
+    transform_large(rows, first, last, block.layout.within(first, 0), block.data());
+    return winograd::TilePoints{block.data(), block.layout};
   };
   return to_small(layer, transform, added);
 }
@@ -205,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor> stride2_conv2d_backward_cpu(const Tensor& dy,
   STD_TORCH_CHECK(is_float(dy) && dy.dim() == 4 && dy.size(0) == layer.batch &&
                       dy.size(1) == (transposed ? layer.channels : layer.outputs) &&
                       dy.size(2) == scale * layer.height && dy.size(3) == scale * layer.width,
-                  "stride2_conv2d_backward: expected dy of the result's size.");
+                  "expected dy of the result's size.");
   const Tensor above = as_rows(dy), rows = as_rows(x);
   if (x.numel() == 0) {
     Tensor dweight = new_tensor(x, {layer.outputs, layer.channels, 4, 4});
@@ -214,14 +214,14 @@ std::tuple<Tensor, Tensor, Tensor> stride2_conv2d_backward_cpu(const Tensor& dy,
   }
   // The points for the gradient of x are in rows; those that they meet for the gradient of the
   // weight are in panels.
-  const PointTensor points = transposed ? large_points(above) : small_points(above);
+  const PointMatrices points = transposed ? large_points(above) : small_points(above);
   Tensor dweight;
   {
-    const PointTensor panels = transposed ? small_points(rows, true) : large_points(rows, true);
+    const PointMatrices panels = transposed ? small_points(rows, true) : large_points(rows, true);
     dweight = weight_gradient(layer, points, panels, transposed);
   }
-  const auto stored = [&](int64_t first, int64_t, PointBlock&) {
-    return std::pair(points.data() + points.layout.at(first, 0), points.layout);
+  const auto stored = [&](int64_t first, int64_t, const PointMatrices&) {
+    return winograd::TilePoints{points.data() + points.layout.at(first, 0), points.layout};
   };
   Tensor dx = transposed ? to_small(layer, stored, {}) : to_large(layer, points, {});
   return {dx, dweight, sum_over_rows(above)};

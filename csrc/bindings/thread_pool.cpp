@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../cpu/threads/pace.h"
-#include "rows.h"
+#include "parallel.h"
 
 void lend_torch_threads() {
   using vqvae2_fast::cpu::thread_pool;

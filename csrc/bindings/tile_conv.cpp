@@ -54,13 +54,13 @@ Tensor live_weight(const Tensor& weight_v, int64_t live) {
 Problem problem_of(const Tensor& x, const PlacedWeight& weight) {
   const int64_t kernel = weight.v.dim() == 4 ? weight.v.size(2) : 0;
   STD_TORCH_CHECK(cpu::kernels().tile_conv.convolve,
-                  "normed_conv2d: expected a processor with AMX for rounded factors, got level ",
+                  "expected a processor with AMX for rounded factors, got level ",
                   cpu::kernels().name, ".");
   STD_TORCH_CHECK(is_float(x) && is_float(weight.v) && x.dim() == 4 &&
                       (kernel == 1 || kernel == 3 || kernel == 5) && weight.v.size(3) == kernel &&
                       weight.v.size(1) == x.size(1) && weight.v.numel() > 0 &&
                       fits_weight(weight.g, weight.v),
-                  "normed_conv2d: expected float32 x [B, C_in, H, W], a weight of 1x1, 3x3 or 5x5 "
+                  "expected float32 x [B, C_in, H, W], a weight of 1x1, 3x3 or 5x5 "
                   "and g [C_out, 1, 1, 1].");
   Problem problem = {.shape = {.height = x.size(2),
                                .width = x.size(3),
@@ -127,7 +127,7 @@ Tensor tile_conv_forward(const Tensor& x, const PlacedWeight& weight,
   Tensor y = new_map(x.size(0), problem.shape.outputs, x.size(2), x.size(3));
   if (y.numel() == 0) return y;
   std::optional<Tensor> added;
-  if (bias) added = checked_bias("normed_conv2d", *bias, problem.shape.outputs);
+  if (bias) added = checked_bias(*bias, problem.shape.outputs);
   convolve(problem, false, activation, added ? floats(*added) : nullptr,
            contiguous_form(to_last(x)), mutable_floats(y), [](int64_t, int64_t, int64_t) {});
   return y;
@@ -141,7 +141,7 @@ Gradients tile_conv_backward(const Tensor& dy, const Tensor& x, const PlacedWeig
   STD_TORCH_CHECK(is_float(dy) && dy.dim() == 4 && dy.size(0) == x.size(0) &&
                       dy.size(1) == shape.outputs && dy.size(2) == x.size(2) &&
                       dy.size(3) == x.size(3),
-                  "normed_conv2d_backward: expected dy [B, C_out, H, W].");
+                  "expected dy [B, C_out, H, W].");
   Tensor dx = new_map(x.size(0), shape.inputs, shape.height, shape.width);
   Tensor dv = new_tensor(x, {shape.outputs, shape.inputs, shape.kernel, shape.kernel});
   Tensor dg = new_tensor(x, {problem.g ? shape.outputs : 0});

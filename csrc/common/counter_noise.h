@@ -2,7 +2,7 @@
 //
 // Only integer arithmetic and separately rounded float32 products and sums: nothing here may be
 // contracted to a fused multiply-add, so host code is compiled with -ffp-contract=off and device
-// code uses the rounding intrinsics. The definition is vqvae2_fast/ops/gumbel_noise/reference.py.
+// code uses the rounding intrinsics. The definition is vqvae2_fast/ops/gumbel_noise/op.py.
 #pragma once
 
 #include <stdint.h>

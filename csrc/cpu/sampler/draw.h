@@ -1,4 +1,4 @@
-// From logits to a code, by the rule of vqvae2_fast/ops/draw_codes/reference.py.
+// From logits to a code, by the rule of vqvae2_fast/ops/draw_codes/op.py.
 //
 // logits -> guidance -> / temperature -> top-k -> top-p -> + Gumbel noise -> argmax, lowest index
 // on ties. Sums run in one order, so a draw is the same, bit for bit, at every SIMD level.

@@ -1,5 +1,5 @@
 // From logits to a code, by a block's threads and the rule of
-// vqvae2_fast/ops/draw_codes/reference.py. logits -> guidance -> / temperature -> top-k -> top-p ->
+// vqvae2_fast/ops/draw_codes/op.py. logits -> guidance -> / temperature -> top-k -> top-p ->
 // + Gumbel noise -> argmax, lowest index on ties. No step depends on the number of threads.
 #pragma once
 

@@ -5,7 +5,7 @@ import sys
 import torch
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.ops.nearest_code.op import nearest_code_reference
 
 EXPECTED = {"Nehalem": "cpu:scalar", "Haswell": "cpu:avx2"}
 

@@ -34,7 +34,7 @@ from shared.measure import count
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.ops.nearest_code.op import nearest_code_reference
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers.compare import simd_level, simd_levels  # noqa: E402

@@ -24,7 +24,7 @@ from shared import measure
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
-from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
+from vqvae2_fast.ops.causal_conv2d.op import CAUSAL_CONV2D_FUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,10 +24,9 @@ from shared.workloads import (
 )
 from vqvae2_fast import ops
 from vqvae2_fast.ops._checks import dtype_name
-from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
-from vqvae2_fast.ops.causal_conv2d.reference import causal_conv2d_reference
-from vqvae2_fast.ops.code_conv2d.reference import code_conv2d_reference
-from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
+from vqvae2_fast.ops.causal_conv2d.op import CAUSAL_CONV2D_FUSED, causal_conv2d_reference
+from vqvae2_fast.ops.code_conv2d.op import code_conv2d_reference
+from vqvae2_fast.ops.draw_codes.op import draw_codes_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable

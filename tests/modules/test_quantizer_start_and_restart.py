@@ -10,7 +10,7 @@ from vqvae2_fast.modules.codebook import kmeans
 from vqvae2_fast.modules.grouped import MultiHeadVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.residual_vq import ResidualVQ
-from vqvae2_fast.ops.gumbel_noise.reference import random_words
+from vqvae2_fast.ops.gumbel_noise.op import random_words
 
 K, D = 10, 4
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops._registry import OPERATORS
-from vqvae2_fast.ops.scalar_quantize.reference import column_of, places_of
+from vqvae2_fast.ops.scalar_quantize.op import column_of, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.unfilled import is_unfilled
-from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
-from vqvae2_fast.ops.normed_conv2d.reference import normed_weight
+from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d, normed_weight
 
 __all__ = ["CausalConv2d", "ConvWeight", "SameConv2d"]
 

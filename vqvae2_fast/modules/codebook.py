@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.outside_transforms import outside_transforms
-from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_RESTART, random_word, random_words
+from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_RESTART, random_word, random_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

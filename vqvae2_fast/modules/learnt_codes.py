@@ -23,7 +23,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     mean_square_error,
     perplexity_of,
 )
-from vqvae2_fast.ops._rotation import rotate_gradient
+from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 __all__ = ["SimVQ", "VectorQuantizer"]
 

@@ -42,7 +42,7 @@ from vqvae2_fast.modules.quantizer_interface import (
 from vqvae2_fast.modules.seen_vectors import SeenVectors
 from vqvae2_fast.ops._batch_part import present_part
 from vqvae2_fast.ops._checks import dtype_name
-from vqvae2_fast.ops._rotation import rotate_gradient
+from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

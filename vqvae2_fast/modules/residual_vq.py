@@ -34,8 +34,8 @@ from vqvae2_fast.modules.quantizer_interface import (
     perplexity_of,
     split_codes,
 )
-from vqvae2_fast.ops._rotation import rotate_gradient
-from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_DROPOUT, random_words
+from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_DROPOUT, random_words
+from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """What the CPU's training kernels share: which calls they take (libraries compute the others by
-design), the switch that lets convolutions round, and an ELU with the same bits on any number of
-threads."""
+design), the layouts that they write, the switch that lets convolutions round, and an ELU with the
+same bits on any number of threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["elu", "is_training_call", "rounded_convolutions", "rounds_convolutions"]
+__all__ = [
+    "elu",
+    "is_training_call",
+    "new_channels_last",
+    "new_heads",
+    "rounded_convolutions",
+    "rounds_convolutions",
+]
 
 _rounded = False
 
@@ -84,3 +91,19 @@ def _is_large(products: int, least: int) -> bool:
     # A comparison of sizes that the compiler leaves open would need a graph for each outcome. The
     # kernels are right for small ones too.
     return not statically_known_true(products < least)
+
+
+def new_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """An empty map with `like`'s images and its positions, or of another size; channels last in
+    memory and no view."""
+    batch = like.shape[0]
+    height, width = like.shape[2:] if size is None else size
+    strides = (height * width * channels, 1, width * channels, channels)
+    return like.new_empty_strided((batch, channels, height, width), strides)
+
+
+def new_heads(like: Tensor, channels: int) -> Tensor:
+    """Empty `[B, heads, L, channels]`, in memory `[B, L, heads, channels]` and no view."""
+    batch, heads, length, _ = like.shape
+    strides = (length * heads * channels, channels, heads * channels, 1)
+    return like.new_empty_strided((batch, heads, length, channels), strides)

@@ -48,7 +48,7 @@ def uniform(words):
 
 @triton.jit
 def fixed_log(x):
-    """The logarithm of `gumbel_noise/reference.py`, bit for bit."""
+    """The logarithm of `gumbel_noise/op.py`, bit for bit."""
     shifted = x.to(tl.int32, bitcast=True) - 0x3F3504F3
     exponent = (shifted >> 23).to(tl.float32)
     f = ((shifted & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0

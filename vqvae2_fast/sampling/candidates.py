@@ -11,7 +11,7 @@ from torch import Tensor
 from vqvae2_fast.models.code_checks import check_labels
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._checks import checked_integer
-from vqvae2_fast.ops.gumbel_noise.reference import (
+from vqvae2_fast.ops.gumbel_noise.op import (
     PURPOSE_CANDIDATE,
     gumbel_from_words,
     random_words,

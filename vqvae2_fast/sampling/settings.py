@@ -12,13 +12,20 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.ops._checks import checked_integer
-from vqvae2_fast.ops.draw_codes.op import DRAW_CODES, check_rule, share_kept
-from vqvae2_fast.ops.draw_codes.reference import drawn, filtered, guided, tempered
+from vqvae2_fast.ops.draw_codes.op import (
+    DRAW_CODES,
+    check_rule,
+    drawn,
+    filtered,
+    guided,
+    share_kept,
+    tempered,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vqvae2_fast.ops.draw_codes.reference import DrawScratch
+    from vqvae2_fast.ops.draw_codes.op import DrawScratch
 
 __all__ = ["DrawSettings", "level_settings"]
 

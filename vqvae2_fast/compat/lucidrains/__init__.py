@@ -10,7 +10,7 @@ from vqvae2_fast.compat.lucidrains.residual_vq import GroupedResidualVQ, Residua
 from vqvae2_fast.compat.lucidrains.sequential import Sequential
 from vqvae2_fast.compat.lucidrains.sim_vq import ResidualSimVQ, SimVQ
 from vqvae2_fast.compat.lucidrains.vector_quantize import LossBreakdown, VectorQuantize
-from vqvae2_fast.ops._rotation import rotate_gradient as rotate_to
+from vqvae2_fast.ops.vector_quantize.op import rotate_gradient as rotate_to
 
 __all__ = [
     "FSQ",

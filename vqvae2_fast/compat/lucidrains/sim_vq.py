@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.compat.lucidrains.residual import Residual
 from vqvae2_fast.compat.lucidrains.vector_quantize import masked_error
-from vqvae2_fast.ops._rotation import rotate_gradient
+from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable

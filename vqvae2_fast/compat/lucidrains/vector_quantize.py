@@ -48,7 +48,7 @@ from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.binary_entropy import entropy_of
 from vqvae2_fast.modules.latest_forward import LatestForward
 from vqvae2_fast.modules.outside_graphs import inside_backward
-from vqvae2_fast.ops._rotation import rotate_gradient
+from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from vqvae2_fast.ops._triton import configuration, convolution_precision, launch, operand_type
-from vqvae2_fast.ops.causal_conv2d.reference import placement
+from vqvae2_fast.ops.causal_conv2d.op import placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

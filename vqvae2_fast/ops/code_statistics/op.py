@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops._checks import (
     KERNEL_DTYPES,
+    assert_inside,
     check_floating,
     check_int64,
     check_same_device,
@@ -17,9 +18,19 @@ from vqvae2_fast.ops._checks import (
     other_dtype,
 )
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.code_statistics.reference import code_statistics_reference
 
-__all__ = ["CODE_STATISTICS", "code_statistics"]
+__all__ = ["CODE_STATISTICS", "code_statistics", "code_statistics_reference"]
+
+
+def code_statistics_reference(
+    z: Tensor, indices: Tensor, num_embeddings: int
+) -> tuple[Tensor, Tensor]:
+    assert_inside(indices, 0, num_embeddings)
+    counts = indices.new_zeros(num_embeddings)  # [K]
+    counts.index_add_(0, indices, torch.ones_like(indices))
+    sums = z.new_zeros(num_embeddings, z.shape[1], dtype=torch.float64)  # [K, D]
+    sums.index_add_(0, indices, z.double())
+    return counts, sums.float()
 
 
 def _fake(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,29 @@ from torch import Tensor
 
 from vqvae2_fast.ops._checks import check_number, check_seed, checked_integer
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.dropout_mask.reference import dropout_mask_reference
+from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_DROPOUT, random_words, uniform_from_words
 
-__all__ = ["DROPOUT_MASK", "dropout_mask"]
+__all__ = ["DROPOUT_MASK", "dropout_mask", "dropout_mask_reference"]
+
+
+def dropout_mask_reference(
+    seed: Tensor, num_samples: int, num_rows: int, num_columns: int, dropout_p: float
+) -> Tensor:
+    sample, row, column = (
+        torch.arange(size, device=seed.device) for size in (num_samples, num_rows, num_columns)
+    )
+    if seed.dim():
+        seed, first = seed.unbind()
+        sample = first + sample
+    words = random_words(
+        column,
+        row[:, None],
+        sample[:, None, None],
+        seed=seed,
+        stream=0,
+        purpose=PURPOSE_DROPOUT,
+    )  # [samples, rows, columns]
+    return uniform_from_words(words) >= dropout_p
 
 
 def _fake(

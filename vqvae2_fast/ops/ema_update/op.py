@@ -17,9 +17,25 @@ from vqvae2_fast.ops._checks import (
     other_dtype,
 )
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.ema_update.reference import ema_update_reference
 
-__all__ = ["EMA_UPDATE_", "ema_update_"]
+__all__ = ["EMA_UPDATE_", "ema_update_", "ema_update_reference"]
+
+
+def ema_update_reference(
+    counts: Tensor,
+    sums: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    codebook: Tensor,
+    decay: float,
+    epsilon: float,
+) -> None:
+    cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
+    embed_avg.mul_(decay).add_(sums, alpha=1 - decay)
+    total = cluster_size.sum()
+    smoothed = (cluster_size + epsilon) / (total + len(cluster_size) * epsilon) * total  # [K]
+    # Before any vector was counted there is no mean to move to.
+    codebook.copy_(torch.where(total > 0, embed_avg / smoothed[:, None], codebook))
 
 
 def _fake(*_: object) -> None:

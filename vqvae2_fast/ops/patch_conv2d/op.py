@@ -2,18 +2,142 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from vqvae2_fast.ops import _training
-from vqvae2_fast.ops._maps import new_channels_last
+from vqvae2_fast.ops._checks import other_dtype
 from vqvae2_fast.ops._registry import BY_DESIGN, register
-from vqvae2_fast.ops.patch_conv2d.gradient import backward, setup_context, why_not
-from vqvae2_fast.ops.patch_conv2d.reference import patch_conv2d_reference
+from vqvae2_fast.ops._training import new_channels_last
+from vqvae2_fast.ops.causal_conv2d.op import live_weight
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = [
+    "MOST_WEIGHTS",
+    "PATCH_CONV2D",
+    "patch_conv2d_backward_reference",
+    "patch_conv2d_reference",
+]
 
-__all__ = ["PATCH_CONV2D"]
+
+def _padding(kernel: int, stride: int, top: int, left: int) -> tuple[int, int, int, int]:
+    """Left, right, top and bottom, so that the large map is `stride` times as large as the small
+    one. A negative size cuts."""
+    both = kernel - stride
+    return left, both - left, top, both - top
+
+
+def patch_conv2d_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    top: int,
+    left: int,
+    live: int,
+    transposed: bool,
+) -> Tensor:
+    weight = live_weight(weight, live)
+    padding = _padding(weight.shape[-1], stride, top, left)
+    if not transposed:
+        return F.conv2d(F.pad(x, padding), weight, bias, stride)
+    y = F.pad(F.conv_transpose2d(x, weight, None, stride), [-size for size in padding])
+    return y if bias is None else y + bias[:, None, None]
+
+
+def patch_conv2d_backward_reference(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    top: int,
+    left: int,
+    live: int,
+    transposed: bool,
+    with_dx: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # A transposed convolution is the gradient of the direct one with respect to its input.
+    weight = live_weight(weight, live)
+    small, large = (x, dy) if transposed else (dy, x)
+    padding = _padding(weight.shape[-1], stride, top, left)
+    padded = F.pad(large, padding)
+    dweight = live_weight(conv2d_weight(padded, weight.shape, small, stride), live)
+    if not with_dx:
+        dx = x.new_empty(0)
+    elif transposed:
+        dx = F.conv2d(padded, weight, stride=stride)
+    else:
+        dx = F.pad(conv2d_input(padded.shape, weight, dy, stride), [-size for size in padding])
+    return dx, dweight, dy.sum((0, 2, 3))
+
+
+# Values of a weight; with more, torch's convolution was faster: see the README.
+MOST_WEIGHTS = 1 << 18
+
+
+def _why_not_kernel(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    top: int,
+    left: int,
+    live: int,
+    transposed: bool,
+) -> str | None:
+    """The kernels take square weights that are not too large, and maps whose sides are multiples
+    of the stride."""
+    outputs, channels, height, width = weight.shape
+    if (
+        height != width
+        or weight.numel() > MOST_WEIGHTS
+        or 0 in (outputs, channels, height * (height - 1) + live, x.numel())
+    ):
+        return BY_DESIGN
+    if not transposed and (x.shape[2] % stride or x.shape[3] % stride):
+        return BY_DESIGN
+    return other_dtype((torch.float32,), x=x, weight=weight, bias=bias)
+
+
+def _why_not_backward(dy: Tensor, x: Tensor, weight: Tensor, *options: Any) -> str | None:
+    reason = _why_not_kernel(x, weight, None, *options[:-1])
+    return reason or other_dtype((torch.float32,), gradient=dy)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = new_channels_last(x, x.shape[1]) if options[-1] else x.new_empty(0)
+    return dx, weight.new_empty(weight.shape), weight.new_empty(dy.shape[1])
+
+
+# dy, of the size of the result, and the arguments of `patch_conv2d` to dx, dweight and dbias.
+# Without `with_dx`, as for an image, dx is empty.
+PATCH_CONV2D_BACKWARD = register(
+    "patch_conv2d_backward",
+    "(Tensor dy, Tensor x, Tensor weight, int stride, int top, int left, int live, "
+    "bool transposed, bool with_dx) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    reference=patch_conv2d_backward_reference,
+    fake=_backward_fake,
+    owners={"cpu": "cpu"},
+    why_not=_why_not_backward,
+    is_gradient=True,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, *ctx.options = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    with_dx = ctx.needs_input_grad[0]
+    dx, dweight, dbias = PATCH_CONV2D_BACKWARD(dy, *ctx.saved_tensors, *ctx.options, with_dx)
+    return dx if with_dx else None, dweight, dbias if ctx.has_bias else None, *(None,) * 5
 
 
 def _fake(
@@ -45,7 +169,7 @@ def _why_not(
     trains = _training.is_training_call(x, weight, bias, products=1, least=0)
     if x.dim() != 4 or not trains:
         return BY_DESIGN
-    return why_not(x, weight, bias, stride, top, left, live, transposed)
+    return _why_not_kernel(x, weight, bias, stride, top, left, live, transposed)
 
 
 # x [B, C, stride·H, stride·W], transposed [B, O, H, W]; weight [O, C, k, k]; bias [O], transposed
@@ -60,6 +184,6 @@ PATCH_CONV2D = register(
     fake=_fake,
     owners={"cpu": "cpu"},
     why_not=_why_not,
-    gradient=(setup_context, backward),
+    gradient=(_setup_context, _backward),
     private=True,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,148 @@ from vqvae2_fast.ops._checks import (
     other_dtype,
 )
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.residual_nearest_code.gradient import backward, setup_context
-from vqvae2_fast.ops.residual_nearest_code.reference import residual_nearest_code_reference
+from vqvae2_fast.ops._triton import runs_triton
+from vqvae2_fast.ops.nearest_code.op import NEAREST_CODE
+from vqvae2_fast.ops.vector_quantize.op import rotated, rotated_back, straight_through
 
-__all__ = ["RESIDUAL_NEAREST_CODE", "check_codebooks", "residual_nearest_code", "why_not"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "RESIDUAL_NEAREST_CODE",
+    "check_codebooks",
+    "residual_nearest_code",
+    "residual_nearest_code_backward_reference",
+    "residual_nearest_code_reference",
+    "residual_type",
+    "residuals_and_codes",
+    "why_not",
+]
+
+
+def residual_type(z: Tensor, codebooks: Tensor) -> torch.dtype:
+    """Of residuals and sums: float32, or float64 if z or the codebooks are."""
+    return torch.promote_types(torch.promote_types(z.dtype, codebooks.dtype), torch.float32)
+
+
+def residuals_and_codes(
+    z: Tensor, codebooks: Tensor, indices: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """r_q and e_q of each quantiser, `[N, D]`; each r_q has the derivative of z."""
+    residual = z.to(residual_type(z, codebooks))
+    for codebook, index in zip(codebooks.detach(), indices.unbind(1), strict=True):
+        code = codebook.to(residual.dtype)[index]
+        yield residual, code
+        residual = residual - code
+
+
+def residual_nearest_code_reference(
+    z: Tensor, codebooks: Tensor, rotate: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    residual = z.to(residual_type(z, codebooks))  # [N, D]
+    indices, commitments = [], []
+    total, image = torch.zeros_like(residual.detach()), torch.zeros_like(residual)
+    for codebook in codebooks.detach():
+        index, _ = NEAREST_CODE(residual.detach(), codebook)
+        code = codebook.to(residual.dtype)[index]  # [N, D]
+        if rotate:
+            image = image + rotated(residual, code)
+        residual = residual - code
+        total = total + code
+        indices.append(index)
+        commitments.append(residual.double().square().sum() / max(z.numel(), 1))
+    source = image.to(z.dtype) if rotate else z
+    z_q = straight_through(source, total)
+    return z_q, torch.stack(indices, 1), torch.stack(commitments).float()
+
+
+def residual_nearest_code_backward_reference(
+    dz_q: Tensor,
+    dcommitments: Tensor,
+    z: Tensor,
+    codebooks: Tensor,
+    indices: Tensor,
+    rotate: bool = False,
+) -> Tensor:
+    scale = dcommitments * (2.0 / max(z.numel(), 1))  # [Q]
+    dtype = residual_type(z, codebooks)
+    incoming = dz_q.to(dtype)
+    dz = torch.zeros_like(incoming) if rotate else incoming
+    for q, (residual, code) in enumerate(residuals_and_codes(z, codebooks, indices)):
+        if rotate:
+            dz = dz + rotated_back(incoming, residual, code)
+        dz = dz + scale[q] * (residual - code)
+    return dz.to(z.dtype)
+
+
+def _backward_fake(
+    dz_q: Tensor,
+    dcommitments: Tensor,
+    z: Tensor,
+    codebooks: Tensor,
+    indices: Tensor,
+    rotate: bool = False,
+) -> Tensor:
+    return z.new_empty(z.shape)
+
+
+# A Triton program holds a vector in registers.
+_LARGEST_DIMENSION_ON_GPU = 4096
+
+
+def _why_not_backward(
+    dz_q: Tensor, dcommitments: Tensor, z: Tensor, codebooks: Tensor, *_: Any
+) -> str | None:
+    if z.shape[1] > _LARGEST_DIMENSION_ON_GPU and runs_triton(z):
+        return f"more than {_LARGEST_DIMENSION_ON_GPU} dimensions"
+    return other_dtype(KERNEL_DTYPES, gradient=dz_q, input=z, codebooks=codebooks) or other_dtype(
+        (torch.float32,), gradient_of_the_commitments=dcommitments
+    )
+
+
+# dz = dz_q + Σ_q dcommitments[q] 2 / (N D) (r_q - e_q), or with `rotate` the sum of the
+# λ_q R_qᵀ dz_q in place of dz_q; of dz_q, z `[N, D]`, dcommitments float32 `[Q]`, codebooks
+# `[Q, K, D]` and indices `[N, Q]`; the result has z's dtype.
+RESIDUAL_NEAREST_CODE_BACKWARD = register(
+    "residual_nearest_code_backward",
+    "(Tensor dz_q, Tensor dcommitments, Tensor z, Tensor codebooks, Tensor indices, "
+    "bool rotate=False) -> Tensor",
+    reference=residual_nearest_code_backward_reference,
+    fake=_backward_fake,
+    owners={"cpu": "cpu", "cuda": "triton"},
+    why_not=_why_not_backward,
+    is_gradient=True,
+)
+
+
+def _kept(codebooks: Tensor) -> Tensor:
+    """A copy, because the codebooks may move before backward runs; a shared one is copied once."""
+    if codebooks.stride(0) == 0:
+        return codebooks[:1].clone().expand_as(codebooks)
+    return codebooks.clone()
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # Do not make zeros for results without a gradient; indices never have one.
+    ctx.set_materialize_grads(False)
+    z, codebooks, ctx.rotate = inputs
+    ctx.save_for_backward(z, _kept(codebooks), output[1])
+
+
+def _backward(
+    ctx: Any, dz_q: Tensor | None, _dindices: None, dcommitments: Tensor | None
+) -> tuple[Tensor | None, None, None]:
+    z, codebooks, indices = ctx.saved_tensors
+    if dz_q is None and dcommitments is None:
+        return None, None, None
+    if dz_q is None:
+        dz_q = z.new_zeros(z.shape)
+    if dcommitments is None:
+        if not ctx.rotate:
+            return dz_q, None, None
+        dcommitments = z.new_zeros(len(codebooks), dtype=torch.float32)
+    dz = RESIDUAL_NEAREST_CODE_BACKWARD(dz_q, dcommitments, z, codebooks, indices, ctx.rotate)
+    return dz, None, None
 
 
 def _fake(z: Tensor, codebooks: Tensor, rotate: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +182,7 @@ RESIDUAL_NEAREST_CODE = register(
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},
     why_not=why_not,
-    gradient=(setup_context, backward),
+    gradient=(_setup_context, _backward),
 )
 
 

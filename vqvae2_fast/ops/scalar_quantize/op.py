@@ -1,21 +1,161 @@
-"""`scalar_quantize`: each number of a vector rounded to one of a few values."""
+"""`scalar_quantize`: each number of a vector rounded to one of a few values.
+
+Sizes: N vectors, d numbers of a vector, L_i values of the i-th one, K = Π L_i codes.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, checked_integers, misfit
+from vqvae2_fast.ops._checks import check_floating, checked_integers, misfit, other_dtype
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.scalar_quantize.gradient import backward, setup_context, why_not
-from vqvae2_fast.ops.scalar_quantize.reference import scalar_quantize_reference
+from vqvae2_fast.ops._triton import runs_triton
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SCALAR_QUANTIZE", "scalar_quantize"]
+__all__ = [
+    "SCALAR_QUANTIZE",
+    "column_of",
+    "columns_of",
+    "places_of",
+    "scalar_quantize",
+    "scalar_quantize_backward_reference",
+    "scalar_quantize_reference",
+]
+
+# Keeps the largest value from needing an infinite input: appendix A.1 of the paper.
+_MARGIN = 1e-3
+
+
+class _Column(NamedTuple):
+    """How one of the d numbers is rounded.
+
+    Args:
+        shift: Added before the bound.
+        half, offset: What is rounded is half · bounded + offset.
+        least, most: Bounds of what was rounded; its digit is its distance from the least.
+        width: Steps between the values 0 and 1.
+    """
+
+    shift: float
+    half: float
+    offset: float
+    least: float
+    most: float
+    width: float
+
+
+def column_of(size: int, symmetric: bool, hard: bool) -> _Column:
+    if symmetric:
+        half = (size - 1) / 2
+        return _Column(0.0, half, half + 0.5, 0.0, size - 1.0, half)
+    half = (size - 1) * (1 + _MARGIN) / 2
+    offset = 0.0 if size % 2 else 0.5
+    shift = offset / half if hard else math.atanh(offset / half)
+    middle = size // 2
+    return _Column(shift, half, -offset, -middle, size - 1 - middle, middle)
+
+
+def columns_of(
+    levels: Sequence[int], symmetric: bool, hard: bool, like: Tensor
+) -> tuple[Tensor, ...]:
+    """Shift, half, offset, least, most and width of a grid, `[d]` each, as `_Column` says."""
+    columns = [column_of(size, symmetric, hard) for size in levels]
+    return torch.tensor(columns, dtype=like.dtype, device=like.device).unbind(1)
+
+
+def places_of(levels: Sequence[int]) -> list[int]:
+    """Π_{j<i} L_j of each number, modulo 2⁶⁴ as an int64."""
+    places = [math.prod(levels[:number]) for number in range(len(levels))]
+    return [(place + 2**63) % 2**64 - 2**63 for place in places]
+
+
+def _wide(z: Tensor) -> Tensor:
+    """z in float32 at least: bfloat16 has not even the whole numbers of a large grid."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def scalar_quantize_reference(
+    z: Tensor,
+    levels: Sequence[int],
+    symmetric: bool = False,
+    hard: bool = False,
+    int32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    numbers = _wide(z)
+    shift, half, offset, least, most, width = columns_of(levels, symmetric, hard, numbers)
+    bounded = (numbers + shift).clamp(-1, 1) if hard else (numbers + shift).tanh()
+    exact = bounded.detach() * half + offset
+    numbers = (exact.floor() if symmetric else exact.round()).clamp(least, most)
+    values = numbers / width - 1 if symmetric else numbers / width
+    # A NaN has no digit; here it is 0.
+    digits = (numbers - least).nan_to_num(nan=0.0).to(torch.int64)
+    indices = (digits * torch.tensor(places_of(levels), device=z.device, dtype=torch.int64)).sum(-1)
+    # The gradient of the bound goes straight through the rounding.
+    smooth = bounded if symmetric else bounded * (half / width)
+    values = (values + (smooth - smooth.detach())).to(z.dtype)
+    return values, indices.to(torch.int32) if int32 else indices
+
+
+def scalar_quantize_backward_reference(
+    dvalues: Tensor, z: Tensor, levels: Sequence[int], symmetric: bool = False, hard: bool = False
+) -> Tensor:
+    numbers = _wide(z)
+    shift, half, _, _, _, width = columns_of(levels, symmetric, hard, numbers)
+    shifted = numbers + shift
+    slope = (shifted.abs() <= 1).to(shifted.dtype) if hard else 1 - shifted.tanh().square()
+    return (dvalues * (slope if symmetric else slope * (half / width))).to(z.dtype)
+
+
+# A Triton program holds whole vectors.
+_MOST_NUMBERS_ON_GPU = 1024
+# Adding 1.5 · 2²³ rounds numbers up to this to integers.
+_LARGEST_LEVEL = 2**22
+
+
+def _why_not(z: Tensor, levels: Sequence[int], *_: Any) -> str | None:
+    if other := other_dtype((torch.float32,), input=z):
+        return other
+    if max(levels) > _LARGEST_LEVEL:
+        return f"a level of more than {_LARGEST_LEVEL} values"
+    if len(levels) > _MOST_NUMBERS_ON_GPU and runs_triton(z):
+        return f"more than {_MOST_NUMBERS_ON_GPU} numbers"
+    return None
+
+
+def _why_not_backward(dvalues: Tensor, z: Tensor, levels: Sequence[int], *_: Any) -> str | None:
+    return other_dtype((torch.float32,), gradient=dvalues) or _why_not(z, levels)
+
+
+SCALAR_QUANTIZE_BACKWARD = register(
+    "scalar_quantize_backward",
+    "(Tensor dvalues, Tensor z, int[] levels, bool symmetric=False, bool hard=False) -> Tensor",
+    reference=scalar_quantize_backward_reference,
+    fake=lambda dvalues, z, *_: z.new_empty(z.shape),
+    owners={"cpu": "cpu", "cuda": "triton"},
+    why_not=_why_not_backward,
+    is_gradient=True,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    # Indices have no gradient.
+    ctx.set_materialize_grads(False)
+    z, *ctx.grid, _ = inputs
+    ctx.save_for_backward(z)
+
+
+def _backward(
+    ctx: Any, dvalues: Tensor | None, _dindices: None
+) -> tuple[Tensor | None, None, None, None, None]:
+    (z,) = ctx.saved_tensors
+    dz = None if dvalues is None else SCALAR_QUANTIZE_BACKWARD(dvalues, z, *ctx.grid)
+    return dz, None, None, None, None
 
 
 def _fake(
@@ -36,8 +176,8 @@ SCALAR_QUANTIZE = register(
     reference=scalar_quantize_reference,
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},
-    why_not=why_not,
-    gradient=(setup_context, backward),
+    why_not=_why_not,
+    gradient=(_setup_context, _backward),
 )
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from vqvae2_fast.ops._triton import configuration, launch
-from vqvae2_fast.ops.scalar_quantize.reference import columns_of, places_of
+from vqvae2_fast.ops.scalar_quantize.op import columns_of, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,9 +9,16 @@ from torch import Tensor
 
 from vqvae2_fast.ops._checks import check_floating, check_number, dtype_name, misfit, other_dtype
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.sign_quantize.reference import sign_quantize_reference
 
-__all__ = ["SIGN_QUANTIZE", "sign_quantize"]
+__all__ = ["SIGN_QUANTIZE", "sign_quantize", "sign_quantize_reference"]
+
+
+def sign_quantize_reference(z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    positive = z > 0
+    places = 2 ** torch.arange(z.shape[1] - 1, -1, -1, device=z.device)
+    values = torch.full_like(z, scale)  # not numbers in `where`, which would be float32
+    return torch.where(positive, values, -values), (positive * places).sum(1)
+
 
 # Bits of an int64 index.
 _MOST_BITS = 63

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops.code_conv2d.reference import gather_columns, with_outside
-from vqvae2_fast.ops.draw_codes.reference import DrawScratch
+from vqvae2_fast.ops.code_conv2d.op import gather_columns, with_outside
+from vqvae2_fast.ops.draw_codes.op import DrawScratch
 from vqvae2_fast.sampling.bounds import check_logits, outside
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.eager_capture import captured

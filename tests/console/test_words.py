@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vqvae2_fast.console.words import counted, described, number, did_you_mean, together
+from vqvae2_fast.console.words import counted, described, did_you_mean, number, together
 
 
 @pytest.mark.parametrize(

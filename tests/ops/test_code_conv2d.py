@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqvae2_fast.ops.code_conv2d.reference import (
+from vqvae2_fast.ops.code_conv2d.op import (
     code_conv2d_backward_reference,
     code_conv2d_reference,
 )

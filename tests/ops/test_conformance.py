@@ -1,11 +1,14 @@
-"""Every operator × SIMD level × case against its reference. An operator enters by registration:
-its module in `helpers.cases` gives the inputs and the calls that must fail.
+"""Every operator × case against its reference, each at all SIMD levels of this machine. An operator
+enters by registration: its module in `helpers.cases` gives the inputs and the calls that must fail.
+
+Results are compared in the cases that a kernel takes: without one an operator is its reference.
 
 Under `TRITON_INTERPRET=1` the operators that have Triton kernels run them, on the CPU, in Triton's
 interpreter, and the others are left out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -45,9 +48,13 @@ TOLD_WITHOUT_POSITION = {
 }
 
 
-def levels_of(operator):
-    """Operators that run on their reference do not change with the SIMD level."""
-    return simd_levels() if operator.owners.get("cpu") == "cpu" else simd_levels()[-1:]
+def at_each_level(operator):
+    """Yields the name of each SIMD level, with which the code in the loop then runs."""
+    # Operators that run on their reference do not change with it.
+    levels = simd_levels() if operator.owners.get("cpu") == "cpu" else simd_levels()[-1:]
+    for level in levels:
+        with simd_level(level):
+            yield level
 
 
 @pytest.fixture(autouse=True)
@@ -73,44 +80,30 @@ def is_taken(operator, case):
         return operator.choose(*make(case)) is None
 
 
-def few_cases_of(operator):
-    """Interpreted kernels are slow, so results and gradients get all cases, and the other
-    properties four cases that reach a kernel (see `OWNED` too)."""
-    cases = cases_of(operator)
-    if not INTERPRETED:
-        return cases
-    return [case for case in cases if is_taken(operator, case)][:4]
-
-
-CASES = [
-    pytest.param(operator, case, id=f"{name}-{case.name}")
-    for name, operator in OPERATORS.items()
-    for case in few_cases_of(operator)
-]
 ALL = [
     pytest.param(operator, case, id=f"{name}-{case.name}")
     for name, operator in OPERATORS.items()
     for case in cases_of(operator)
 ]
-FEW = {parameter.id for parameter in CASES}
+TAKEN = [parameter for parameter in ALL if is_taken(*parameter.values)]
+
+
+def few_of(parameters):
+    """Interpreted kernels are slow: properties other than results get four cases an operator."""
+    if not INTERPRETED:
+        return parameters
+    number = Counter()
+    return [p for p in parameters if number.update([p.values[0]]) or number[p.values[0]] <= 4]
+
+
+CASES = few_of(TAKEN) if INTERPRETED else ALL
+FEW = few_of(TAKEN)
 # Who owns a call: every change asks for all that no kernel takes, and for the few others.
 OWNED = [
     parameter
-    if parameter.id in FEW or not is_taken(*parameter.values)
+    if parameter in FEW or parameter not in TAKEN
     else pytest.param(*parameter.values, id=parameter.id, marks=pytest.mark.nightly)
     for parameter in ALL
-]
-ALL_BY_LEVEL = [
-    pytest.param(operator, case, level, id=f"{name}-{case.name}-{level}")
-    for name, operator in OPERATORS.items()
-    for case in cases_of(operator)
-    for level in levels_of(operator)
-]
-CASES_BY_LEVEL = [
-    pytest.param(operator, case, level, id=f"{name}-{case.name}-{level}")
-    for name, operator in OPERATORS.items()
-    for case in few_cases_of(operator)
-    for level in levels_of(operator)
 ]
 ERRORS = [
     pytest.param(error, id=f"{name}-{error.name}")
@@ -152,72 +145,71 @@ def run_with_gradients(function, case, arguments):
 
 
 def assert_same(actual, expected, what):
+    """Bit for bit."""
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         torch.testing.assert_close(
             a, e, rtol=0, atol=0, equal_nan=True, msg=lambda m, i=i: f"{what}, result {i}: {m}"
         )
 
 
-def assert_conforms(case, actual, eager, exact):
+def assert_conforms(case, actual, eager, exact, what):
     if case.exact:
-        assert_same(actual, eager, "against the reference")
+        assert_same(actual, eager, what)
         return
     for i, (a, e, x) in enumerate(zip(actual, eager, exact, strict=True)):
         assert a.dtype == e.dtype
         if a.is_floating_point():
-            assert_close_to_float64(a, e, x, factor=2 * case.loosening, what=f"result {i}")
+            assert_close_to_float64(a, e, x, factor=2 * case.loosening, what=f"{what}, {i}")
         else:
-            assert_same([a], [e], f"result {i}")
+            assert_same([a], [e], what)
 
 
-@pytest.mark.parametrize(("operator", "case", "level"), ALL_BY_LEVEL)
-def test_forward_matches_reference(operator, case, level):
-    with simd_level(level):
-        actual = run(operator, case, make(case, clone))
+@pytest.mark.parametrize(("operator", "case"), TAKEN)
+def test_forward_matches_reference(operator, case):
     eager = run(operator.reference, case, make(case, clone))
     exact = run(operator.reference, case, make(case, to_float64))
-    assert_conforms(case, actual, eager, exact)
+    for level in at_each_level(operator):
+        arguments = make(case, clone)
+        actual = run(operator, case, arguments)
+        assert_conforms(case, actual, eager, exact, level)
+        for i, (after, before) in enumerate(zip(arguments, make(case), strict=True)):
+            if isinstance(after, Tensor) and i not in case.in_place:
+                assert_same([after], [before], f"argument {i} at {level}")
 
 
-@pytest.mark.parametrize(
-    ("operator", "case", "level"), [p for p in ALL_BY_LEVEL if p.values[1].gradients]
-)
-def test_gradients_match_float64(operator, case, level):
-    with simd_level(level):
-        _, actual = run_with_gradients(operator, case, make(case))
+@pytest.mark.parametrize(("operator", "case"), [p for p in ALL if p.values[1].gradients])
+def test_gradients_match_float64(operator, case):
     _, eager = run_with_gradients(operator.reference, case, make(case))
     _, exact = run_with_gradients(operator.reference, case, make(case, to_float64))
-    for i, (a, e, x) in enumerate(zip(actual, eager, exact, strict=True)):
-        factor, what = 3 * case.loosening, f"gradient {case.gradients[i]}"
-        assert_close_to_float64(a, e, x, factor=factor, what=what)
+    for level in at_each_level(operator):
+        _, actual = run_with_gradients(operator, case, make(case))
+        for i, (a, e, x) in enumerate(zip(actual, eager, exact, strict=True)):
+            factor, what = 3 * case.loosening, f"gradient {case.gradients[i]} at {level}"
+            assert_close_to_float64(a, e, x, factor=factor, what=what)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter has one thread")
-@pytest.mark.parametrize(("operator", "case"), CASES)
+@pytest.mark.parametrize(("operator", "case"), FEW)
 def test_forward_on_three_threads_matches_reference(operator, case, with_threads):
     actual = with_threads(3, lambda: run(operator, case, make(case, clone)))
     eager = run(operator.reference, case, make(case, clone))
     exact = run(operator.reference, case, make(case, to_float64))
-    assert_conforms(case, actual, eager, exact)
+    assert_conforms(case, actual, eager, exact, "three threads")
 
 
-# Triton's kernels do not ask whether a call trains.
-TRAINS = [pytest.param(True, id="trains")]
-EVALUATES = [] if INTERPRETED else [pytest.param(False, id="evaluates")]
-
-
-@pytest.mark.parametrize("trains", TRAINS + EVALUATES)
 @pytest.mark.parametrize(("operator", "case"), OWNED)
-def test_owner_is_who_ran(operator, case, trains):
-    arguments = make(case, clone)
-    with ExitStack() as stack:
-        stack.enter_context(torch.set_grad_enabled(bool(case.gradients)))
-        if not trains:
-            stack.enter_context(small_calls_do_not())
-        owner = ops.owner(operator.name, *arguments)
-        recorded = stack.enter_context(RecordedOperators())
-        operator(*arguments)
-    assert len(recorded.kernels_of(operator, "cpu")) == (not owner.startswith("reference"))
+def test_owner_is_who_ran(operator, case):
+    # Triton's kernels do not ask whether a call trains.
+    for trains in (True,) if INTERPRETED else (True, False):
+        arguments = make(case, clone)
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(bool(case.gradients)))
+            if not trains:
+                stack.enter_context(small_calls_do_not())
+            owner = ops.owner(operator.name, *arguments)
+            recorded = stack.enter_context(RecordedOperators())
+            operator(*arguments)
+        assert len(recorded.kernels_of(operator, "cpu")) == (not owner.startswith("reference"))
 
 
 @pytest.mark.parametrize(
@@ -306,25 +298,20 @@ def test_compiled_results_and_gradients_equal_eager(operator, case):
         torch.testing.assert_close(a, e, rtol=0, atol=bound, equal_nan=True)
 
 
-@pytest.mark.parametrize(("operator", "case", "level"), CASES_BY_LEVEL)
-def test_strided_inputs_give_the_same(operator, case, level):
-    with simd_level(level):
+@pytest.mark.parametrize(("operator", "case"), FEW)
+def test_strided_inputs_give_the_same(operator, case):
+    exact = None if case.exact else run(operator.reference, case, make(case, to_float64))
+    for level in at_each_level(operator):
         actual = run(operator, case, make(case, scattered))
         expected = run(operator, case, make(case, clone))
-    if case.exact:
-        assert_same(actual, expected, "strided")
-    else:
-        exact = run(operator.reference, case, make(case, to_float64))
-        assert_conforms(case, actual, expected, exact)
+        assert_conforms(case, actual, expected, exact, level)
 
 
-@pytest.mark.parametrize(
-    ("operator", "case", "level"), [p for p in CASES_BY_LEVEL if p.values[1].batched]
-)
-def test_row_alone_equals_row_in_batch(operator, case, level):
+@pytest.mark.parametrize(("operator", "case"), [p for p in CASES if p.values[1].batched])
+def test_row_alone_equals_row_in_batch(operator, case):
     arguments = make(case)
     rows = len(arguments[case.batched[0]])
-    with simd_level(level):
+    for level in at_each_level(operator):
         whole = run(operator, case, arguments)
         for row in sorted({0, rows // 2, rows - 1}) if rows else ():
             alone = list(arguments)
@@ -332,34 +319,22 @@ def test_row_alone_equals_row_in_batch(operator, case, level):
                 alone[position] = arguments[position][row : row + 1]
             actual = run(operator, case, alone)
             expected = [result[row : row + 1] for result in whole]
-            if case.exact:
-                assert_same(actual, expected, f"row {row}")
-            else:
-                wide = [to_float64(value) for value in alone]
-                exact = run(operator.reference, case, wide)
-                assert_conforms(case, actual, expected, exact)
+            wide = [to_float64(value) for value in alone]
+            exact = None if case.exact else run(operator.reference, case, wide)
+            assert_conforms(case, actual, expected, exact, f"row {row} at {level}")
 
 
-@pytest.mark.parametrize(("operator", "case", "level"), CASES_BY_LEVEL)
-def test_a_repeat_is_bit_equal_whatever_its_memory_held(operator, case, level):
+@pytest.mark.parametrize(("operator", "case"), FEW)
+def test_a_repeat_is_bit_equal_whatever_its_memory_held(operator, case):
     """Uninitialised memory is filled with NaN (or the largest integer) under this mode."""
-    with simd_level(level):
+    for level in at_each_level(operator):
         expected = run(operator, case, make(case, clone))
         torch.use_deterministic_algorithms(True)
         try:
             poisoned = run(operator, case, make(case, clone))
         finally:
             torch.use_deterministic_algorithms(False)
-    assert_same(poisoned, expected, "poisoned")
-
-
-@pytest.mark.parametrize(("operator", "case"), CASES)
-def test_inputs_are_unchanged(operator, case):
-    arguments = make(case, clone)
-    run(operator, case, arguments)
-    for i, (after, before) in enumerate(zip(arguments, make(case), strict=True)):
-        if isinstance(after, Tensor) and i not in case.in_place:
-            assert_same([after], [before], f"argument {i}")
+        assert_same(poisoned, expected, level)
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 import vqvae2_fast as vq2
 from vqvae2_fast import ops
-from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
-from vqvae2_fast.ops.causal_conv2d.reference import MASKS, causal_conv2d_reference
-from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.ops.causal_conv2d.op import CAUSAL_CONV2D_FUSED, MASKS, causal_conv2d_reference
+from vqvae2_fast.ops.nearest_code.op import nearest_code_reference
 
 DEVICE = torch.device("cuda")
 pytestmark = [

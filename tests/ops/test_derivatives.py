@@ -3,120 +3,24 @@ mode, second derivatives, `torch.func.grad` and `vmap` are right, or an error.""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from helpers.cases import cases_of, functions_of, values
 from helpers.compare import every_call_trains
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
-from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
-from vqvae2_fast.ops.stride2_conv2d.op import stride2_conv2d
 
-
-def values(seed, *shape):
-    """Does not use a generator, which `vmap` refuses."""
-    return 1.5 * torch.sin(torch.arange(math.prod(shape)) * (1.7 + 0.3 * seed) + 1).view(shape)
-
-
-def like(x, seed, *shape):
-    """A constant of x's dtype."""
-    return values(seed, *shape).to(x.dtype)
-
-
-SEED = torch.tensor(7)
-CODES = torch.randint(5, (2, 3, 3), generator=torch.Generator().manual_seed(0))
-OFFSETS = [(0, -1), (-1, 0), (-1, 1)]
-
-
-def attention(q, dropout_p, dropout_on):
-    k, v = like(q, 1, *q.shape), like(q, 2, *q.shape)
-    return ops.causal_attention(q, k, v, dropout_p, dropout_on, SEED)
-
-
-def gated(h):
-    return ops.gated_residual(h, like(h, 1, len(h), 4, 3, 3), like(h, 2, len(h), 8, 1, 1))
-
-
-def normed(x):
-    g = like(x, 2, 32, 1, 1, 1)
-    live = ops.tap_mask("include", 3, 3)
-    return normed_conv2d(x, like(x, 1, 32, 16, 3, 3), g, None, "include", live, elu=True)
-
-
-# Name: the operator as a function of one argument, and that argument.
 FUNCTIONS = {
-    "vector_quantize": (lambda z: ops.vector_quantize(z, like(z, 1, 5, 6))[0], values(0, 4, 6)),
-    "commitment": (lambda z: ops.vector_quantize(z, like(z, 1, 5, 6))[2], values(0, 4, 6)),
-    "residual_nearest_code": (
-        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6))[0],
-        values(0, 4, 6),
-    ),
-    "residual_nearest_code_rotated": (
-        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6), rotate=True)[0],
-        values(0, 4, 6),
-    ),
-    "residual_commitments": (
-        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6))[2],
-        values(0, 4, 6),
-    ),
-    "scalar_quantize": (lambda z: ops.scalar_quantize(z, [8, 5, 4])[0], values(0, 4, 3)),
-    "scalar_quantize_hard": (
-        lambda z: ops.scalar_quantize(z, [8, 5, 2], True, True)[0],
-        values(0, 4, 3),
-    ),
-    "gated_residual": (gated, values(0, 2, 8, 3, 3)),
-    "gated_residual_condition": (
-        lambda c: ops.gated_residual(like(c, 1, 2, 8, 3, 3), like(c, 2, 2, 4, 3, 3), c),
-        values(0, 2, 8, 3, 3),
-    ),
-    "causal_conv2d": (
-        lambda x: ops.causal_conv2d(x, like(x, 1, 3, 4, 3, 3), None, "down"),
-        values(0, 2, 4, 3, 3),
-    ),
-    "causal_conv2d_weight": (
-        lambda weight: ops.causal_conv2d(like(weight, 1, 2, 4, 3, 3), weight, None, "include"),
-        values(0, 3, 4, 3, 3),
-    ),
-    "causal_attention_keys": (
-        lambda k: ops.causal_attention(
-            like(k, 1, *k.shape), k, like(k, 2, *k.shape), 0.3, "logits", SEED
-        ),
-        values(0, 1, 2, 5, 4),
-    ),
-    "code_cross_entropy_weight": (
-        lambda weight: code_cross_entropy(
-            like(weight, 1, 18, 4), weight, like(weight, 2, 5), CODES.flatten()
-        ),
-        values(0, 5, 4),
-    ),
-    "causal_attention": (lambda q: attention(q, 0.0, "logits"), values(0, 1, 2, 5, 4)),
-    "causal_attention_logits": (lambda q: attention(q, 0.3, "logits"), values(0, 1, 2, 5, 4)),
-    "causal_attention_probabilities": (
-        lambda q: attention(q, 0.3, "probabilities"),
-        values(0, 1, 2, 5, 4),
-    ),
-    "code_conv2d": (lambda table: ops.code_conv2d(CODES, table, OFFSETS), values(0, 3, 5, 2)),
-    "normed_conv2d": (normed, values(0, 2, 16, 4, 4)),
-    "normed_conv2d_weight": (
-        lambda v: normed_conv2d(like(v, 1, 2, 16, 4, 4), v, None, None, "same"),
-        values(0, 16, 16, 3, 3),
-    ),
-    "stride2_conv2d": (
-        lambda x: stride2_conv2d(x, like(x, 1, 16, 16, 4, 4), None),
-        values(0, 2, 16, 4, 4),
-    ),
-    "stride2_conv2d_transposed": (
-        lambda x: stride2_conv2d(x, like(x, 1, 16, 16, 4, 4), None, transposed=True),
-        values(0, 2, 16, 3, 3),
-    ),
-    "code_cross_entropy": (
-        lambda x: code_cross_entropy(x, like(x, 1, 5, 4), like(x, 2, 5), CODES.flatten()),
-        values(0, 18, 4),
-    ),
+    name: function
+    for operator in ops.OPERATORS.values()
+    for name, function in functions_of(operator, "DERIVATIVES").items()
+}
+CONSTANTS = {
+    name: function
+    for operator in ops.OPERATORS.values()
+    for name, function in functions_of(operator, "CONSTANTS").items()
 }
 # Errors of PyTorch for the calls in the references; and one of ours.
 NO_SECOND_DERIVATIVE = {
@@ -261,39 +165,30 @@ def test_attention_has_second_derivatives_by_pytorchs_plain_backend():
         assert_close(actual, second_derivative(loss_of(double(function)), x))
 
 
-Z, CODEBOOK, CODEBOOKS = values(0, 4, 6), values(1, 5, 6), values(1, 2, 5, 6)
-WITHOUT_GRADIENT = {
-    "nearest_code": lambda z: ops.nearest_code(z, CODEBOOK.to(z.dtype))[1],
-    "code_statistics": lambda z: ops.code_statistics(z, torch.tensor([0, 1, 1, 4]), 5)[1],
-    "residual_code_statistics": lambda z: ops.residual_code_statistics(
-        z, CODEBOOKS.to(z.dtype), torch.tensor([[0, 1], [1, 4], [1, -1], [4, 0]])
-    )[1],
-    "sign_quantize": lambda z: ops.sign_quantize(z, 0.5)[0],
-    "draw_codes": lambda z: ops.draw_codes(z, torch.zeros_like(z))[1],
-}
-NUMBERS_ALONE = {"gumbel_noise", "dropout_mask"}  # of no floating-point numbers
-IN_PLACE = {"ema_update_"}
-NO_OPERATORS = {"OPERATORS", "build_info", "live_taps", "owner", "simd_level", "tap_mask"}
+Z = values(0, 4, 6)
 
 
-def test_every_public_operator_is_tested_here():
-    named = set(FUNCTIONS) | set(WITHOUT_GRADIENT) | NUMBERS_ALONE | IN_PLACE
-    assert set(ops.__all__) - NO_OPERATORS <= named
+@pytest.mark.parametrize("name", [n for n, o in ops.OPERATORS.items() if not o.private])
+def test_every_public_operator_is_tested_here(name):
+    case = cases_of(ops.OPERATORS[name])[0]
+    arguments = case.make(torch.Generator().manual_seed(0))
+    of_numbers = any(torch.is_tensor(value) and value.is_floating_point() for value in arguments)
+    assert name in FUNCTIONS or name in CONSTANTS or case.in_place or not of_numbers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_results_without_a_gradient_are_constants(name, dtype):
-    function, z = WITHOUT_GRADIENT[name], Z.to(dtype)
+    function, z = CONSTANTS[name], Z.to(dtype)
     assert not function(z.clone().requires_grad_()).requires_grad
     assert (torch.func.grad(lambda z: function(z).sum())(z) == 0).all()
     assert (torch.func.jvp(function, (z,), (torch.ones_like(z),))[1] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_vmap_of_results_without_a_gradient_equals_a_loop(name, dtype):
-    function = WITHOUT_GRADIENT[name]
+    function = CONSTANTS[name]
     several = torch.stack([Z, -Z]).to(dtype)
     assert_close(torch.func.vmap(function)(several), torch.stack([function(z) for z in several]))
 

@@ -7,7 +7,7 @@ import torch
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
-from vqvae2_fast.ops.causal_attention.reference import (
+from vqvae2_fast.ops.causal_attention.op import (
     causal_attention_fused_reference,
     causal_attention_reference,
 )

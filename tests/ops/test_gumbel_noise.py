@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
-from vqvae2_fast.ops.gumbel_noise.op import GUMBEL_NOISE
-from vqvae2_fast.ops.gumbel_noise.reference import (
+from vqvae2_fast.ops.gumbel_noise.op import (
+    GUMBEL_NOISE,
     fixed_log,
     gumbel_noise_reference,
     philox4x32,

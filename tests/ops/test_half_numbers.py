@@ -9,7 +9,7 @@ from helpers.compare import simd_level, simd_levels
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.vector_quantize.gradient import VECTOR_QUANTIZE_BACKWARD
+from vqvae2_fast.ops.vector_quantize.op import VECTOR_QUANTIZE_BACKWARD
 
 pytestmark = [
     pytest.mark.parametrize("level", simd_levels()),

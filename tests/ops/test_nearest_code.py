@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.ops.nearest_code.op import nearest_code_reference
 
 
 def assert_exact(z, codebook):

@@ -13,8 +13,8 @@ from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._training import rounded_convolutions
 from vqvae2_fast.ops.causal_conv2d.op import placement
-from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
-from vqvae2_fast.ops.normed_conv2d.reference import (
+from vqvae2_fast.ops.normed_conv2d.op import (
+    normed_conv2d,
     normed_conv2d_backward_reference,
     normed_conv2d_reference,
 )

@@ -7,7 +7,7 @@ import torch
 from helpers.compare import simd_level, simd_levels
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.ops.nearest_code.op import nearest_code_reference
 
 every_level = pytest.mark.parametrize("level", simd_levels())
 

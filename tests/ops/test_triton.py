@@ -16,8 +16,8 @@ from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
 from vqvae2_fast.ops._registry import BY_DESIGN, OPERATORS, TRITON_LAUNCHERS
 from vqvae2_fast.ops.causal_conv2d.op import CAUSAL_CONV2D
-from vqvae2_fast.ops.gumbel_noise.reference import uniform_from_words
-from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.ops.gumbel_noise.op import uniform_from_words
+from vqvae2_fast.ops.nearest_code.op import nearest_code_reference
 
 if _triton.INTERPRETED:
     interpret_on_cpu()

@@ -13,10 +13,10 @@ pytest.importorskip("triton")
 
 from vqvae2_fast.ops.causal_attention.triton import causal_attention_fused_triton
 from vqvae2_fast.ops.causal_attention.triton_backward import causal_attention_backward_triton
-from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
-from vqvae2_fast.ops.code_conv2d.gradient import CODE_CONV2D_FUSED
+from vqvae2_fast.ops.causal_conv2d.op import CAUSAL_CONV2D_FUSED
+from vqvae2_fast.ops.code_conv2d.op import CODE_CONV2D_FUSED
 from vqvae2_fast.ops.code_statistics.triton import code_statistics_triton
-from vqvae2_fast.ops.gated_residual.gradient import GATED_RESIDUAL_BACKWARD, GATED_RESIDUAL_FUSED
+from vqvae2_fast.ops.gated_residual.op import GATED_RESIDUAL_BACKWARD, GATED_RESIDUAL_FUSED
 from vqvae2_fast.ops.gated_residual.triton import (
     gated_residual_backward_triton,
     gated_residual_fused_triton,

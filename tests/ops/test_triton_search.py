@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2_fast.ops import _triton
-from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.ops.nearest_code.op import nearest_code_reference
 
 pytest.importorskip("triton")
 

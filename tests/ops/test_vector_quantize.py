@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
-from vqvae2_fast.ops.vector_quantize.gradient import VECTOR_QUANTIZE_BACKWARD
-from vqvae2_fast.ops.vector_quantize.reference import (
+from vqvae2_fast.ops.vector_quantize.op import (
+    VECTOR_QUANTIZE_BACKWARD,
     vector_quantize_backward_reference,
     vector_quantize_reference,
 )

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
-from vqvae2_fast.ops.causal_attention.op import causal_attention
-from vqvae2_fast.ops.causal_attention.reference import causal_attention_fused_reference
+from helpers.cases import Case, ErrorCase, like, randn, values
+from vqvae2_fast import ops
+from vqvae2_fast.ops.causal_attention.op import causal_attention, causal_attention_fused_reference
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 
@@ -162,3 +162,24 @@ ERRORS = [
         "expected dropout_p to be a number, got 'a'.",
     ),
 ]
+
+
+def attention(q, dropout_p, dropout_on):
+    k, v = like(q, 1, *q.shape), like(q, 2, *q.shape)
+    return ops.causal_attention(q, k, v, dropout_p, dropout_on, torch.tensor(7))
+
+
+DERIVATIVES = {
+    "causal_attention": (lambda q: attention(q, 0.0, "logits"), values(0, 1, 2, 5, 4)),
+    "causal_attention_logits": (lambda q: attention(q, 0.3, "logits"), values(0, 1, 2, 5, 4)),
+    "causal_attention_probabilities": (
+        lambda q: attention(q, 0.3, "probabilities"),
+        values(0, 1, 2, 5, 4),
+    ),
+    "causal_attention_keys": (
+        lambda k: ops.causal_attention(
+            like(k, 1, *k.shape), k, like(k, 2, *k.shape), 0.3, "logits", torch.tensor(7)
+        ),
+        values(0, 1, 2, 5, 4),
+    ),
+}

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
-from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, live_taps, tap_mask
-from vqvae2_fast.ops.causal_conv2d.reference import MASKS
+from helpers.cases import Case, ErrorCase, like, randn, values
+from vqvae2_fast import ops
+from vqvae2_fast.ops.causal_conv2d.op import MASKS, causal_conv2d, live_taps, tap_mask
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 
@@ -143,3 +143,14 @@ ERRORS = [
         "expected kernel_height to be an integer >= 0, got '3'.",
     ),
 ]
+
+DERIVATIVES = {
+    "causal_conv2d": (
+        lambda x: ops.causal_conv2d(x, like(x, 1, 3, 4, 3, 3), None, "down"),
+        values(0, 2, 4, 3, 3),
+    ),
+    "causal_conv2d_weight": (
+        lambda weight: ops.causal_conv2d(like(weight, 1, 2, 4, 3, 3), weight, None, "include"),
+        values(0, 3, 4, 3, 3),
+    ),
+}

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn, values
+from vqvae2_fast import ops
 from vqvae2_fast.ops.code_conv2d.op import code_conv2d
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
@@ -120,3 +121,11 @@ ERRORS = [
         "expected offsets to be a list of integers, got [0, 0, 0, 0.5].",
     ),
 ]
+
+CODES = torch.randint(5, (2, 3, 3), generator=torch.Generator().manual_seed(0))
+DERIVATIVES = {
+    "code_conv2d": (
+        lambda table: ops.code_conv2d(CODES, table, [(0, -1), (-1, 0), (-1, 1)]),
+        values(0, 3, 5, 2),
+    ),
+}

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
-from vqvae2_fast.ops.code_cross_entropy.op import CODE_CROSS_ENTROPY
+from helpers.cases import Case, ErrorCase, like, randn, values
+from vqvae2_fast.ops.code_cross_entropy.op import CODE_CROSS_ENTROPY, code_cross_entropy
 
 __all__ = ["CASES", "ERRORS", "arguments"]
 
@@ -55,3 +55,17 @@ ERRORS = [
     ErrorCase("code_too_large", lambda: _call_with_code(8), RuntimeError, "codes in 0..7"),
     ErrorCase("code_negative", lambda: _call_with_code(-1), RuntimeError, "codes in 0..7"),
 ]
+
+CODES = torch.randint(5, (18,), generator=torch.Generator().manual_seed(0))
+DERIVATIVES = {
+    "code_cross_entropy": (
+        lambda x: code_cross_entropy(x, like(x, 1, 5, 4), like(x, 2, 5), CODES),
+        values(0, 18, 4),
+    ),
+    "code_cross_entropy_weight": (
+        lambda weight: code_cross_entropy(
+            like(weight, 1, 18, 4), weight, like(weight, 2, 5), CODES
+        ),
+        values(0, 5, 4),
+    ),
+}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from helpers.cases import Case, ErrorCase, randn
+from vqvae2_fast import ops
 from vqvae2_fast.ops.code_statistics.op import code_statistics
 
 __all__ = ["CASES", "ERRORS"]
@@ -99,3 +100,7 @@ ERRORS = [
         "expected num_embeddings to be an integer >= 1, got '32'.",
     ),
 ]
+
+CONSTANTS = {
+    "code_statistics": lambda z: ops.code_statistics(z, torch.tensor([0, 1, 1, 4]), 5)[1],
+}

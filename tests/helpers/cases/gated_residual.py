@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, like, randn, values
+from vqvae2_fast import ops
 from vqvae2_fast.ops.gated_residual.op import gated_residual
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
@@ -102,3 +103,14 @@ ERRORS = [
         "expected condition to be a tensor, got a float.",
     ),
 ]
+
+DERIVATIVES = {
+    "gated_residual": (
+        lambda h: ops.gated_residual(h, like(h, 1, len(h), 4, 3, 3), like(h, 2, len(h), 8, 1, 1)),
+        values(0, 2, 8, 3, 3),
+    ),
+    "gated_residual_condition": (
+        lambda c: ops.gated_residual(like(c, 1, 2, 8, 3, 3), like(c, 2, 2, 4, 3, 3), c),
+        values(0, 2, 8, 3, 3),
+    ),
+}

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from helpers.cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, like, randn
+from vqvae2_fast import ops
 from vqvae2_fast.ops.nearest_code.op import nearest_code
 
 __all__ = ["CASES", "ERRORS"]
@@ -178,3 +179,5 @@ ERRORS = [
         "expected codebook to be a tensor, got a list of tensors: pass torch.stack(codebook).",
     ),
 ]
+
+CONSTANTS = {"nearest_code": lambda z: ops.nearest_code(z, like(z, 1, 5, 6))[1]}

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from helpers.cases import Case, randn
-from vqvae2_fast.ops.causal_conv2d.reference import placement
-from vqvae2_fast.ops.normed_conv2d.reference import factor
+from helpers.cases import Case, like, randn, values
+from vqvae2_fast import ops
+from vqvae2_fast.ops.causal_conv2d.op import placement
+from vqvae2_fast.ops.normed_conv2d.op import factor, normed_conv2d
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES", "WINOGRAD_LOSS"]
 
@@ -159,3 +160,18 @@ PRIVATE_CASES = {
 
 # Not public: the layers check their arguments when they are made.
 ERRORS: list[Any] = []
+
+
+def normed(x):
+    g = like(x, 2, 32, 1, 1, 1)
+    live = ops.tap_mask("include", 3, 3)
+    return normed_conv2d(x, like(x, 1, 32, 16, 3, 3), g, None, "include", live, elu=True)
+
+
+DERIVATIVES = {
+    "normed_conv2d": (normed, values(0, 2, 16, 4, 4)),
+    "normed_conv2d_weight": (
+        lambda v: normed_conv2d(like(v, 1, 2, 16, 4, 4), v, None, None, "same"),
+        values(0, 16, 16, 3, 3),
+    ),
+}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from helpers.cases import Case, randn
-from vqvae2_fast.ops.patch_conv2d.reference import patch_conv2d_reference
+from vqvae2_fast.ops.patch_conv2d.op import patch_conv2d_reference
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 

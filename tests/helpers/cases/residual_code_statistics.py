@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, like, randn
+from vqvae2_fast import ops
 from vqvae2_fast.ops.residual_code_statistics.op import residual_code_statistics
 
 __all__ = ["CASES", "ERRORS"]
@@ -77,3 +78,9 @@ ERRORS = [
         "expected indices to be a tensor, got a list: pass torch.tensor(",
     ),
 ]
+
+CONSTANTS = {
+    "residual_code_statistics": lambda z: ops.residual_code_statistics(
+        z, like(z, 1, 2, 5, 6), torch.tensor([[0, 1], [1, 4], [1, -1], [4, 0]])
+    )[1],
+}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, like, randn, values
+from vqvae2_fast import ops
 from vqvae2_fast.ops.residual_nearest_code.op import residual_nearest_code
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
@@ -120,3 +121,18 @@ ERRORS = [
         "expected z to be a tensor, got a numpy array: pass torch.from_numpy(z).",
     ),
 ]
+
+DERIVATIVES = {
+    "residual_nearest_code": (
+        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6))[0],
+        values(0, 4, 6),
+    ),
+    "residual_nearest_code_rotated": (
+        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6), rotate=True)[0],
+        values(0, 4, 6),
+    ),
+    "residual_commitments": (
+        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6))[2],
+        values(0, 4, 6),
+    ),
+}

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, randn, values
+from vqvae2_fast import ops
 from vqvae2_fast.ops.scalar_quantize.op import scalar_quantize
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
@@ -126,3 +127,11 @@ ERRORS = [
         "expected levels to be a list of integers, got '888'.",
     ),
 ]
+
+DERIVATIVES = {
+    "scalar_quantize": (lambda z: ops.scalar_quantize(z, [8, 5, 4])[0], values(0, 4, 3)),
+    "scalar_quantize_hard": (
+        lambda z: ops.scalar_quantize(z, [8, 5, 2], True, True)[0],
+        values(0, 4, 3),
+    ),
+}

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from helpers.cases import Case, randn
+from helpers.cases import Case, like, randn, values
 from helpers.cases.normed_conv2d import WINOGRAD_LOSS
-from vqvae2_fast.ops.stride2_conv2d.reference import stride2_conv2d_reference
+from vqvae2_fast.ops.stride2_conv2d.op import stride2_conv2d, stride2_conv2d_reference
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 
@@ -90,3 +90,14 @@ PRIVATE_CASES = {
 
 # Not public: the layers check their arguments when they are made.
 ERRORS: list[Any] = []
+
+DERIVATIVES = {
+    "stride2_conv2d": (
+        lambda x: stride2_conv2d(x, like(x, 1, 16, 16, 4, 4), None),
+        values(0, 2, 16, 4, 4),
+    ),
+    "stride2_conv2d_transposed": (
+        lambda x: stride2_conv2d(x, like(x, 1, 16, 16, 4, 4), None, transposed=True),
+        values(0, 2, 16, 3, 3),
+    ),
+}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from helpers.cases import Case, ErrorCase, randn
+from helpers.cases import Case, ErrorCase, like, randn, values
+from vqvae2_fast import ops
 from vqvae2_fast.ops.vector_quantize.op import vector_quantize
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
@@ -98,3 +99,8 @@ ERRORS = [
         "expected codebook to be a tensor, got None.",
     ),
 ]
+
+DERIVATIVES = {
+    "vector_quantize": (lambda z: ops.vector_quantize(z, like(z, 1, 5, 6))[0], values(0, 4, 6)),
+    "commitment": (lambda z: ops.vector_quantize(z, like(z, 1, 5, 6))[2], values(0, 4, 6)),
+}

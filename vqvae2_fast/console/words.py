@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["counted", "described", "number", "did_you_mean", "together"]
+__all__ = ["counted", "described", "did_you_mean", "number", "together"]
 
 
 def number(value: float, digits: int = 4) -> str:

@@ -28,7 +28,7 @@ from torch import Tensor
 import vqvae2_fast as vq2
 from vqvae2_fast import codec
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
-from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.code_format import CodeLayout
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling import score_codes
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed, packed_plan

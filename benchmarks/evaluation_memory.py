@@ -33,7 +33,7 @@ from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, preset, save
 from vqvae2_fast.data import ImageFolder, in_order
 from vqvae2_fast.metrics import extract_features, frechet_distance, inception_score, kernel_distance
 from vqvae2_fast.metrics.features import Extracted
-from vqvae2_fast.metrics.neighbours import neighbour_measures
+from vqvae2_fast.metrics.set_measures import neighbour_measures
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from shared import measure
 from vqvae2_fast import VQVAE2, preset
 from vqvae2_fast.data import batches, in_order
 from vqvae2_fast.data.sources import DataOptions, open_images
-from vqvae2_fast.metrics.codebook import CodebookUse, code_counts, entropy_of_counts
+from vqvae2_fast.metrics.codes import CodebookUse, code_counts, entropy_of_counts
 from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.metrics.reconstruction import reconstruction_measures
 from vqvae2_fast.models.configs import level_names

@@ -38,7 +38,7 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
-from vqvae2_fast.training.network import whole
+from vqvae2_fast.training.sharded import whole
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers.codes import CodeSet  # noqa: E402

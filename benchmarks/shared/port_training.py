@@ -19,12 +19,10 @@ from vqvae2_fast import VQVAE2, PixelSNAIL, PixelSNAILConfig, VQVAE2Config, pres
 from vqvae2_fast.compat.rosinality import VQVAE as PortVQVAE
 from vqvae2_fast.compat.rosinality import PixelSNAIL as PortPixelSNAIL
 from vqvae2_fast.data import batches, load_emoji, shuffled_indices, to_float
-from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.config import TrainConfig, learning_rate
 from vqvae2_fast.training.extraction import Variants
-from vqvae2_fast.training.muon import Muon
 from vqvae2_fast.training.network import autocast_of
-from vqvae2_fast.training.optimizer import hidden_matrices, make_optimizer
+from vqvae2_fast.training.optimizer import Muon, PolyakAverage, hidden_matrices, make_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
-from vqvae2_fast.data.sample_index import read_index
+from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.models.vqvae2 import VQVAE2
 
 if TYPE_CHECKING:

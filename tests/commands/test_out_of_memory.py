@@ -13,7 +13,7 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.console.words import number
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training import TrainConfig
-from vqvae2_fast.training.decoder import freeze_all_but_decoder
+from vqvae2_fast.training.stage1 import freeze_all_but_decoder
 
 
 def fill_the_machine(*_: object, **__: object) -> None:

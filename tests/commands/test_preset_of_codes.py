@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from vqvae2_fast.commands.train_prior import TrainPrior
-from vqvae2_fast.data.code_layout import CodeLayout
-from vqvae2_fast.data.code_manifest import Manifest, write_manifest
+from vqvae2_fast.data.code_format import CodeLayout, Manifest, write_manifest
 from vqvae2_fast.presets import preset
 
 

@@ -12,7 +12,7 @@ from helpers.models import tiny_pipeline
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
-from vqvae2_fast.data.sample_index import read_index
+from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 
 if TYPE_CHECKING:

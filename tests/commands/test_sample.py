@@ -18,8 +18,7 @@ from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_card
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import sample as module
 from vqvae2_fast.data import to_uint8
-from vqvae2_fast.data.sample_folder import SampleFolder
-from vqvae2_fast.data.sample_index import read_index
+from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.sampling import sample_images
 
 

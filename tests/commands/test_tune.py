@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from vqvae2_fast.checkpoints import load
 from vqvae2_fast.commands import tune
 from vqvae2_fast.data import load_emoji
-from vqvae2_fast.data.subset import ImageSubset
+from vqvae2_fast.data.images import ImageSubset
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 

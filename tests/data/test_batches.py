@@ -18,7 +18,7 @@ from vqvae2_fast.data import (
     in_order,
     to_float,
 )
-from vqvae2_fast.data.batch_cut import BatchCut
+from vqvae2_fast.data.batches import BatchCut
 
 
 @pytest.fixture

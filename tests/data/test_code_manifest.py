@@ -13,7 +13,7 @@ import torch
 from helpers.codes import CodeSet, random_codes
 
 from vqvae2_fast.data import CodeStore
-from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.code_format import CodeLayout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +100,7 @@ def test_many_shards_read_back_in_order(tmp_path) -> None:
 
 
 def test_maps_larger_than_a_chunk_read_back(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("vqvae2_fast.data.code_layout._CHUNK_CODES", 64)
+    monkeypatch.setattr("vqvae2_fast.data.code_format._CHUNK_CODES", 64)
     saved = random_codes(300, 9)
     saved.write(tmp_path / "s")
     loaded = CodeStore(tmp_path / "s")

@@ -16,7 +16,7 @@ from helpers.codes import CodeSet, random_codes
 from torch.utils.data import DataLoader
 
 from vqvae2_fast.data import CodeStore, check_matches, verify
-from vqvae2_fast.data.code_manifest import read_manifest, write_manifest
+from vqvae2_fast.data.code_format import read_manifest, write_manifest
 from vqvae2_fast.models.configs import PixelSNAILConfig
 
 if TYPE_CHECKING:

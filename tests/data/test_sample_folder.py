@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from vqvae2_fast.data import pixels, sample_folder, sample_index
-from vqvae2_fast.data.sample_folder import SampleFolder, read_sample
-from vqvae2_fast.data.sample_index import image_name, read_index
+from vqvae2_fast.data import pixels, sample_folder
+from vqvae2_fast.data.sample_folder import SampleFolder, image_name, read_index, read_sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -254,7 +253,7 @@ def test_a_line_that_names_something_else_is_refused(tmp_path, line, message):
 
 
 def test_a_line_without_end_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample_index, "_MAX_LINE", 64)
+    monkeypatch.setattr(sample_folder, "_MAX_LINE", 64)
     (tmp_path / "samples.jsonl").write_text(" " * 65)
     with pytest.raises(ValueError, match="line 1 is longer than 64"):
         list(read_index(tmp_path))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqvae2_fast.data import ImageTensorDataset, in_order, sources, subclasses
+from vqvae2_fast.data import ImageTensorDataset, groups, in_order, sources
+from vqvae2_fast.data.groups import Subclasses
 from vqvae2_fast.data.sources import DataOptions, open_images, open_splits
-from vqvae2_fast.data.subclasses import Subclasses
 
 
 def grey(values, labels, names=("cat", "dog"), side=2) -> ImageTensorDataset:
@@ -68,12 +68,12 @@ def test_held_out_images_are_split_as_the_training_images_are():
 
 def test_training_images_are_opened_and_read_once(monkeypatch):
     opened, read = [], []
-    load, reduce = sources.load_emoji, subclasses._features
+    load, reduce = sources.load_emoji, groups._features
     monkeypatch.setattr(
         sources, "load_emoji", lambda split, *_, **__: opened.append(split) or load(split)
     )
     monkeypatch.setattr(
-        subclasses, "_features", lambda images: read.append(len(images)) or reduce(images)
+        groups, "_features", lambda images: read.append(len(images)) or reduce(images)
     )
     found = open_splits(DataOptions(subclasses=2), ("held_out", "train"), 3, (32, 32))
     assert sorted(opened) == ["held_out", "train"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqvae2_fast.data import ImageTensorDataset, in_order
-from vqvae2_fast.data.subset import ImageSubset, evenly, spread_evenly
+from vqvae2_fast.data.images import ImageSubset, evenly, spread_evenly
 
 
 def ten() -> ImageTensorDataset:

@@ -197,7 +197,7 @@ def test_compressed_shards_are_read(tmp_path, compress) -> None:
 
 
 def test_a_member_that_is_too_large_is_refused_unread(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("vqvae2_fast.data.tar_file.MAX_MEMBER_BYTES", 10**6)
+    monkeypatch.setattr("vqvae2_fast.data.web_dataset.MAX_MEMBER_BYTES", 10**6)
     write(tmp_path / "a.tar", {"a.png": bytes(10**6 + 1)})
     (tmp_path / "a.tgz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
     tracemalloc.start()
@@ -210,7 +210,7 @@ def test_a_member_that_is_too_large_is_refused_unread(tmp_path, monkeypatch) -> 
 
 
 def test_members_that_are_not_wanted_may_be_large(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("vqvae2_fast.data.tar_file.MAX_MEMBER_BYTES", 10**6)
+    monkeypatch.setattr("vqvae2_fast.data.web_dataset.MAX_MEMBER_BYTES", 10**6)
     write(tmp_path / "a.tar", {"a.png": png(0), "a.npy": bytes(10**6 + 1), "b.png": png(1)})
     assert len(load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")) == 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vqvae2_fast.data import code_layout, code_manifest, fashion_mnist, images, pixels, tar_file
+from vqvae2_fast.data import code_format, fashion_mnist, images, pixels, web_dataset
 from vqvae2_fast.files import json_file, pickled_arrays, untrusted
 from vqvae2_fast.metrics import perceptual
 
@@ -17,15 +17,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="
     ("text", "limit"),
     [
         ("{} pixels", pixels.MAX_PIXELS),
-        ("{} bytes a member", tar_file.MAX_MEMBER_BYTES),
+        ("{} bytes a member", web_dataset.MAX_MEMBER_BYTES),
         ("labels below {}", images.MAX_CLASSES),
         ("at most {} of them", images.MAX_CLASSES),
         ("at most {} characters", images.MAX_CLASS_NAME),
         ("{} bytes per file; ratio 100", fashion_mnist._MAX_IDX_BYTES),
-        ("{} bytes of manifest", code_manifest.MAX_MANIFEST_BYTES),
-        ("{} levels", code_layout.MAX_LEVELS),
-        ("{} codes per record", code_layout.MAX_CODES),
-        ("{} embeddings", code_layout.MAX_EMBEDDINGS),
+        ("{} bytes of manifest", code_format.MAX_MANIFEST_BYTES),
+        ("{} levels", code_format.MAX_LEVELS),
+        ("{} codes per record", code_format.MAX_CODES),
+        ("{} embeddings", code_format.MAX_EMBEDDINGS),
         ("{} bytes of each JSON file", json_file.MAX_TEXT_BYTES),
         ("{} bytes; 1,000 objects", perceptual._MAX_BYTES),
         ("{} objects a row", pickled_arrays._MAX_MEMO),

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae2_fast.metrics import neighbours
+from vqvae2_fast.metrics import set_measures
 from vqvae2_fast.metrics.accuracy import _wilson
 from vqvae2_fast.metrics.estimates import GROUPS, T_975, Estimate, jackknife
-from vqvae2_fast.metrics.frechet import Moments, frechet_distance, gaussian_distance
-from vqvae2_fast.metrics.inception_score import inception_score
-from vqvae2_fast.metrics.kernel_distance import kernel_distance, squared_discrepancy
-from vqvae2_fast.metrics.neighbours import neighbour_measures
+from vqvae2_fast.metrics.set_measures import (
+    Moments,
+    frechet_distance,
+    gaussian_distance,
+    inception_score,
+    kernel_distance,
+    neighbour_measures,
+    squared_discrepancy,
+)
 
 
 def features(n: int, dim: int = 16, *, seed: int, shift: float = 0.0, scale: float = 1.0):
@@ -238,7 +243,7 @@ def test_neighbours_in_features_of_another_network_are_refused():
 
 
 def test_few_distances_are_held_however_many_images(monkeypatch):
-    held, squared = [], neighbours._squared
+    held, squared = [], set_measures._squared
 
     def counted(first: torch.Tensor, norms: torch.Tensor, *second: torch.Tensor) -> torch.Tensor:
         held.append(len(first) * len(second[0]))
@@ -246,8 +251,8 @@ def test_few_distances_are_held_however_many_images(monkeypatch):
 
     real, fake = features(300, seed=1), features(431, seed=2)
     expected = neighbour_measures(real, fake)
-    monkeypatch.setattr(neighbours, "_squared", counted)
-    monkeypatch.setattr(neighbours, "_DISTANCES", 3000)
+    monkeypatch.setattr(set_measures, "_squared", counted)
+    monkeypatch.setattr(set_measures, "_DISTANCES", 3000)
     assert neighbour_measures(real, fake) == expected
     assert max(held) <= 3000
 

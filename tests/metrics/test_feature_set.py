@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae2_fast.metrics.feature_set import extract_features
-from vqvae2_fast.metrics.features import Extracted
+from vqvae2_fast.metrics.features import Extracted, extract_features
 
 COUNT = 8
 

@@ -10,12 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2_fast.metrics import compare_sets, distances, rejection
-from vqvae2_fast.metrics.distances import MEASURES, PAIRS, Measure, compare_all, labels_in
+from vqvae2_fast.metrics import compare_sets, distances
+from vqvae2_fast.metrics.distances import (
+    MEASURES,
+    PAIRS,
+    Measure,
+    compare_all,
+    labels_in,
+    rejection_curve,
+)
 from vqvae2_fast.metrics.estimates import Estimate
-from vqvae2_fast.metrics.feature_set import FeatureSet
+from vqvae2_fast.metrics.features import FeatureSet
 from vqvae2_fast.metrics.reconstruction import Reconstruction
-from vqvae2_fast.metrics.rejection import rejection_curve
 from vqvae2_fast.metrics.results import Evaluation, LevelCost, Rejection
 from vqvae2_fast.report import evaluation, trade_off
 from vqvae2_fast.report.evaluation import evaluation_lines, write_evaluation
@@ -45,7 +51,7 @@ def one_more(monkeypatch):
         panel="gap",
         headline=True,
     )
-    for module in (distances, rejection, evaluation, trade_off):
+    for module in (distances, evaluation, trade_off):
         monkeypatch.setattr(module, "MEASURES", (*MEASURES, own))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from vqvae2_fast.metrics import perceptual
 from vqvae2_fast.metrics.perceptual import LPIPS, load_lpips, lpips_weights
-from vqvae2_fast.metrics.structural import multi_scale_similarity, structural_similarity
+from vqvae2_fast.metrics.reconstruction import multi_scale_similarity, structural_similarity
 
 
 def pair(shape=(2, 3, 40, 33)):

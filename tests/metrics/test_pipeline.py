@@ -10,7 +10,7 @@ import torch
 from helpers.models import tiny_pipeline
 
 from vqvae2_fast.data import ImageTensorDataset, in_order, to_float
-from vqvae2_fast.data.subset import ImageSubset
+from vqvae2_fast.data.images import ImageSubset
 from vqvae2_fast.metrics import (
     CODECS,
     CodecCurve,

@@ -12,8 +12,8 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.runs import InterruptedRun
-from vqvae2_fast.training import cas
-from vqvae2_fast.training.cas import classification_accuracy_score
+from vqvae2_fast.training import classifier
+from vqvae2_fast.training.classifier import classification_accuracy_score
 
 QUIET = Progress(quiet=True)
 
@@ -44,7 +44,7 @@ def test_any_number_of_processes_shares_one_batch(tmp_path, monkeypatch):
         taken.append([settings.cut(rank, 2).batch_size for rank in range(2)])
         raise StopIteration
 
-    monkeypatch.setattr(cas, "train", train)
+    monkeypatch.setattr(classifier, "train", train)
     with pytest.raises(StopIteration):
         sets = {"real": images(200, 0)}, {"real": images(4, 1)}
         classification_accuracy_score(*sets, out=tmp_path, steps=1, progress=QUIET)

@@ -13,8 +13,12 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
-from vqvae2_fast.training.adversary import Adversary, AdversarySettings
-from vqvae2_fast.training.class_head import ClassHead, ClassHeadSettings
+from vqvae2_fast.training.companions import (
+    Adversary,
+    AdversarySettings,
+    ClassHead,
+    ClassHeadSettings,
+)
 
 VQVAE = replace(SMALL_VQVAE, image_size=(16, 16))
 CONFIG = TrainConfig(

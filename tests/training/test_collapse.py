@@ -13,7 +13,7 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
-from vqvae2_fast.training.collapse import collapsed_levels
+from vqvae2_fast.training.stage1 import collapsed_levels
 
 VQVAE = VQVAE2Config(
     image_size=(16, 16),

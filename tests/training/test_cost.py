@@ -8,7 +8,7 @@ from torch import nn
 
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.training import TrainConfig, muon, vqvae_stage
+from vqvae2_fast.training import TrainConfig, optimizer, vqvae_stage
 from vqvae2_fast.training.cost import SavedBytes, measure_step
 
 
@@ -29,7 +29,7 @@ def test_the_timed_step_of_muon_has_gradients(monkeypatch):
         moved.append(matrices.shape)
         return matrices
 
-    monkeypatch.setattr(muon, "orthogonalized", orthogonalized)
+    monkeypatch.setattr(optimizer, "orthogonalized", orthogonalized)
     measure_step(vqvae_stage(VQVAE2(SMALL_VQVAE), images, images, config), config)
     half = len(moved) // 2
     assert half

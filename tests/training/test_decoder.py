@@ -19,8 +19,8 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, codes_hash, weights_hash
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training import DivergedError, TrainConfig, extract_codes, train, vqvae_stage
-from vqvae2_fast.training.adversary import Adversary, AdversarySettings, Fidelity
-from vqvae2_fast.training.decoder import decoder_stage
+from vqvae2_fast.training.companions import Adversary, AdversarySettings, Fidelity
+from vqvae2_fast.training.stage1 import decoder_stage
 
 VQVAE = replace(SMALL_VQVAE, image_size=(16, 16))
 CONFIG = TrainConfig(

@@ -8,8 +8,7 @@ from torch import nn
 
 from vqvae2_fast.models import VQVAE2, PixelSNAIL, PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.training.config import TrainConfig
-from vqvae2_fast.training.muon import Muon, orthogonalized
-from vqvae2_fast.training.optimizer import make_optimizer
+from vqvae2_fast.training.optimizer import Muon, make_optimizer, orthogonalized
 
 
 def by_singular_values(matrix: torch.Tensor) -> torch.Tensor:

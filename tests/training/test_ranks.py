@@ -25,7 +25,7 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
-from vqvae2_fast.training.network import whole
+from vqvae2_fast.training.sharded import whole
 
 VQVAE = replace(SMALL_VQVAE, decay=0.8, restart=0.5)
 PRIOR = replace(SMALL_PRIOR, dropout=0.2)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from helpers.models import tiny_prior
 
-from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
-from vqvae2_fast.training.optimizer import make_optimizer
+from vqvae2_fast.training.optimizer import PolyakAverage, make_optimizer
 
 
 def test_learning_rate_warms_up_and_falls_to_its_final_share():

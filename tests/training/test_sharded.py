@@ -27,8 +27,8 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling import calibrate, sample_codes
-from vqvae2_fast.training import Stage, TrainConfig, prior_stage, saving, train
-from vqvae2_fast.training.network import whole
+from vqvae2_fast.training import Stage, TrainConfig, prior_stage, sharded, train
+from vqvae2_fast.training.sharded import whole
 
 CONFIG = TrainConfig(
     steps=6,
@@ -198,8 +198,8 @@ def test_nothing_is_left_of_a_shard_that_cannot_be_written(tmp_path, monkeypatch
     def full(*_: object) -> None:
         raise OSError("No space left")
 
-    monkeypatch.setattr(saving, "write_shard", full)
-    save = saving.ShardedSave(
+    monkeypatch.setattr(sharded, "write_shard", full)
+    save = sharded.ShardedSave(
         Ranks(), tmp_path / "step", PixelSNAIL(SMALL_TOP), {}, state={}, class_names=()
     )
     with pytest.raises(OSError, match="step was not saved; process 0: No space left"):
@@ -208,7 +208,7 @@ def test_nothing_is_left_of_a_shard_that_cannot_be_written(tmp_path, monkeypatch
 
 
 def test_a_checkpoint_has_no_name_before_all_shards_are_written(tmp_path):
-    save = saving.ShardedSave(
+    save = sharded.ShardedSave(
         Ranks(),
         tmp_path / "checkpoints" / "step-000000001",
         PixelSNAIL(SMALL_TOP),

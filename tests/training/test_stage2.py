@@ -17,8 +17,7 @@ from vqvae2_fast.data import check_matches
 from vqvae2_fast.data.groups import labels_of_prior
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.training import TrainConfig, prior_stage
-from vqvae2_fast.training.identity import hash_of_codes
-from vqvae2_fast.training.stage2 import balanced, prior_config
+from vqvae2_fast.training.stage2 import balanced, hash_of_codes, prior_config
 
 CONFIG = TrainConfig(steps=8, batch_size=4)
 

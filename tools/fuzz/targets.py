@@ -32,10 +32,9 @@ from vqvae2_fast.data import (
     load_web_dataset,
     verify,
 )
-from vqvae2_fast.data.code_manifest import read_manifest
+from vqvae2_fast.data.code_format import read_manifest
 from vqvae2_fast.data.image_cache import open_cache
-from vqvae2_fast.data.sample_folder import SampleFolder, read_sample
-from vqvae2_fast.data.sample_index import read_index
+from vqvae2_fast.data.sample_folder import SampleFolder, read_index, read_sample
 from vqvae2_fast.files.pickled_arrays import PickledArray, unpickled
 from vqvae2_fast.files.untrusted import read_untrusted
 from vqvae2_fast.runs.log import RunLog

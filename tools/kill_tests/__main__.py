@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from subjects import SUBJECTS, Work, files, prepare
 
-from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_format import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

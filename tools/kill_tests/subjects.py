@@ -29,8 +29,8 @@ from vqvae2_fast.data import (
     verify,
     write_codes,
 )
-from vqvae2_fast.data.code_manifest import MANIFEST
-from vqvae2_fast.data.sample_index import read_index
+from vqvae2_fast.data.code_format import MANIFEST
+from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.training import TrainConfig, Variants
 from vqvae2_fast.training.preset import Preset, PresetTraining
 

@@ -28,7 +28,7 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.sampler import sample_codes
-from vqvae2_fast.training.average import PolyakAverage
+from vqvae2_fast.training.optimizer import PolyakAverage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

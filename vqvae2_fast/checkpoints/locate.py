@@ -12,7 +12,7 @@ from pathlib import Path
 from vqvae2_fast.checkpoints.files import DamagedError
 from vqvae2_fast.checkpoints.sums import check_sums
 from vqvae2_fast.files.durable import aside
-from vqvae2_fast.files.folders import why_no_folder
+from vqvae2_fast.files.printable import why_no_folder
 from vqvae2_fast.ops._checks import type_in_words
 
 __all__ = [

@@ -15,7 +15,7 @@ from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_one
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.groups import labels_of_prior
-from vqvae2_fast.data.subset import evenly
+from vqvae2_fast.data.images import evenly
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.weights_hash import check_codes_of
 from vqvae2_fast.sampling import calibrate

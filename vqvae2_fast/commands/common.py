@@ -16,7 +16,7 @@ from vqvae2_fast.checkpoints.locate import CHECKPOINTS
 from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_folder
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
-from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_format import MANIFEST
 from vqvae2_fast.data.sources import DataOptions, open_splits
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.files.printable import short

@@ -26,7 +26,7 @@ from vqvae2_fast.commands.common import (
 )
 from vqvae2_fast.console.words import counted
 from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
-from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_format import MANIFEST
 from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.folder import image_names, whole_images
 from vqvae2_fast.data.groups import classes_of_prior, labels_of_prior

@@ -17,11 +17,17 @@ from vqvae2_fast.codec.images import check_image_size
 from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out, out_is_taken
 from vqvae2_fast.console.words import counted
-from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_format import MANIFEST
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.data.pixels import pictures
-from vqvae2_fast.files.durable import explained, part_of, sync_file, sync_folder, write_all
-from vqvae2_fast.files.folder_lock import alone_in
+from vqvae2_fast.files.durable import (
+    alone_in,
+    explained,
+    part_of,
+    sync_file,
+    sync_folder,
+    write_all,
+)
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import codes_hash

@@ -22,7 +22,7 @@ from vqvae2_fast.data import CodeStore, load_emoji
 from vqvae2_fast.data.groups import group_names, spread_over_groups
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.metrics import evaluate_pipeline
-from vqvae2_fast.metrics.codebook import use_of_codes
+from vqvae2_fast.metrics.codes import use_of_codes
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import kind_of_prior
 from vqvae2_fast.modules.device import device_of

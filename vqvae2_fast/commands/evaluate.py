@@ -24,10 +24,9 @@ from vqvae2_fast.commands.measured_files import compressed_files, files_of
 from vqvae2_fast.commands.measured_samples import SampleOptions, Samples, check_least
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data.groups import group_names
+from vqvae2_fast.data.images import spread_evenly
 from vqvae2_fast.data.sources import DataOptions, open_splits
-from vqvae2_fast.data.subset import spread_evenly
-from vqvae2_fast.files.durable import explained
-from vqvae2_fast.files.folder_lock import alone_in
+from vqvae2_fast.files.durable import alone_in, explained
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.report.curves import plot_rate

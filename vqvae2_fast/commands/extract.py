@@ -18,10 +18,9 @@ from vqvae2_fast.commands.common import (
 from vqvae2_fast.commands.plan import plan_of_extraction
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore
-from vqvae2_fast.data.code_layout import CodeLayout
-from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_format import MANIFEST, CodeLayout
 from vqvae2_fast.data.sources import DataOptions, open_splits
-from vqvae2_fast.metrics.codebook import use_of_codes
+from vqvae2_fast.metrics.codes import use_of_codes
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.extraction import (
     SHARD_RECORDS,

@@ -22,8 +22,8 @@ from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training import TrainConfig
-from vqvae2_fast.training.adversary import Adversary, AdversarySettings, Fidelity
-from vqvae2_fast.training.decoder import decoder_stage, freeze_all_but_decoder
+from vqvae2_fast.training.companions import Adversary, AdversarySettings, Fidelity
+from vqvae2_fast.training.stage1 import decoder_stage, freeze_all_but_decoder
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2

@@ -24,10 +24,9 @@ from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.commands.common import Command, Result
 from vqvae2_fast.console.words import described, number
 from vqvae2_fast.data import verify
-from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.data.code_format import MANIFEST, read_manifest
 from vqvae2_fast.data.code_store import missing_or_cut
-from vqvae2_fast.data.sample_folder import SETTINGS, read_settings
-from vqvae2_fast.data.sample_index import INDEX, read_index
+from vqvae2_fast.data.sample_folder import INDEX, SETTINGS, read_index, read_settings
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.presets import preset, preset_names

@@ -9,10 +9,10 @@ import torch
 
 from vqvae2_fast.codec import decode_codes, describe, encode_codes
 from vqvae2_fast.data import in_order
-from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.data.images import spread_evenly
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.files.printable import printable
-from vqvae2_fast.metrics.likelihood import prior_labels
+from vqvae2_fast.metrics.codes import prior_labels
 from vqvae2_fast.metrics.reconstruction import PairMeasures, PairSums, Reconstruction
 from vqvae2_fast.metrics.results import CompressedFiles
 from vqvae2_fast.models.configs import level_names

@@ -14,17 +14,15 @@ import tyro
 from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.data import in_order
 from vqvae2_fast.data.groups import GroupedImages
-from vqvae2_fast.data.sample_folder import SampleFolder
-from vqvae2_fast.data.stored_images import labelled_samples, samples_of_folder
-from vqvae2_fast.data.subset import ImageSubset
+from vqvae2_fast.data.images import ImageSubset
+from vqvae2_fast.data.sample_folder import SampleFolder, labelled_samples, samples_of_folder
 from vqvae2_fast.metrics import extract_features, open_features
-from vqvae2_fast.metrics.distances import compare_all
+from vqvae2_fast.metrics.distances import compare_all, rejection_curve
 from vqvae2_fast.metrics.features import NETWORKS
-from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES
-from vqvae2_fast.metrics.neighbours import most_neighbours
 from vqvae2_fast.metrics.pipeline import store_reconstructions
-from vqvae2_fast.metrics.rejection import rejection_curve
 from vqvae2_fast.metrics.results import CasScore, Rejection
+from vqvae2_fast.metrics.set_measures import LEAST_FOR_KERNEL as LEAST_IMAGES
+from vqvae2_fast.metrics.set_measures import most_neighbours
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report.grids import picture_of_classes
 from vqvae2_fast.report.trade_off import plot_trade_off
@@ -32,20 +30,19 @@ from vqvae2_fast.runs.interrupt import stop_requests
 from vqvae2_fast.sampling.drawing import Batches, best_batch_size, draw_into
 from vqvae2_fast.sampling.rejection import class_probability, keep_share
 from vqvae2_fast.sampling.series import SampleSeries, resolved_settings
-from vqvae2_fast.training.cas import classification_accuracy_score
-from vqvae2_fast.training.classifier import check_classes
+from vqvae2_fast.training.classifier import classification_accuracy_score
+from vqvae2_fast.training.images import check_classes
 
 if TYPE_CHECKING:
     from vqvae2_fast.console import Progress
     from vqvae2_fast.data import ImageSource
-    from vqvae2_fast.data.stored_images import StoredImages
-    from vqvae2_fast.metrics.feature_set import FeatureSet
-    from vqvae2_fast.metrics.features import FeatureExtractor
+    from vqvae2_fast.data.image_cache import StoredImages
+    from vqvae2_fast.metrics.features import FeatureExtractor, FeatureSet
     from vqvae2_fast.metrics.results import Evaluation
     from vqvae2_fast.models.classifier import Classifier
     from vqvae2_fast.runs.ranks import Ranks
     from vqvae2_fast.sampling.pipeline import Pipeline
-    from vqvae2_fast.training.cas import CasRow
+    from vqvae2_fast.training.classifier import CasRow
 
 __all__ = ["SampleOptions", "Samples", "check_least"]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.console import Progress
     from vqvae2_fast.data import ImageSource, Split
-    from vqvae2_fast.data.code_layout import CodeLayout
+    from vqvae2_fast.data.code_format import CodeLayout
     from vqvae2_fast.models.vqvae2 import VQVAE2
     from vqvae2_fast.training import Stage, TrainConfig
 

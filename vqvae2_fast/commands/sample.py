@@ -24,8 +24,7 @@ from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data import ImageFolder
 from vqvae2_fast.data.groups import groups_in_turn
 from vqvae2_fast.data.pixels import decode_image
-from vqvae2_fast.data.sample_folder import SampleFolder
-from vqvae2_fast.data.sample_index import read_index
+from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.files.durable import explained, renamed_into_place
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted

@@ -12,7 +12,8 @@ from vqvae2_fast.commands.common import Result, described, open_both, write_resu
 from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.models.classifier import Classifier
-from vqvae2_fast.training.classifier import check_classes, classifier_recipe, classifier_stage
+from vqvae2_fast.training.classifier import classifier_recipe, classifier_stage
+from vqvae2_fast.training.images import check_classes
 
 __all__ = ["TrainClassifier"]
 

@@ -12,10 +12,9 @@ from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.flags import value_of
 from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
-from vqvae2_fast.data.code_layout import CodeLayout
-from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.data.code_format import MANIFEST, CodeLayout, read_manifest
 from vqvae2_fast.data.groups import classes_of_prior
-from vqvae2_fast.files.folders import why_no_folder
+from vqvae2_fast.files.printable import why_no_folder
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.prior import PriorConfig, kind_of_prior, make_prior

@@ -16,7 +16,7 @@ from vqvae2_fast.commands.training import (
     best_lines,
     warn_discriminator_never_started,
 )
-from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.code_format import CodeLayout
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.models.configs import VQVAE2Config
@@ -26,9 +26,13 @@ from vqvae2_fast.presets import preset
 from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.training import TrainConfig, vqvae_stage
-from vqvae2_fast.training.adversary import Adversary, AdversarySettings
-from vqvae2_fast.training.class_head import ClassHead, ClassHeadSettings
-from vqvae2_fast.training.collapse import collapsed_levels
+from vqvae2_fast.training.companions import (
+    Adversary,
+    AdversarySettings,
+    ClassHead,
+    ClassHeadSettings,
+)
+from vqvae2_fast.training.stage1 import collapsed_levels
 
 __all__ = ["TrainVQVAE"]
 

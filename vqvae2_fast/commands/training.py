@@ -19,16 +19,15 @@ from vqvae2_fast.runs.folder import other_than_run
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import train
-from vqvae2_fast.training.identity import versions
 from vqvae2_fast.training.stage import check_companion
-from vqvae2_fast.training.state import TrainingRun
+from vqvae2_fast.training.state import TrainingRun, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from vqvae2_fast.training import Stage, TrainConfig, TrainResult
-    from vqvae2_fast.training.adversary import AdversarySettings
+    from vqvae2_fast.training.companions import AdversarySettings
 
 __all__ = ["Task", "TrainingCommand", "best_lines", "check_run", "warn_discriminator_never_started"]
 

@@ -24,18 +24,18 @@ from vqvae2_fast.commands.common import (
 )
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import in_order, to_float, to_uint8
+from vqvae2_fast.data.images import ImageSubset
 from vqvae2_fast.data.sources import DataOptions, open_images
-from vqvae2_fast.data.subset import ImageSubset
 from vqvae2_fast.metrics import open_features
 from vqvae2_fast.metrics.features import NETWORKS
-from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES, squared_discrepancy
-from vqvae2_fast.metrics.neighbours import neighbour_measures
+from vqvae2_fast.metrics.set_measures import LEAST_FOR_KERNEL as LEAST_IMAGES
+from vqvae2_fast.metrics.set_measures import neighbour_measures, squared_discrepancy
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling.drawing import best_batch_size
 from vqvae2_fast.sampling.pipeline import sample_images
 from vqvae2_fast.sampling.settings import level_settings
-from vqvae2_fast.training.classifier import check_classes
+from vqvae2_fast.training.images import check_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,8 +6,8 @@ augment make training steps of them. code_store and code_writer keep code maps.
 """
 
 from vqvae2_fast.data.augment import augment
-from vqvae2_fast.data.batch_cut import BatchCut
 from vqvae2_fast.data.batches import (
+    BatchCut,
     batches,
     code_batches,
     codes_in_order,
@@ -27,8 +27,14 @@ from vqvae2_fast.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_m
 from vqvae2_fast.data.folder import ImageFolder
 from vqvae2_fast.data.hugging_face import HuggingFaceImages, hugging_face_splits, open_hugging_face
 from vqvae2_fast.data.image_cache import cached_images
-from vqvae2_fast.data.images import ImageTensorDataset, Split, fingerprint, to_float, to_uint8
-from vqvae2_fast.data.protocols import ImageSource
+from vqvae2_fast.data.images import (
+    ImageSource,
+    ImageTensorDataset,
+    Split,
+    fingerprint,
+    to_float,
+    to_uint8,
+)
 from vqvae2_fast.data.web_dataset import load_web_dataset
 
 __all__ = [

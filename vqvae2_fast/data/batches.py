@@ -5,6 +5,8 @@ batch at its end. A batch larger than the set takes whole epochs, one after the 
 content of a step is a function of the seed, the step and the size of its batch, and training
 continues exactly where it stopped when it is given the step. Nothing here depends on worker
 processes, nor on how a batch is cut into micro-batches and shared by processes.
+
+A batch is cut into micro-batches, and each of these into the parts of processes (`BatchCut`).
 """
 
 from __future__ import annotations
@@ -18,23 +20,76 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from vqvae2_fast.data.augment import augment
-from vqvae2_fast.data.batch_cut import BatchCut, check_rank
-from vqvae2_fast.data.images import ImageTensorDataset, stable_hash, to_float
-from vqvae2_fast.data.protocols import check_image_source
+from vqvae2_fast.data.images import ImageTensorDataset, check_image_source, stable_hash, to_float
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vqvae2_fast.data.code_store import CodeStore
-    from vqvae2_fast.data.protocols import CodeSource, ImageSource
+    from vqvae2_fast.data.images import CodeSource, ImageSource
 
 __all__ = [
+    "BatchCut",
     "batches",
+    "check_rank",
     "code_batches",
     "codes_in_order",
     "in_order",
     "shuffled_indices",
 ]
+
+
+def check_rank(rank: int, world_size: int) -> None:
+    """Raises ValueError unless `rank` is the number of one of `world_size` processes."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, {world_size}) (world_size), got {rank}.")
+
+
+@dataclass(frozen=True)
+class BatchCut:
+    """The parts that one process takes of a batch: one part of each micro-batch.
+
+    Args:
+        batch_size: Items of the whole batch.
+        accumulate: Micro-batches, as equal as can be.
+        rank, world_size: Number of the process and how many there are; each takes a contiguous
+            part of every micro-batch, and all parts are as equal as can be.
+
+    Raises:
+        ValueError: A micro-batch has fewer items than there are processes; or there is no
+            micro-batch, or no process of this number.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
+        check_rank(self.rank, self.world_size)
+        smallest = self.batch_size // self.accumulate
+        if smallest < self.world_size:
+            least = self.accumulate * self.world_size
+            raise ValueError(
+                f"a batch of {self.batch_size} in {self.accumulate} micro-batches leaves "
+                f"{smallest} items for {self.world_size} processes; expected a batch of at least "
+                f"{least}, or fewer micro-batches or processes."
+            )
+
+    def parts(self) -> list[range]:
+        """This process's items of each micro-batch, as numbers in the whole batch."""
+        found = []
+        for number in range(self.accumulate):
+            first = self.batch_size * number // self.accumulate
+            size = self.batch_size * (number + 1) // self.accumulate - first
+            found.append(
+                range(
+                    first + size * self.rank // self.world_size,
+                    first + size * (self.rank + 1) // self.world_size,
+                )
+            )
+        return found
 
 
 def _check_batch_size(count: int, batch_size: int) -> None:
@@ -196,7 +251,7 @@ def _checked(cut: BatchCut | None, batch_size: int, count: int) -> BatchCut:
 
 
 def codes_in_order(
-    store: CodeStore, batch_size: int, *, rank: int = 0, world_size: int = 1
+    store: CodeSource, batch_size: int, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """All records once, in the store's order; the last batch may be shorter.
 

@@ -1,6 +1,6 @@
 """Reading code stores from the disk, checking them, and comparing them with a prior.
 
-code_layout.py has a record's bits, code_manifest.py the manifest, code_writer.py the writing.
+code_format.py has what the files hold, code_writer.py the writing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2_fast.data.code_manifest import (
+from vqvae2_fast.data.code_format import (
     REPAIR,
     Manifest,
     Shard,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
-    from vqvae2_fast.data.code_layout import CodeLayout
+    from vqvae2_fast.data.code_format import CodeLayout
     from vqvae2_fast.models.prior import PriorConfig
 
 __all__ = ["CodeStore", "ShardReport", "check_matches", "discard_damaged", "verify"]

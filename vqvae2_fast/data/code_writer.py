@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.data.batch_cut import check_rank
-from vqvae2_fast.data.code_layout import CodeLayout, checked_codes
-from vqvae2_fast.data.code_manifest import (
+from vqvae2_fast.data.batches import check_rank
+from vqvae2_fast.data.code_format import (
     MANIFEST,
+    CodeLayout,
     Manifest,
     Shard,
+    checked_codes,
     read_manifest,
     write_manifest,
 )

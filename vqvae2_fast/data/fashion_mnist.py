@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split
-from vqvae2_fast.files.fields import damaged
+from vqvae2_fast.files.json_file import damaged
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import decompressed, open_untrusted
 

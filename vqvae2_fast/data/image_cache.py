@@ -1,8 +1,12 @@
-"""Decoded images on the disk, mapped into memory: decode once, train for many epochs.
+"""Images as bytes in files, for sets larger than memory.
 
-A cache is a folder <name>-<digest> with images.u8, uint8 `[N, C, H, W]` row by row, and cache.json.
-It is renamed into place when complete. The digest covers everything that the pixels depend on: a
-set that changed gets another cache, and the old one is removed.
+A cache has a decoded set: decode once, train for many epochs. It is a folder <name>-<digest> with
+images.u8, uint8 `[N, C, H, W]` row by row, and cache.json, renamed into place when complete, and
+mapped. The digest covers everything that the pixels depend on: a set that changed gets another
+cache, and the old one is removed.
+
+`StoredImages` were made (reconstructions, samples) for one measurement. They are read, not mapped:
+a mapped file that another process cuts off ends this one by SIGBUS.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,8 +25,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.data.batches import raw_in_order
-from vqvae2_fast.data.images import ImageTensorDataset
-from vqvae2_fast.data.protocols import ImageSource
+from vqvae2_fast.data.images import ImageSource, ImageTensorDataset, to_uint8
 from vqvae2_fast.files.durable import (
     explained,
     new_folder,
@@ -32,13 +36,22 @@ from vqvae2_fast.files.durable import (
 )
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.files.mapped import MappedFile, check_utf8
+from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import check_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["CacheableSource", "cached_images", "open_cache", "write_cache"]
+__all__ = [
+    "CacheableSource",
+    "StoredImages",
+    "cached_images",
+    "open_cache",
+    "store_images",
+    "write_cache",
+]
+
 
 VERSION = 1
 _BATCH = 64  # images
@@ -242,3 +255,78 @@ def _shape(meta: Any) -> tuple[int, int, int, int] | None:
         and {"labels", "names", "class_names"} <= set(meta)
     )
     return (shape[0], shape[1], shape[2], shape[3]) if fits else None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImages:
+    """An `ImageSource` that reads one image at a time.
+
+    Args:
+        path: The bytes of all images, `[N, C, H, W]`.
+        labels: int64 `[N]`, -1 where there is none.
+    """
+
+    path: Path
+    image_shape: tuple[int, int, int]
+    labels: Tensor
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        size = math.prod(self.image_shape)
+        with self.path.open("rb") as file:
+            file.seek(index * size)
+            content = bytearray(file.read(size))
+        if len(content) < size:
+            raise ValueError(f"{printable(self.path)} was cut off: image {index} is not whole.")
+        image = torch.frombuffer(content, dtype=torch.uint8).view(self.image_shape)
+        return image, int(self.labels[index])
+
+
+def store_images(
+    path: Path,
+    count: int,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    class_names: Sequence[str] = (),
+) -> StoredImages:
+    """Write images to `path` as bytes, and give them as a set that reads them from there.
+
+    Args:
+        count: How many images there are in all.
+        batches: Images float `[B, C, H, W]` in [-1, 1] or uint8, and labels int64 `[B]`.
+
+    Raises:
+        ValueError: There are not `count` images, or not all of one shape.
+        OSError: The disk is full or fails; the error names the path.
+    """
+
+    def writing() -> AbstractContextManager[None]:
+        return explained(f"cannot write {path}", then="start again")
+
+    with writing():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb", buffering=0)
+    shape: tuple[int, int, int] | None = None
+    labels = torch.empty(count, dtype=torch.int64, device="cpu")
+    done = 0
+    with file:
+        for images, own in batches:
+            pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).cpu()
+            _, channels, height, width = pixels.shape
+            if shape not in (None, (channels, height, width)):
+                raise ValueError(
+                    f"expected images {list(shape or ())}, got {[channels, height, width]}."
+                )
+            shape = (channels, height, width)
+            with writing():
+                write_all(file, pixels.contiguous().numpy().tobytes())
+            if done + len(pixels) <= count:  # more are an error, which says how many there are
+                labels[done : done + len(pixels)] = own
+            done += len(pixels)
+    if shape is None or done != count:
+        raise ValueError(f"expected {count} images, got {done}.")
+    return StoredImages(path, shape, labels, tuple(class_names))

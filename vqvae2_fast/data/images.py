@@ -10,7 +10,8 @@ import hashlib
 import operator
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,21 +23,65 @@ from vqvae2_fast.ops._checks import dtype_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vqvae2_fast.data.protocols import ImageSource
 
 __all__ = [
     "MAX_CLASSES",
     "MAX_CLASS_NAME",
+    "CodeSource",
+    "ImageSource",
+    "ImageSubset",
     "ImageTensorDataset",
     "Split",
     "check_class_names",
+    "check_image_source",
+    "evenly",
     "fingerprint",
     "held_out_of",
     "is_held_out",
+    "spread_evenly",
     "stable_hash",
     "to_float",
     "to_uint8",
 ]
+
+
+class ImageSource(Protocol):
+    """A set of images to train on: an `ImageTensorDataset`, an `ImageFolder`, ... or your own.
+
+    An item is one image, uint8 `[C, H, W]`, and its label; `labels` is int64 `[N]`, -1 for none.
+    """
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+def check_image_source(argument: str, images: ImageSource) -> None:
+    """Raises TypeError for what is no set of images, such as an array."""
+    if not hasattr(images, "image_shape"):
+        raise TypeError(
+            f"expected {argument} to be a set of images, such as an ImageFolder, got "
+            f"{type(images).__name__}. Make one of an array: ImageTensorDataset(images, labels, "
+            "class_names), with uint8 images [N, C, H, W]."
+        )
+
+
+class CodeSource(Protocol):
+    """Records of codes to train on: a `CodeStore`, or one with other labels."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, /) -> tuple[list[Tensor], Tensor]: ...
+
 
 Split = Literal["train", "held_out", "all"]
 SPLITS: tuple[Split, ...] = ("train", "held_out", "all")
@@ -256,3 +301,54 @@ def check_labels(labels: Tensor, count: int, num_classes: int) -> None:
             f"labels must be -1 (none) or in [0, {num_classes}), the number of class_names; "
             f"got values from {low} to {high}."
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSubset:
+    """The images of a set at the given positions, in that order.
+
+    Args:
+        rows: Positions in `images`, int64 `[N]`.
+    """
+
+    images: ImageSource
+    rows: Tensor
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.image_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.images.class_names
+
+    @property
+    def labels(self) -> Tensor:
+        return self.images.labels[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self.rows):
+            raise IndexError(index)
+        return self.images[int(self.rows[index])]
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """At most `most` of the numbers below `count`, int64, at equal distances from first to last."""
+    taken = min(count, most)
+    return torch.arange(taken, device="cpu") * (count - 1) // max(taken - 1, 1)
+
+
+def spread_evenly(images: ImageSource, most: int) -> ImageSource:
+    """At most `most` images of a set, at equal distances from its first to its last.
+
+    Raises:
+        ValueError: most is not positive.
+    """
+    if most < 1:
+        raise ValueError(f"most must be >= 1, got {most}.")
+    if len(images) <= most:
+        return images
+    return ImageSubset(images, evenly(len(images), most))

@@ -9,7 +9,8 @@ An image gets its name when its bytes are on the disk, and a line is added when 
 name. So the image of each line is whole; an image without a line is of a batch that was cut off,
 and is drawn again. When all samples are there the lines are sorted.
 
-A folder is not trusted: only regular files in it are read.
+A folder is not trusted: only regular files in it are read. A line of the index may
+name no file but that of its sample.
 """
 
 from __future__ import annotations
@@ -20,21 +21,14 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vqvae2_fast.data.image_cache import StoredImages, store_images
 from vqvae2_fast.data.pixels import DECODE_ERRORS, open_image
-from vqvae2_fast.data.sample_index import (
-    IMAGES,
-    INDEX,
-    end_of_lines,
-    image_name,
-    line_of,
-    lines_of,
-    read_index,
-)
 from vqvae2_fast.files.durable import (
     lock_file,
     locked,
@@ -49,14 +43,100 @@ from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from io import FileIO
     from pathlib import Path
 
     from PIL import Image
     from torch import Tensor
 
-__all__ = ["SETTINGS", "SampleFolder", "read_sample", "read_settings"]
+__all__ = [
+    "IMAGES",
+    "INDEX",
+    "SETTINGS",
+    "SampleFolder",
+    "end_of_lines",
+    "image_name",
+    "labelled_samples",
+    "line_of",
+    "lines_of",
+    "read_index",
+    "read_sample",
+    "read_settings",
+    "samples_of_folder",
+]
+
+
+IMAGES, INDEX = "images", "samples.jsonl"
+_MAX_LINE = 2**20  # bytes
+
+
+def image_name(sample: int) -> str:
+    """Path of a sample's image in the folder."""
+    return f"{IMAGES}/{sample:05d}.png"
+
+
+def read_index(path: Path) -> Iterator[dict[str, Any]]:
+    """The samples that the index of a folder lists, in the order of its lines.
+
+    A run in progress adds lines in the order in which batches finish, and sorts them at its end.
+
+    Raises:
+        ValueError: A line that is not a JSON object with a sample's number, or that names another
+            file than the sample's. (A last line without its end was cut off while it was written:
+            it is left out.)
+    """
+    return (row for row, _ in lines_of(path / INDEX))
+
+
+def lines_of(index: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Rows of an index with their bytes; a last row that was cut off is left out."""
+    try:
+        opened = open_untrusted(index, inside=index.parent)
+    except FileNotFoundError:
+        return
+    with opened as file:
+        for number, line in enumerate(_read_lines(file), start=1):
+            if not line.endswith(b"\n"):
+                if len(line) < _MAX_LINE:
+                    return
+                raise ValueError(f"{printable(index)}: line {number} is longer than {_MAX_LINE}.")
+            yield _checked_row(line, f"{printable(index)}: line {number} is damaged"), line
+
+
+def _read_lines(file: IO[bytes]) -> Iterator[bytes]:
+    while line := file.readline(_MAX_LINE):
+        yield line
+
+
+def _checked_row(line: bytes, damaged: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{damaged}: {short(error)}.") from error
+    if not isinstance(row, dict) or type(row.get("sample")) is not int or row["sample"] < 0:
+        raise ValueError(f"{damaged}: it has no sample number.")
+    name = image_name(row["sample"])
+    if row.setdefault("file", name) not in (None, name):
+        raise ValueError(f"{damaged}: expected file {name} or null, got {short(row['file'])}.")
+    if not isinstance(row.get("class"), str | None):
+        raise ValueError(f"{damaged}: expected class a name or null, got {short(row['class'])}.")
+    return row
+
+
+def end_of_lines(file: FileIO) -> int:
+    """Where the last complete line ends: a writer may have been killed while it wrote another."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read(1) in (b"", b"\n"):
+        return size
+    file.seek(0)
+    return file.readall().rfind(b"\n") + 1
+
+
+def line_of(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
 
 SETTINGS = "settings.json"
 _VERSION = 1
@@ -369,3 +449,54 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
         for n in {**before, **now}
         if before.get(n) != now.get(n)
     )
+
+
+_NAMED = 6  # unknown classes that a message names
+
+
+def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> StoredImages:
+    """The images of a folder of samples, without the rejected ones, as a set stored at `path`.
+
+    Raises:
+        ValueError: There are no samples, or they are of other classes or unequal sizes.
+    """
+    samples, labels = labelled_samples(folder, class_names)
+    if not samples:
+        raise ValueError(f"samples: {folder} holds no samples; `vqvae2-fast sample` makes some.")
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for sample, label in zip(samples, labels, strict=True):
+            yield (
+                read_sample(folder, sample)[None],
+                torch.tensor([label], dtype=torch.int64, device="cpu"),
+            )
+
+    return store_images(path, len(samples), batches(), class_names)
+
+
+def labelled_samples(folder: Path, class_names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Numbers and labels of the samples in a folder that have an image; -1 for no class.
+
+    Raises:
+        ValueError: They are of other classes.
+    """
+    # A pipeline without names writes the numbers of its classes.
+    numbers: dict[str | None, int] = {str(number): number for number in range(len(class_names))}
+    numbers |= {name: number for number, name in enumerate(class_names)} | {None: -1}
+    # Not the rows of the index, each of which takes a kilobyte as a dictionary.
+    samples: list[int] = []
+    labels: list[int] = []
+    unknown: set[str] = set()
+    for row in read_index(folder):
+        if row["file"] is None:
+            continue
+        samples.append(row["sample"])
+        labels.append(numbers.get(row.get("class"), -1))
+        if row.get("class") not in numbers and len(unknown) < _NAMED:
+            unknown.add(row["class"])
+    if unknown:
+        raise ValueError(
+            f"samples: {folder} has classes that the training images do not have: "
+            f"{', '.join(short(name) for name in sorted(unknown))}."
+        )
+    return samples, labels

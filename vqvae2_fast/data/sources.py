@@ -20,6 +20,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data.emoji import TILE, load_emoji
 from vqvae2_fast.data.fashion_mnist import load_fashion_mnist
 from vqvae2_fast.data.folder import ImageFolder
+from vqvae2_fast.data.groups import Subclasses, SubclassImages
 from vqvae2_fast.data.hugging_face import (
     HuggingFaceImages,
     hugging_face_folder,
@@ -28,16 +29,13 @@ from vqvae2_fast.data.hugging_face import (
 )
 from vqvae2_fast.data.image_cache import cache_key, cached_images, open_cache
 from vqvae2_fast.data.images import held_out_of
-from vqvae2_fast.data.subclasses import Subclasses, SubclassImages
 from vqvae2_fast.data.web_dataset import load_web_dataset
-from vqvae2_fast.files.folders import why_no_folder
-from vqvae2_fast.files.printable import short
+from vqvae2_fast.files.printable import short, why_no_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vqvae2_fast.data.images import Split
-    from vqvae2_fast.data.protocols import ImageSource
+    from vqvae2_fast.data.images import ImageSource, Split
 
 __all__ = ["DataOptions", "is_source_name", "open_images", "open_splits", "warn_of_folder"]
 

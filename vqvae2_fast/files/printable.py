@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["printable", "short"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["printable", "short", "why_no_folder"]
 
 
 def printable(text: object, *, keep: str = "") -> str:
@@ -25,3 +30,10 @@ def short(value: object, limit: int = 100) -> str:
     # Cut first: the text may be megabytes long.
     text = printable(str(value)[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def why_no_folder(path: Path) -> str | None:
+    """What a message says of a path that is no folder, after its name; None for a folder."""
+    if path.is_dir():
+        return None
+    return "is a file" if path.exists() else "does not exist"

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 
 from vqvae2_fast.data import to_float
+from vqvae2_fast.metrics.estimates import ALONE
 from vqvae2_fast.metrics.reconstruction import PairSums
-from vqvae2_fast.metrics.shares import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from vqvae2_fast.metrics.estimates import Processes
     from vqvae2_fast.metrics.perceptual import LPIPS
     from vqvae2_fast.metrics.reconstruction import Reconstruction
-    from vqvae2_fast.metrics.shares import Processes
 
 __all__ = ["CODECS", "Codec", "CodecCurve", "CodecPoint", "codec_at_bits"]
 

@@ -11,20 +11,26 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from vqvae2_fast.console import Progress
-from vqvae2_fast.metrics.frechet import frechet_distance, least_images
-from vqvae2_fast.metrics.inception_score import LEAST_IMAGES as LEAST_FOR_SCORE
-from vqvae2_fast.metrics.inception_score import inception_score
-from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES as LEAST_FOR_KERNEL
-from vqvae2_fast.metrics.kernel_distance import kernel_distance
-from vqvae2_fast.metrics.neighbours import LEAST_IMAGES as LEAST_FOR_NEIGHBOURS
-from vqvae2_fast.metrics.neighbours import Neighbours, neighbour_measures
-from vqvae2_fast.metrics.results import Distances
+from vqvae2_fast.metrics.results import Distances, RejectionPoint
+from vqvae2_fast.metrics.set_measures import (
+    LEAST_FOR_KERNEL,
+    LEAST_FOR_NEIGHBOURS,
+    LEAST_FOR_SCORE,
+    Neighbours,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    least_images,
+    neighbour_measures,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from torch import Tensor
+
     from vqvae2_fast.metrics.estimates import Estimate
-    from vqvae2_fast.metrics.feature_set import FeatureSet
+    from vqvae2_fast.metrics.features import FeatureSet
 
 __all__ = [
     "MEASURES",
@@ -35,7 +41,9 @@ __all__ = [
     "compare_sets",
     "labels_in",
     "least_for_distances",
+    "rejection_curve",
 ]
+
 
 # The sets that `compare_all` compares: the real one, or what stands for it, comes first.
 PAIRS = {
@@ -240,3 +248,56 @@ def labels_in(network: str) -> dict[str, str]:
     """The names of the measures in the features of a network, where they differ from their own."""
     labels = {measure.name: measure.label_in(network) for measure in MEASURES}
     return {name: label for name, label in labels.items() if label != name}
+
+
+def rejection_curve(
+    kept: Mapping[float, Tensor],
+    probabilities: Tensor,
+    correct: Tensor,
+    features: Mapping[str, Mapping[str, FeatureSet]],
+    *,
+    k: int = 5,
+    progress: Progress | None = None,
+) -> list[RejectionPoint]:
+    """A point for each share of the samples.
+
+    Args:
+        kept: The samples that are kept, int64 `[N]`, by their share.
+        probabilities: What the classifier gives the class of each sample, `[M]`.
+        correct: 1 for each sample that a second classifier sees in its class, else 0, `[M]`.
+        features: By network, of the sets `reference`, `other` and `sampled`.
+        k: See `Comparison`.
+    """
+    points = []
+    total = 2 * len(kept) * len(features) * len(MEASURES)
+    with (progress or Progress(quiet=True)).task("rejection curve", total) as task:
+        for share, rows in kept.items():
+            # One copy of rows at a time: nothing holds those of the last share.
+            measures = {
+                network: compare_sets(
+                    sets["reference"], sets["sampled"].select(rows), k=k, progress=task.advance
+                )
+                for network, sets in features.items()
+            }
+            # A Fréchet distance rises when there are fewer images, whatever they are.
+            floor = {
+                network: compare_sets(
+                    sets["reference"],
+                    sets["other"].first(len(rows)),
+                    k=k,
+                    intervals=False,
+                    progress=task.advance,
+                )
+                for network, sets in features.items()
+            }
+            points.append(
+                RejectionPoint(
+                    share=share,
+                    images=len(rows),
+                    accuracy=float(correct[rows].double().mean()),
+                    least_probability=float(probabilities[rows].min()),
+                    measures=measures,
+                    floor=floor,
+                )
+            )
+    return points

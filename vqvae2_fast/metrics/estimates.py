@@ -3,18 +3,32 @@
 Image i belongs to group i mod 10. A measure is computed once on all images and once without each
 group. Moments, sums and neighbours can be kept group by group, so that eleven values cost little
 more than one.
+
+Where several processes measure a set, each takes its share of the batches. Every sum has one term
+for each batch, and the terms of all processes are added exactly: the result is that of one process,
+bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["GROUPS", "T_975", "Estimate", "check_count", "jackknife"]
+__all__ = [
+    "ALONE",
+    "GROUPS",
+    "T_975",
+    "Estimate",
+    "Processes",
+    "check_count",
+    "jackknife",
+    "terms_of_all",
+]
+
 
 GROUPS = 10
 # Quantile 0.975 of Student's t with GROUPS - 1 degrees of freedom: SciPy would be a large
@@ -66,3 +80,29 @@ def check_count(metric: str, images: int, least: int, why: str) -> None:
         raise ValueError(
             f"{metric}: expected at least {least} images of each set, got {images}: {why}."
         )
+
+
+class Processes(Protocol):
+    """The processes of a run, such as `runs.ranks.Ranks`."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    def gathered(self, value: Any) -> list[Any]:
+        """The values of all processes, which are ready for JSON."""
+
+
+class _Alone:
+    rank, count = 0, 1
+
+    def gathered(self, value: Any) -> list[Any]:
+        return [value]
+
+
+ALONE = _Alone()
+
+
+def terms_of_all(processes: Processes, terms: Iterable[Any]) -> list[Any]:
+    """The terms of all processes, in no order that means anything."""
+    return [term for own in processes.gathered(list(terms)) for term in own]

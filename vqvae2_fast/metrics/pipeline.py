@@ -15,15 +15,19 @@ import torch
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import in_order, to_uint8
-from vqvae2_fast.data.protocols import check_image_source
-from vqvae2_fast.data.stored_images import store_images
-from vqvae2_fast.data.subset import evenly
-from vqvae2_fast.metrics.codebook import CodebookUse, code_counts, entropy_of_counts
+from vqvae2_fast.data.image_cache import store_images
+from vqvae2_fast.data.images import check_image_source, evenly
 from vqvae2_fast.metrics.codecs import CODECS, CodecCurve, codec_at_bits
-from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
+from vqvae2_fast.metrics.codes import (
+    CodebookUse,
+    Likelihood,
+    code_counts,
+    code_nats,
+    entropy_of_counts,
+)
+from vqvae2_fast.metrics.estimates import ALONE, terms_of_all
 from vqvae2_fast.metrics.reconstruction import PairSums
 from vqvae2_fast.metrics.results import CodecQuality, Evaluation, LevelCost
-from vqvae2_fast.metrics.shares import ALONE, terms_of_all
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
@@ -36,10 +40,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.data import ImageSource
-    from vqvae2_fast.data.stored_images import StoredImages
+    from vqvae2_fast.data.image_cache import StoredImages
+    from vqvae2_fast.metrics.estimates import Processes
     from vqvae2_fast.metrics.perceptual import LPIPS
     from vqvae2_fast.metrics.reconstruction import Reconstruction
-    from vqvae2_fast.metrics.shares import Processes
     from vqvae2_fast.models.configs import VQVAE2Config
     from vqvae2_fast.models.prior import Prior
     from vqvae2_fast.models.vqvae2 import VQVAE2

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from vqvae2_fast.data import in_order
-from vqvae2_fast.data.images import to_float
+from vqvae2_fast.data.images import ImageSubset, spread_evenly, to_float
 from vqvae2_fast.data.pixels import pictures
-from vqvae2_fast.data.subset import ImageSubset, spread_evenly
 from vqvae2_fast.models.code_checks import (
     as_maps,
     check_int64,

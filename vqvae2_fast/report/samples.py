@@ -11,8 +11,7 @@ import torch
 
 from vqvae2_fast.data import to_float
 from vqvae2_fast.data.groups import group_names, group_of
-from vqvae2_fast.data.sample_folder import read_sample
-from vqvae2_fast.data.sample_index import read_index
+from vqvae2_fast.data.sample_folder import read_index, read_sample
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.report.grids import image_grid, sample_grid
 

@@ -18,8 +18,7 @@ from vqvae2_fast.checkpoints.files import (
 )
 from vqvae2_fast.checkpoints.locate import CHECKPOINTS, checkpoints_of, step_folder
 from vqvae2_fast.checkpoints.sums import check_sums
-from vqvae2_fast.files.durable import aside, remove_dead_folders, remove_folder
-from vqvae2_fast.files.folder_lock import alone_in
+from vqvae2_fast.files.durable import alone_in, aside, remove_dead_folders, remove_folder
 from vqvae2_fast.files.mapped import check_utf8
 
 if TYPE_CHECKING:

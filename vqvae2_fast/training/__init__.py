@@ -4,7 +4,7 @@ from vqvae2_fast.machine.freed_memory import keep_freed_memory
 from vqvae2_fast.training.config import TrainConfig, learning_rate
 from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import DivergedError, TrainResult, train
-from vqvae2_fast.training.muon import Muon
+from vqvae2_fast.training.optimizer import Muon
 from vqvae2_fast.training.preset import Preset, PresetTraining
 from vqvae2_fast.training.recipe import TrainedPipeline, train_pipeline
 from vqvae2_fast.training.stage import Stage

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from vqvae2_fast.data.batch_cut import BatchCut
+from vqvae2_fast.data.batches import BatchCut
 from vqvae2_fast.runs.ranks import Ranks
 
 __all__ = ["TrainConfig", "learning_rate", "step_seed"]

@@ -21,8 +21,7 @@ from torch import Tensor
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data import CodeStore, WriteProgress, augment, fingerprint, in_order, write_codes
 from vqvae2_fast.data.augment import flips, recoloured, zoomed
-from vqvae2_fast.data.code_layout import CodeLayout
-from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.data.code_format import MANIFEST, CodeLayout, read_manifest
 from vqvae2_fast.data.code_writer import share
 from vqvae2_fast.files.durable import locked, replace_file
 from vqvae2_fast.files.json_file import read_object

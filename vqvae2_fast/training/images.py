@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.data import batches, fingerprint
-from vqvae2_fast.data.protocols import check_image_source
-from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.data.images import check_image_source, spread_evenly
+from vqvae2_fast.files.printable import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sized
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = [
+    "check_classes",
     "check_images",
     "check_not_empty",
+    "check_same_names",
     "identity_of_images",
     "own_batches",
     "validation_set",
@@ -80,3 +82,31 @@ def identity_of_images(
         "held_out_images": fingerprint(held_out),
         "flip": flip,
     }
+
+
+def check_same_names(first: ImageSource, second: ImageSource) -> None:
+    """Raises ValueError if a label means different classes in two sets of images."""
+    names, others = tuple(first.class_names), tuple(second.class_names)
+    for number, (name, other) in enumerate(zip(names, others, strict=True)):
+        if name != other:
+            raise ValueError(
+                f"expected the same classes in all sets of images, got label {number} for "
+                f"{name!r} and {other!r}; give all sets the same subfolders."
+            )
+
+
+def check_classes(images: ImageSource, num_classes: int | None = None) -> None:
+    """Raises ValueError if images lack labels, or there are not as many classes as expected."""
+    found = len(images.class_names)
+    if not found or bool((images.labels < 0).any()):
+        missing = int((images.labels < 0).sum())
+        raise ValueError(
+            f"expected a label for every image, {missing} of {len(images)} have none; put "
+            "the images into one subfolder per class."
+        )
+    if num_classes is not None and found != num_classes:
+        raise ValueError(
+            f"the classifier has {num_classes} classes, the images {found} "
+            f"({short(', '.join(images.class_names))}); "
+            "take a classifier trained on these classes (`vqvae2-fast train-classifier`)."
+        )

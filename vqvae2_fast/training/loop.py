@@ -29,10 +29,10 @@ from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
-from vqvae2_fast.training.identity import versions
-from vqvae2_fast.training.network import autocast_of, prepared, syncing, whole
+from vqvae2_fast.training.network import autocast_of, prepared, syncing
+from vqvae2_fast.training.sharded import whole
 from vqvae2_fast.training.stage import Stage, check_companion
-from vqvae2_fast.training.state import TrainingRun
+from vqvae2_fast.training.state import TrainingRun, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -12,15 +12,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from vqvae2_fast.checkpoints.shards import rows_of
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._training import rounded_convolutions
+from vqvae2_fast.training.sharded import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from vqvae2_fast.runs.ranks import Ranks
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["autocast_of", "is_sharded", "local", "own_rows", "prepared", "syncing", "whole"]
+__all__ = [
+    "autocast_of",
+    "prepared",
+    "syncing",
+]
 
 
 @contextmanager
@@ -138,31 +142,6 @@ def syncing(network: nn.Module, last_part: bool) -> AbstractContextManager[objec
     if last_part or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a model's weights are DTensors."""
-    return hasattr(next(model.parameters()), "to_local")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The rows of a sharded tensor that this process has, in place; another tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def own_rows(tensor: Tensor, sharded: Tensor) -> Tensor:
-    """Of a whole tensor the rows that this process has of a sharded one of its size; all of them if
-    that one is not sharded."""
-    mesh = getattr(sharded, "device_mesh", None)
-    if mesh is None:
-        return tensor
-    rows = rows_of(len(tensor), mesh.get_local_rank(), mesh.size())
-    return tensor[rows.start : rows.stop]
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor from all its processes, which all call this; another tensor itself."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def autocast_of(model: nn.Module, config: TrainConfig) -> torch.autocast:

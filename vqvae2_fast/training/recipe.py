@@ -16,7 +16,7 @@ from vqvae2_fast.checkpoints.checkpoint import save
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console.progress import Progress, clock
 from vqvae2_fast.console.tables import html_summary
-from vqvae2_fast.data.protocols import check_image_source
+from vqvae2_fast.data.images import check_image_source
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.models.vqvae2 import VQVAE2

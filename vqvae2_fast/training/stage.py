@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.ops._batch_part import BatchPart
     from vqvae2_fast.runs.ranks import Ranks
-    from vqvae2_fast.training.companion import Companion
+    from vqvae2_fast.training.companions import Companion
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["Stage", "check_companion"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, islice, repeat
@@ -18,25 +19,24 @@ from vqvae2_fast.data.groups import (
     group_names,
     labels_of_prior,
 )
-from vqvae2_fast.data.subset import evenly
+from vqvae2_fast.data.images import evenly
 from vqvae2_fast.files.printable import printable, short
-from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
+from vqvae2_fast.metrics.codes import Likelihood, code_nats
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._batch_part import uniform_of_part
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.extraction import variants_of
-from vqvae2_fast.training.identity import hash_of_codes
 from vqvae2_fast.training.images import check_not_empty
 from vqvae2_fast.training.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vqvae2_fast.data.protocols import CodeSource
+    from vqvae2_fast.data.images import CodeSource
     from vqvae2_fast.models.prior import Prior, PriorConfig
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["prior_config", "prior_stage"]
+__all__ = ["hash_of_codes", "prior_config", "prior_stage"]
 
 
 def prior_config(
@@ -309,3 +309,17 @@ def _check_one_source(train_set: CodeStore, held_out: CodeStore) -> None:
             f"{train_set.folder} has codes of VQ-VAE {printable(first[:12])}, "
             f"{held_out.folder} of {printable(second[:12])}; extract both with one."
         )
+
+
+def hash_of_codes(store: CodeStore) -> str:
+    """A hash of a store's manifest, which has the checksums of its shards, and of a selection.
+
+    Equal codes that were cut into other shards, as by another number of processes, have another.
+    """
+    manifest = store.manifest
+    shards = [(shard.first, shard.records, shard.crc32) for shard in manifest.shards]
+    what = (manifest.layout, manifest.class_names, manifest.checkpoint_hash, shards)
+    digest = hashlib.sha256(repr(what).encode())
+    if store.is_selection:
+        digest.update(store.positions.numpy().tobytes())
+    return digest.hexdigest()

@@ -9,25 +9,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+import vqvae2_fast
 from vqvae2_fast.checkpoints.checkpoint import load_training, save_training
 from vqvae2_fast.checkpoints.locate import step_folder
 from vqvae2_fast.checkpoints.models import class_of
 from vqvae2_fast.runs.folder import best_record, better, keep_best, remove_old
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.training.average import PolyakAverage
-from vqvae2_fast.training.network import is_sharded, local, own_rows
-from vqvae2_fast.training.optimizer import kept_moments, make_optimizer
-from vqvae2_fast.training.saving import ShardedSave
+from vqvae2_fast.training.optimizer import PolyakAverage, kept_moments, make_optimizer
+from vqvae2_fast.training.sharded import ShardedSave, is_sharded, local, own_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vqvae2_fast.checkpoints.checkpoint import TrainingState
-    from vqvae2_fast.training.companion import Companion
+    from vqvae2_fast.training.companions import Companion
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["OtherRunError", "TrainingRun"]
+__all__ = ["OtherRunError", "TrainingRun", "versions"]
 
 
 class OtherRunError(ValueError):
@@ -328,3 +327,11 @@ def _as_moment(value: Tensor, weight: Tensor) -> Tensor:
     moment = torch.empty_like(weight).detach()
     local(moment).copy_(value)
     return moment
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of torch (without its build): others may round differently."""
+    return {
+        "vqvae2_fast": vqvae2_fast.__version__,
+        "torch": torch.__version__.partition("+")[0],
+    }

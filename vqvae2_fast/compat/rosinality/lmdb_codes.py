@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae2_fast.compat.rosinality.lmdb_pages import problem_of_pages
-from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_format import MANIFEST
 from vqvae2_fast.data.code_store import CodeStore
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.files.pickled_arrays import Frozen, PickledArray, unpickled

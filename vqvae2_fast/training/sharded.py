@@ -1,4 +1,5 @@
-"""A checkpoint that all processes of a sharded run write beside training, each its shard."""
+"""Sharded models: the rows that a process has of a weight, and checkpoints that all processes write
+beside training, each its shard."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 
 from vqvae2_fast.checkpoints.checkpoint import sharded_save
 from vqvae2_fast.checkpoints.files import host_copies
-from vqvae2_fast.checkpoints.shards import write_shard
+from vqvae2_fast.checkpoints.shards import rows_of, write_shard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.runs.ranks import Ranks
 
-__all__ = ["ShardedSave"]
+__all__ = ["ShardedSave", "is_sharded", "local", "own_rows", "whole"]
 
 
 class _AbandonedError(Exception):
@@ -100,3 +101,28 @@ class ShardedSave:
         self._thread.join()
         with suppress(_AbandonedError), self._held:
             raise _AbandonedError
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's weights are DTensors."""
+    return hasattr(next(model.parameters()), "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of a sharded tensor that this process has, in place; another tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def own_rows(tensor: Tensor, sharded: Tensor) -> Tensor:
+    """Of a whole tensor the rows that this process has of a sharded one of its size; all of them if
+    that one is not sharded."""
+    mesh = getattr(sharded, "device_mesh", None)
+    if mesh is None:
+        return tensor
+    rows = rows_of(len(tensor), mesh.get_local_rank(), mesh.size())
+    return tensor[rows.start : rows.stop]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor from all its processes, which all call this; another tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -95,9 +95,12 @@ def test_the_command_most_like_an_unknown_one_is_named(error_of):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train.steps", "0"], "error: --train.steps must be >= 1, got 0"),
+        (["--train.steps", "0"], "expected --train.steps to be an integer >= 1, got 0"),
         (["--model.strides", "3"], "error: each of --model.strides must be a power of two"),
-        (["--train.average-decay", "2"], "error: --train.average-decay must be in [0, 1), got 2"),
+        (
+            ["--train.average-decay", "2"],
+            "expected --train.average-decay to be a finite number >= 0 and < 1, got 2",
+        ),
     ],
     ids=["a word", "inside", "an underscore"],
 )
@@ -139,11 +142,17 @@ def test_an_option_without_its_value_expects_one(capsys):
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("--adversary.weight=-1", "--adversary.weight must be >= 0 and finite, got -1"),
-        ("--adversary.learning-rate=0", "--adversary.learning-rate must be > 0 and finite, got 0"),
-        ("--class-head.learning-rate=0", "--class-head.learning-rate must be > 0 and finite"),
-        ("--train.final-learning-rate=-1", "--train.final-learning-rate must be in [0, 1]"),
-        ("--train.max-grad-norm=nan", "--train.max-grad-norm must be >= 0, got nan"),
+        ("--adversary.weight=-1", "--adversary.weight to be a finite number >= 0, got -1"),
+        (
+            "--adversary.learning-rate=0",
+            "--adversary.learning-rate to be a finite number > 0, got 0",
+        ),
+        ("--class-head.learning-rate=0", "--class-head.learning-rate to be a finite number > 0"),
+        (
+            "--train.final-learning-rate=-1",
+            "--train.final-learning-rate to be a finite number >= 0",
+        ),
+        ("--train.max-grad-norm=nan", "--train.max-grad-norm to be a finite number >= 0, got nan"),
     ],
 )
 def test_a_message_names_the_option_of_its_group(option, told, error_of):

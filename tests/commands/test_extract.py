@@ -67,7 +67,7 @@ def test_a_prior_in_place_of_the_vqvae_is_refused_by_both_names(tmp_path, images
 def test_fewer_subclasses_than_none_are_refused(images, vqvae, run):
     code, _, error = run("extract", "--vqvae", vqvae, "--data", images, "--subclasses=-1")
     assert code == 2
-    assert "--subclasses must be 0, for classes that stay whole, or more, got -1" in error
+    assert "subclasses to be an integer >= 0, got -1" in error
 
 
 def test_a_shift_beyond_the_images_is_refused(images, vqvae, tmp_path, run):

@@ -85,9 +85,9 @@ def test_without_options_images_are_left_alone() -> None:
 
 
 def test_negative_padding_is_refused() -> None:
-    with pytest.raises(ValueError, match="padding must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="expected padding .* got -1"):
         augment(noise(1), torch.arange(1), seed=0, epoch=0, crop_padding=-1)
-    with pytest.raises(ValueError, match="crop_padding must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="expected crop_padding .* got -1"):
         batches(ImageTensorDataset(noise(2)), 1, seed=0, crop_padding=-1)
 
 
@@ -118,8 +118,3 @@ def test_zooms_keep_the_middle_and_differ_by_image():
     slopes = (out[:, 0, 16, 20] - out[:, 0, 16, 12]) / (across[0, 0, 16, 20] - across[0, 0, 16, 12])
     assert 0.81 < slopes.min() < 0.9
     assert 1.1 < slopes.max() < 1.23
-
-
-def test_a_strength_is_not_negative():
-    with pytest.raises(ValueError, match="expected a strength >= 0"):
-        zoomed(noise(1).float(), torch.arange(1), -0.1, seed=0, epoch=0)

@@ -160,7 +160,7 @@ def test_a_missing_shard_is_named(store) -> None:
 def test_shard_names_that_are_paths_are_refused(store, name) -> None:
     (store.parent / "x.bin").write_bytes((store / SHARD).read_bytes())
     edit(store, shard_name=name)
-    with pytest.raises(ValueError, match="is not a plain file name"):
+    with pytest.raises(ValueError, match="expected name to be a plain file name"):
         CodeStore(store)
 
 
@@ -180,34 +180,34 @@ def test_newer_version_is_refused_by_number(store) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"kind": "pipeline"}, "kind is not code_store"),
-        ({"version": "1"}, "version is '1'"),
-        ({"version": True}, "version is True"),
-        ({"num_embeddings": 0}, "num_embeddings is 0"),
-        ({"num_embeddings": 2**40}, r"num_embeddings must be in \[1, 16777216\]"),
-        ({"bits": 8}, "bits is 8, num_embeddings 100 needs 7"),
-        ({"level_sizes": [[3, 0]]}, "level_sizes must be pairs"),
-        ({"level_sizes": []}, "level_sizes must be pairs"),
+        ({"kind": "pipeline"}, "expected kind .* got 'pipeline'"),
+        ({"version": "1"}, "expected version .* got '1'"),
+        ({"version": True}, "expected version .* got True"),
+        ({"num_embeddings": 0}, "expected num_embeddings .* got 0"),
+        ({"num_embeddings": 2**40}, "expected num_embeddings .* 16777216"),
+        ({"bits": 8}, "expected bits to be 7, got 8"),
+        ({"level_sizes": [[3, 0]]}, "expected level_sizes .* pairs"),
+        ({"level_sizes": []}, "level_sizes must be 1 to 16 pairs"),
         (
             {"level_sizes": [[10**9, 10**9]]},
             "level_sizes must be 1 to 16 pairs .* at most 4194304 codes",
         ),
         ({"level_sizes": [[1, 1]] * 17}, "level_sizes must be 1 to 16 pairs"),
         ({"level_sizes": [[3, 2], [5, 8]]}, "has 287 bytes, expected 315"),
-        ({"source_records": 6}, "ends at record 7 of 6"),
-        ({"shard_first": -1}, "has first -1"),
-        ({"shard_first": 2**60}, "has first a number of 61 bits"),
-        ({"shard_crc32": 2**32}, "has crc32 4294967296"),
-        ({"class_names": ["\ud800", "b", "c"]}, "class_names must be strings"),
-        ({"class_names": [1]}, "class_names must be strings"),
+        ({"source_records": 6}, "shard-0.* expected records .* 6, got 7"),
+        ({"shard_first": -1}, "expected first .* got -1"),
+        ({"shard_first": 2**60}, "expected first .* got 1152"),
+        ({"shard_crc32": 2**32}, "expected crc32 .* got 4294967296"),
+        ({"class_names": ["\ud800", "b", "c"]}, "expected class_names .* string"),
+        ({"class_names": [1]}, "expected class_names .* string"),
         ({"class_names": ["x" * 500_000]}, "name of class 0 has 500000 characters, at most 1024"),
         ({"class_names": ["x"] * 300_000}, "300000 classes; at most 262144 are supported"),
-        ({"checkpoint_hash": None}, "checkpoint_hash must be a string"),
-        ({"shards": None}, "shards must be a list"),
-        ({"shards": [3]}, "a shard needs name, first, records and crc32"),
-        ({"records": 8}, "records is 8, shards hold 7"),
-        ({"shard_records": -7}, "has records -7"),
-        ({"shard_crc32": None}, "has crc32 None"),
+        ({"checkpoint_hash": None}, "expected checkpoint_hash .* string"),
+        ({"shards": None}, "expected shards to be a list"),
+        ({"shards": [3]}, "object of name, first, records and crc32"),
+        ({"records": 8}, "expected records to be 7, got 8"),
+        ({"shard_records": -7}, "expected records .* got -7"),
+        ({"shard_crc32": None}, "expected crc32 .* got None"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -226,7 +226,8 @@ def test_a_manifest_that_is_no_json_object_is_refused(store, text) -> None:
 
 def test_one_shard_named_twice_is_refused(store) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
-    manifest["shards"] *= 2
+    manifest["shards"] = [{**manifest["shards"][0], "first": first} for first in (0, 7)]
+    manifest["source_records"] = 14
     (store / "manifest.json").write_text(json.dumps({**manifest, "records": 14}))
     with pytest.raises(ValueError, match="a shard is named twice"):
         CodeStore(store)
@@ -237,7 +238,7 @@ def test_shards_that_overlap_are_refused(tmp_path) -> None:
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     manifest["shards"][1]["first"] = 3
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="begins at record 3, where the one before it ends at 4"):
+    with pytest.raises(ValueError, match="expected first to be an integer from 4 .* got 3"):
         CodeStore(tmp_path / "s")
 
 

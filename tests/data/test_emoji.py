@@ -143,7 +143,7 @@ def test_other_sizes_name_the_remedy(size) -> None:
 
 
 def test_unknown_split_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match="train, held_out, all, got 'test'"):
+    with pytest.raises(ValueError, match="'train', 'held_out', 'all', got 'test'"):
         load_emoji("test")
 
 

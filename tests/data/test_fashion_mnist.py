@@ -112,7 +112,7 @@ def test_other_numbers_of_images_and_labels_are_refused(folder) -> None:
 
 def test_labels_without_a_name_are_refused(folder) -> None:
     change(file(folder, "t10k-labels"), lambda c: idx(torch.tensor([0, 1, 10])))
-    with pytest.raises(ValueError, match=r"in \[0, 10\)"):
+    with pytest.raises(ValueError, match="t10k-labels.* label 10 of 10 classes"):
         load_fashion_mnist(folder, "held_out")
 
 

@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 import torch
 
-from vqvae2_fast.data import image_cache, to_float
+from vqvae2_fast.data import image_cache, sample_folder, to_float
 from vqvae2_fast.data.sample_folder import samples_of_folder, store_images
 
 
@@ -69,7 +69,7 @@ def test_many_samples_take_little_memory(tmp_path, monkeypatch):
     ]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     del rows
-    monkeypatch.setattr(image_cache, "read_sample", lambda folder, sample: image)
+    monkeypatch.setattr(sample_folder, "read_sample", lambda folder, sample: image)
     tracemalloc.start()
     found = samples_of_folder(tmp_path, tmp_path / "images.raw", ["a", "b"])
     peak = tracemalloc.get_traced_memory()[1]
@@ -82,6 +82,6 @@ def test_a_pipeline_without_names_writes_the_numbers_of_its_classes(tmp_path, mo
     rows = [{"sample": n, "class": name} for n, name in enumerate(("1", "0", "b"))]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     image = torch.zeros(3, 4, 5, dtype=torch.uint8)
-    monkeypatch.setattr(image_cache, "read_sample", lambda folder, sample: image)
+    monkeypatch.setattr(sample_folder, "read_sample", lambda folder, sample: image)
     found = samples_of_folder(tmp_path, tmp_path / "images.raw", ["a", "b"])
     assert found.labels.tolist() == [1, 0, 1]

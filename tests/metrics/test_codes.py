@@ -72,5 +72,5 @@ def test_codes_of_another_codebook_are_refused(codes):
 
 
 def test_a_codebook_without_codes_is_refused():
-    with pytest.raises(ValueError, match="num_embeddings >= 1, got 0"):
+    with pytest.raises(ValueError, match="expected num_embeddings .* >= 1, got 0"):
         codebook_use(torch.zeros(0, dtype=torch.int64), 0)

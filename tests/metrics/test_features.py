@@ -31,7 +31,7 @@ def test_a_network_is_opened_by_its_name(monkeypatch):
 
 def test_a_name_that_is_not_registered_lists_the_names():
     with pytest.raises(
-        ValueError, match="one of auto, inception, efficientnet, classifier, got 'resnet'"
+        ValueError, match="one of 'auto', 'inception', 'efficientnet', 'classifier', got 'resnet'"
     ):
         open_features("resnet")
 

@@ -131,7 +131,7 @@ def test_what_was_not_asked_for_is_not_in_the_json(models):
 def test_no_images_and_no_images_for_codecs_are_refused(models):
     with pytest.raises(ValueError, match="at least one batch of images, got none"):
         evaluate_pipeline(*models, images(0))
-    with pytest.raises(ValueError, match="codec_images must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="expected codec_images .* got 0"):
         evaluate_pipeline(*models, images(3), codec_images=0)
 
 
@@ -141,7 +141,7 @@ def test_priors_of_other_levels_and_unknown_codecs_are_refused(models):
         evaluate_pipeline(vqvae, priors[:1], images(3))
     with pytest.raises(ValueError, match=r"expected priors\[0\] to be a prior of"):
         evaluate_pipeline(vqvae, priors[::-1], images(3))
-    with pytest.raises(ValueError, match="expected codecs from .*, got 'png'"):
+    with pytest.raises(ValueError, match="expected codecs .* 'jxl', got 'png'"):
         evaluate_pipeline(*models, images(3), codecs=("png",))
 
 

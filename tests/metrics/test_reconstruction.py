@@ -10,7 +10,6 @@ import torch
 
 from vqvae2_fast.metrics import psnr, reconstruction_error
 from vqvae2_fast.metrics.reconstruction import PairMeasures, reconstruction_measures
-from vqvae2_fast.metrics.results import CodecQuality
 from vqvae2_fast.models.configs import VQVAE2Config
 
 
@@ -82,8 +81,3 @@ def test_only_measures_that_every_evaluation_has_are_required():
     """`evaluate --beside` reads files of earlier versions."""
     required = [measure.name for measure in fields(PairMeasures) if measure.default is MISSING]
     assert required == ["mse", "mse_unit", "psnr", "ssim", "lpips"]
-
-
-def test_codecs_are_compared_by_the_measures_that_are_drawn():
-    drawn = {measure.name for measure in fields(PairMeasures) if measure.metadata["drawn"]}
-    assert {measure.name for measure in fields(CodecQuality)[1:]} == drawn

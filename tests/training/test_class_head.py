@@ -178,5 +178,5 @@ def test_it_trains_in_one_process(monkeypatch):
 )
 def test_settings_are_checked(setting):
     name, _, value = setting.partition("=")
-    with pytest.raises(ValueError, match=f"class_head.{name} must be >=? "):
+    with pytest.raises(ValueError, match=f"expected class_head.{name} to be .* >=? "):
         replace(SETTINGS, **{name: float(value)})

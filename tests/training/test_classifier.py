@@ -104,7 +104,7 @@ def test_other_epochs_or_steps_change_the_warm_up_in_proportion(side):
         _, settings = classifier_recipe((3, side, side), 10, 102_400, **fewer)
         assert settings.steps < whole.steps
         assert 0 < settings.warmup_steps <= settings.steps // 10
-    with pytest.raises(ValueError, match="steps: expected 1 or more, got 0"):
+    with pytest.raises(ValueError, match="expected steps .* got 0"):
         classifier_recipe((3, side, side), 10, 102_400, steps=0)
 
 

@@ -97,5 +97,5 @@ def test_average_is_applied_inside_its_block_only():
     ],
 )
 def test_settings_out_of_range_are_named(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be .* got '?{value}"):
+    with pytest.raises(ValueError, match=f"expected {name} to be .* got '?{value}"):
         TrainConfig(**{name: value})

@@ -144,7 +144,7 @@ def told_labels(tmp_path, changed: dict[str, int] | None = None, **dropout) -> T
 
 @pytest.mark.parametrize("shares", [(1.5, 0.1), (-0.5, 0.1), (math.nan, 0.1), (0.1, 1.0)])
 def test_dropouts_that_are_no_shares_are_refused(tmp_path, shares):
-    with pytest.raises(ValueError, match="expected 0 <= .*dropout < 1, got"):
+    with pytest.raises(ValueError, match="expected .*dropout .* < 1, got"):
         told_labels(tmp_path, label_dropout=shares[0], subclass_dropout=shares[1])
 
 

@@ -6,13 +6,12 @@ purpose.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.data.images import stable_hash
+from vqvae2_fast.files.json_file import check_field, integer
 from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_AUGMENT, random_words
 
 __all__ = ["augment", "crop_offsets", "flips", "recoloured", "zoomed"]
@@ -36,8 +35,7 @@ def crop_offsets(indices: Tensor, padding: int, *, seed: int, epoch: int | Tenso
     Raises:
         ValueError: padding is negative.
     """
-    if padding < 0:
-        raise ValueError(f"padding must be >= 0, got {padding}.")
+    check_field("padding", padding, integer(0))
     words = [_words(indices, seed, epoch, which) for which in (_ROW, _COLUMN)]
     return (torch.stack(words, dim=1) * (2 * padding + 1) >> 32) - padding  # [B, 2]
 
@@ -105,8 +103,6 @@ def zoomed(images: Tensor, indices: Tensor, strength: float, *, seed: int, epoch
 
 def _factors(words: Tensor, strength: float) -> Tensor:
     """A factor for each 32-bit word, between exp(-strength) and exp(strength)."""
-    if not 0 <= strength < math.inf:
-        raise ValueError(f"expected a strength >= 0, got {strength}.")
     return ((words.double() / 2**31 - 1) * strength).exp().float()
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from vqvae2_fast.data.augment import augment
 from vqvae2_fast.data.images import ImageTensorDataset, check_image_source, stable_hash, to_float
+from vqvae2_fast.files.json_file import check_field, integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,8 +41,7 @@ __all__ = [
 
 def check_rank(rank: int, world_size: int) -> None:
     """Raises ValueError unless `rank` is the number of one of `world_size` processes."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be in [0, {world_size}) (world_size), got {rank}.")
+    check_field("rank", rank, integer(0, world_size - 1))
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class BatchCut:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be >= 1, got {self.accumulate}.")
+        check_field("accumulate", self.accumulate, integer(1))
         check_rank(self.rank, self.world_size)
         smallest = self.batch_size // self.accumulate
         if smallest < self.world_size:
@@ -93,10 +92,7 @@ class BatchCut:
 
 
 def _check_batch_size(count: int, batch_size: int) -> None:
-    if not 1 <= batch_size <= count:
-        raise ValueError(
-            f"batch_size must be between 1 and the {count} items of the set, got {batch_size}."
-        )
+    check_field("batch_size", batch_size, integer(1, count))
 
 
 def shuffled_indices(
@@ -108,8 +104,7 @@ def shuffled_indices(
         ValueError: batch_size is not in [1, count], or start_step is negative.
     """
     _check_batch_size(count, batch_size)
-    if start_step < 0:
-        raise ValueError(f"start_step must be >= 0, got {start_step}.")
+    check_field("start_step", start_step, integer(0))
     return _steps(count, batch_size, seed, start_step)
 
 
@@ -207,8 +202,7 @@ def batches(
         TypeError: dataset is no set of images, such as a list.
     """
     check_image_source("dataset", dataset)
-    if crop_padding < 0:
-        raise ValueError(f"crop_padding must be >= 0, got {crop_padding}.")
+    check_field("crop_padding", crop_padding, integer(0))
     cut = _checked(cut, batch_size, len(dataset))
     plan = _parts(len(dataset), cut, seed, start_step)
     # Workers read ahead of training, so they go through a second sequence of the same steps.
@@ -291,8 +285,7 @@ def in_order(
     """
     check_image_source("dataset", dataset)
     check_rank(rank, world_size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
+    check_field("batch_size", batch_size, integer(1))
     stop = len(dataset) if stop is None else stop
     if not 0 <= start <= stop <= len(dataset):
         raise ValueError(

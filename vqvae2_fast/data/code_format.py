@@ -17,7 +17,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +25,17 @@ from torch import Tensor
 
 from vqvae2_fast.data.images import check_class_names
 from vqvae2_fast.files.durable import replace_file
-from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.json_file import (
+    TEXT,
+    Kind,
+    damaged,
+    integer,
+    json_field,
+    list_of,
+    object_in,
+    one_of,
+)
+from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import check_regular, read_untrusted
 from vqvae2_fast.models.code_checks import describe_maps
 from vqvae2_fast.ops._checks import dtype_name
@@ -236,7 +246,27 @@ REPAIR = "vqvae2_fast.data.discard_damaged removes such shards, then extract aga
 # Parsed JSON takes some 20 times its size. 8 MiB name 90,000 shards, which hold 5 TB if full.
 MAX_MANIFEST_BYTES = 8 * 2**20
 _MAX_COUNT = 2**53  # of records, bytes, ...: the integers that every JSON reader holds exactly
-_SHARD_FIELDS = {"name", "first", "records", "crc32"}
+_SIZES = Kind(
+    "pairs of height and width",
+    lambda value: (
+        isinstance(value, list)
+        and all(isinstance(size, list) and len(size) == 2 for size in value)
+        and all(integer(1, _MAX_COUNT).fits(side) for size in value for side in size)
+    ),
+)
+_SHARD = Kind(
+    "an object of name, first, records and crc32",
+    lambda value: (
+        isinstance(value, dict) and set(value) | {"first"} == {"name", "first", "records", "crc32"}
+    ),
+)
+_FILE_NAME = Kind(
+    "a plain file name",
+    lambda value: (
+        isinstance(value, str)
+        and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", value) is not None
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -360,88 +390,48 @@ def read_manifest(folder: Path) -> Manifest:
 
 def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     """The manifest that the bytes of manifest.json are; see `read_manifest`."""
-    shown = printable(path)
-
-    def damaged(what: str) -> NoReturn:
-        raise ValueError(f"{shown} is damaged: {what}.")
-
-    def require(ok: bool, what: str) -> None:
-        if not ok:
-            damaged(what)
-
     if len(content) > MAX_MANIFEST_BYTES:
-        damaged(f"larger than {MAX_MANIFEST_BYTES} bytes")
-    try:
-        raw = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{shown} is damaged: not JSON ({short(error)}).") from error
-    require(isinstance(raw, dict) and raw.get("kind") == "code_store", "kind is not code_store")
-    version = raw.get("version")
-    require(_count(version, 1), f"version is {_show(version)}")
+        raise damaged(path, f"larger than {MAX_MANIFEST_BYTES} bytes")
+    raw = object_in(content, path)
+    json_field(raw, "kind", one_of(["code_store"]), path)
+    version = json_field(raw, "version", integer(1, _MAX_COUNT), path)
     if version > VERSION:
         raise ValueError(
-            f"{shown} has version {version}, this release reads up to {VERSION}; "
+            f"{printable(path)} has version {version}, this release reads up to {VERSION}; "
             "install a newer vqvae2_fast."
         )
-    k = raw.get("num_embeddings")
-    require(_count(k, 1), f"num_embeddings is {_show(k)}")
-    sizes = raw.get("level_sizes")
-    require(
-        isinstance(sizes, list)
-        and len(sizes) > 0
-        and all(
-            isinstance(s, list) and len(s) == 2 and all(_count(n, 1) for n in s) for s in sizes
-        ),
-        "level_sizes must be pairs of height and width",
-    )
+    k = json_field(raw, "num_embeddings", integer(1, MAX_EMBEDDINGS), path)
+    sizes = json_field(raw, "level_sizes", _SIZES, path)
     layout = CodeLayout(k, tuple((height, width) for height, width in sizes))
-    require(not layout.problem(), layout.problem())
-    bits = raw.get("bits")
-    require(
-        type(bits) is int and bits == layout.bits,
-        f"bits is {_show(bits)}, num_embeddings {k} needs {layout.bits}",
-    )
-    names, digest = raw.get("class_names"), raw.get("checkpoint_hash")
-    require(isinstance(names, list) and all(map(_text, names)), "class_names must be strings")
-    check_class_names(names)
-    require(_text(digest), "checkpoint_hash must be a string")
+    if problem := layout.problem():
+        raise damaged(path, problem)
+    json_field(raw, "bits", integer(layout.bits, layout.bits), path)
+    names = json_field(raw, "class_names", list_of(TEXT), path)
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise damaged(path, str(error).removesuffix(".")) from error
+    digest = json_field(raw, "checkpoint_hash", TEXT, path)
     source = raw.get("source_records")
-    require(source is None or _count(source, 0), f"source_records is {_show(source)}")
-    entries = raw.get("shards")
-    require(isinstance(entries, list), "shards must be a list")
+    if source is not None:
+        json_field(raw, "source_records", integer(0, _MAX_COUNT), path)
+    end = _MAX_COUNT if source is None else source
     shards: list[Shard] = []
-    seen: set[str] = set()
-    for entry in entries:
+    for entry in json_field(raw, "shards", list_of(_SHARD), path):
+        stop = shards[-1].stop if shards else 0
         # Stores that were written before `first` existed hold every record, in the order of the
         # list.
-        require(
-            isinstance(entry, dict) and set(entry) | {"first"} == _SHARD_FIELDS,
-            "a shard needs name, first, records and crc32",
-        )
-        stop = shards[-1].stop if shards else 0
-        name, first = entry["name"], entry.get("first", stop)
-        plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name)
-        require(bool(plain), f"shard name {_show(name)} is not a plain file name")
-        require(name not in seen, f"a shard is named twice ({name})")
-        seen.add(name)
-        require(_count(first, 0), f"shard {name} has first {_show(first)}")
-        count, crc32 = entry["records"], entry["crc32"]
-        require(_count(count, 1), f"shard {name} has records {_show(count)}")
-        require(_count(crc32, 0) and crc32 < 2**32, f"shard {name} has crc32 {_show(crc32)}")
-        require(
-            first >= stop,
-            f"shard {name} begins at record {first}, where the one before it ends at {stop}",
-        )
+        entry = {"first": stop, **entry}
+        name = json_field(entry, "name", _FILE_NAME, path)
+        at = f"{path}, shard {name},"
+        first = json_field(entry, "first", integer(stop, _MAX_COUNT), at)
+        count = json_field(entry, "records", integer(1, end - first), at)
+        crc32 = json_field(entry, "crc32", integer(0, 2**32 - 1), at)
         shards.append(Shard(name, first, count, crc32))
-        require(
-            source is None or shards[-1].stop <= source,
-            f"shard {name} ends at record {shards[-1].stop} of {source}",
-        )
+    if len({shard.name for shard in shards}) < len(shards):
+        raise damaged(path, "a shard is named twice")
     total = sum(shard.records for shard in shards)
-    require(
-        type(raw.get("records")) is int and raw["records"] == total,
-        f"records is {_show(raw.get('records'))}, shards hold {total}",
-    )
+    json_field(raw, "records", integer(total, total), path)
     return Manifest(layout, tuple(names), digest, source, tuple(shards))
 
 
@@ -465,25 +455,3 @@ def check_shard_file(folder: Path, layout: CodeLayout, shard: Shard) -> Path:
             f"({shard.records} records of {layout.record_bytes}); it was cut or replaced: {REPAIR}."
         )
     return path
-
-
-def _count(value: object, least: int) -> bool:
-    return type(value) is int and least <= value <= _MAX_COUNT
-
-
-def _text(value: object) -> bool:
-    """Whether the value is a string that can be printed: JSON can hold half of a surrogate pair."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def _show(value: object) -> str:
-    """The value for a message, shortened because it may be megabytes long."""
-    if isinstance(value, (list, dict)):
-        return "a list" if isinstance(value, list) else "an object"
-    if isinstance(value, int) and abs(value) > _MAX_COUNT:
-        return f"a number of {value.bit_length()} bits"
-    return ascii(value[:60] if isinstance(value, str) else value)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")

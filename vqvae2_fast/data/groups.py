@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.data.batches import in_order
+from vqvae2_fast.files.json_file import check_field, integer
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.label_layout import LabelLayout
 
@@ -240,8 +241,7 @@ class Subclasses:
             ValueError: A class has fewer images than that, or too many that are equal; or count is
                 below 1.
         """
-        if count < 1:
-            raise ValueError(f"subclasses: expected 1 or more, got {count}.")
+        check_field("subclasses", count, integer(1))
         names, labels = images.class_names or (_ONE_CLASS,), _labels(images)
         features = _features(images)
         trees: list[_Split | int] = []

@@ -23,7 +23,7 @@ from vqvae2_fast.data.images import (
     fingerprint,
 )
 from vqvae2_fast.data.pixels import CorruptImageError, decode_image
-from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.files.json_file import damaged, read_object
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
 
@@ -105,7 +105,7 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         self.image_shape = checked_shape(image_size, image_channels)
         self.convert_channels = convert_channels
         self.folder = folder
-        self._image = _column(source, image_column, "Image", "image_column")
+        self._image = _column(source, folder, image_column, "Image", "image_column")
         # A format, which may have been saved with the set, can hide columns.
         plain = source.with_format(None)
         encoded = type(source.features[self._image])(decode=False)
@@ -117,7 +117,7 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         self._label = label
         self.class_names: tuple[str, ...] = ()
         if label:
-            label = _column(source, label, "ClassLabel", "label_column")
+            label = _column(source, folder, label, "ClassLabel", "label_column")
             self.class_names = tuple(source.features[label].names)
             values = [-1 if value is None else int(value) for value in plain[label]]
             self.labels = torch.tensor(values, dtype=torch.int64, device="cpu")
@@ -125,8 +125,11 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
             self.labels = torch.full((source.num_rows,), -1, dtype=torch.int64, device="cpu")
         # By which messages name items; another number each for a part of a set that was opened.
         self.row_numbers: Sequence[int] = range(len(self))
-        check_class_names(self.class_names)
-        check_labels(self.labels, len(self), len(self.class_names))
+        try:
+            check_class_names(self.class_names)
+            check_labels(self.labels, len(self), len(self.class_names))
+        except ValueError as error:
+            raise damaged(folder or "the data set", str(error).removesuffix(".")) from error
 
     def __len__(self) -> int:
         return int(self.source.num_rows)
@@ -280,13 +283,20 @@ def _columns(source: datasets.Dataset, kind: str) -> list[str]:
     return [name for name, feature in source.features.items() if type(feature).__name__ == kind]
 
 
-def _column(source: datasets.Dataset, wanted: str | None, kind: str, argument: str) -> str:
+def _column(
+    source: datasets.Dataset,
+    folder: str | os.PathLike[str] | None,
+    wanted: str | None,
+    kind: str,
+    argument: str,
+) -> str:
     found = _columns(source, kind)
     if wanted is None and len(found) == 1:
         return found[0]
     if wanted not in found:
+        place = "" if folder is None else f" in {printable(folder)}"
         raise ValueError(
-            f"{argument} must be one of the columns of type {kind} "
+            f"expected {argument} to be one of the columns of type {kind}{place} "
             f"({short(', '.join(found), 500) or 'there are none'}), got {wanted!r}."
         )
     return wanted

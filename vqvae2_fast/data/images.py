@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vqvae2_fast.files.json_file import check_field, number, one_of
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.ops._checks import dtype_name
 
@@ -159,10 +160,8 @@ def warn_held_out(name: str, count: int, fraction: float) -> None:
 
 def check_split(split: str, held_out_fraction: float = 0.0) -> None:
     """Raises ValueError unless split is one of `SPLITS` and the fraction lies in [0, 1)."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
-    if not 0.0 <= held_out_fraction < 1.0:
-        raise ValueError(f"held_out_fraction must be in [0, 1), got {held_out_fraction}.")
+    check_field("split", split, one_of(SPLITS))
+    check_field("held_out_fraction", held_out_fraction, number(0, below=1))
 
 
 def checked_shape(image_size: int | tuple[int, int], image_channels: int) -> tuple[int, int, int]:
@@ -181,8 +180,7 @@ def checked_shape(image_size: int | tuple[int, int], image_channels: int) -> tup
             f"image_size must be (height, width) >= 1, or one integer for both, got "
             f"{short(image_size)}."
         )
-    if image_channels not in (1, 3):
-        raise ValueError(f"image_channels must be 1 or 3, got {image_channels}.")
+    check_field("image_channels", image_channels, one_of((1, 3)))
     return image_channels, height, width
 
 
@@ -193,17 +191,17 @@ def check_class_names(names: Sequence[str]) -> None:
     """
     if len(names) > MAX_CLASSES:
         raise ValueError(f"{len(names)} classes; at most {MAX_CLASSES} are supported.")
-    for number, name in enumerate(names):
+    for label, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"class {number} is named by {short(type(name))}, not a string.")
+            raise ValueError(f"class {label} is named by {short(type(name))}, not a string.")
         if len(name) > MAX_CLASS_NAME:
             raise ValueError(
-                f"the name of class {number} has {len(name)} characters, at most "
+                f"the name of class {label} has {len(name)} characters, at most "
                 f"{MAX_CLASS_NAME} are supported: {short(name, 40)}"
             )
         if any("\ud800" <= c <= "\udfff" for c in name):
             raise ValueError(
-                f"the name of class {number} is not Unicode text: {short(name)}; rename it."
+                f"the name of class {label} is not Unicode text: {short(name)}; rename it."
             )
 
 
@@ -342,13 +340,7 @@ def evenly(count: int, most: int) -> Tensor:
 
 
 def spread_evenly(images: ImageSource, most: int) -> ImageSource:
-    """At most `most` images of a set, at equal distances from its first to its last.
-
-    Raises:
-        ValueError: most is not positive.
-    """
-    if most < 1:
-        raise ValueError(f"most must be >= 1, got {most}.")
+    """At most `most` images of a set, at equal distances from its first to its last."""
     if len(images) <= most:
         return images
     return ImageSubset(images, evenly(len(images), most))

@@ -30,6 +30,7 @@ from vqvae2_fast.data.hugging_face import (
 from vqvae2_fast.data.image_cache import cache_key, cached_images, open_cache
 from vqvae2_fast.data.images import held_out_of
 from vqvae2_fast.data.web_dataset import load_web_dataset
+from vqvae2_fast.files.json_file import check_field, integer
 from vqvae2_fast.files.printable import short, why_no_folder
 
 if TYPE_CHECKING:
@@ -253,11 +254,7 @@ class DataOptions:
     "Coat - 07": samples of a prior that knows them are nearer to the images. 0 splits none."""
 
     def __post_init__(self) -> None:
-        if self.subclasses < 0:
-            raise ValueError(
-                "subclasses must be 0, for classes that stay whole, or more, got "
-                f"{self.subclasses}."
-            )
+        check_field("subclasses", self.subclasses, integer(0))
 
 
 def open_images(

@@ -58,7 +58,7 @@ def read_object(
     return object_in(read_untrusted(path, max_bytes, inside=inside), path)
 
 
-def object_in(content: bytes, path: Path) -> dict[str, Any]:
+def object_in(content: bytes, path: Path | str) -> dict[str, Any]:
     """The object that JSON text holds. Raises ValueError, in the name of `path`, if it has none."""
     try:
         value = json.loads(content)
@@ -87,6 +87,7 @@ class Kind:
 def integer(low: int, high: int | None = None) -> Kind:
     """An int from `low` to `high`, or at least `low`; True and 2.0 are none."""
     words = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+    words = f"{low}" if high == low else words
     return Kind(
         words,
         lambda value: type(value) is int and low <= value and (high is None or value <= high),
@@ -144,7 +145,7 @@ TEXT = Kind(
 def check_field(name: str, value: object, kind: Kind) -> None:
     """Raises ValueError unless the value is of the kind."""
     if not kind.fits(value):
-        raise ValueError(f"expected {name} to be {kind.words}, got {short(repr(value))}.")
+        raise ValueError(f"expected {name} to be {kind.words}, got {_shown(value)}.")
 
 
 def check_fields(config: object, group: str = "", **kinds: Kind) -> None:
@@ -155,6 +156,13 @@ def check_fields(config: object, group: str = "", **kinds: Kind) -> None:
     """
     for name, kind in kinds.items():
         check_field(group + name, getattr(config, name), kind)
+
+
+def _shown(value: object) -> str:
+    """The value for a message; a list or an object of a file may be megabytes long and deep."""
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    return short(repr(value))
 
 
 def damaged(source: object, what: str) -> ValueError:
@@ -174,5 +182,5 @@ def json_field(values: Mapping[str, Any], name: str, kind: Kind, source: object)
     """
     value = values.get(name)
     if not kind.fits(value):
-        raise damaged(source, f"expected {name} to be {kind.words}, got {short(repr(value))}")
+        raise damaged(source, f"expected {name} to be {kind.words}, got {_shown(value)}")
     return value

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.data import codes_in_order
+from vqvae2_fast.files.json_file import check_field, integer
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
@@ -63,8 +64,7 @@ def code_counts(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Tensor
     Raises:
         ValueError: A code outside 0..K−1, or K below 1.
     """
-    if num_embeddings < 1:
-        raise ValueError(f"expected num_embeddings >= 1, got {num_embeddings}.")
+    check_field("num_embeddings", num_embeddings, integer(1))
     counts = torch.zeros(num_embeddings, dtype=torch.int64, device="cpu")
     for part in [codes] if isinstance(codes, Tensor) else codes:
         if not part.numel():

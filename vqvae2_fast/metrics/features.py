@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.data import to_uint8
 from vqvae2_fast.files.durable import explained, renamed_into_place, write_all
+from vqvae2_fast.files.json_file import check_field, one_of
 from vqvae2_fast.metrics.set_measures import Moments
 from vqvae2_fast.modules.device import device_of
 
@@ -257,8 +258,7 @@ def open_features(
     weights = inception_weights or os.environ.get(INCEPTION_VARIABLE)
     if name == "auto":
         name = "inception" if weights else "efficientnet"
-    if name not in NETWORKS:
-        raise ValueError(f"features: expected one of auto, {', '.join(NETWORKS)}, got {name!r}.")
+    check_field("features", name, one_of(["auto", *NETWORKS]))
     return NETWORKS[name](NetworkSources(weights, classifier, device))
 
 

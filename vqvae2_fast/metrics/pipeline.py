@@ -17,6 +17,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import in_order, to_uint8
 from vqvae2_fast.data.image_cache import store_images
 from vqvae2_fast.data.images import check_image_source, evenly
+from vqvae2_fast.files.json_file import check_field, integer, one_of
 from vqvae2_fast.metrics.codecs import CODECS, CodecCurve, codec_at_bits
 from vqvae2_fast.metrics.codes import (
     CodebookUse,
@@ -26,7 +27,7 @@ from vqvae2_fast.metrics.codes import (
     entropy_of_counts,
 )
 from vqvae2_fast.metrics.estimates import ALONE, terms_of_all
-from vqvae2_fast.metrics.reconstruction import PairSums
+from vqvae2_fast.metrics.reconstruction import PairMeasures, PairSums
 from vqvae2_fast.metrics.results import CodecQuality, Evaluation, LevelCost
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.data.image_cache import StoredImages
+    from vqvae2_fast.metrics.codecs import CodecPoint
     from vqvae2_fast.metrics.estimates import Processes
     from vqvae2_fast.metrics.perceptual import LPIPS
     from vqvae2_fast.metrics.reconstruction import Reconstruction
@@ -86,15 +88,14 @@ def evaluate_pipeline(
             of the levels, or an unknown codec.
         TypeError: What is no set of images, such as an array.
     """
-    if unknown := [name for name in codecs if name not in CODECS]:
-        raise ValueError(f"expected codecs from {', '.join(CODECS)}, got {unknown[0]!r}.")
+    for name in codecs:
+        check_field("codecs", name, one_of(CODECS))
     check_image_source("held_out", held_out)
     if train_set is not None:
         check_image_source("train_set", train_set)
     _check_priors(vqvae.config, priors)
     progress = progress or Progress(quiet=True)
-    if codec_images < 1:
-        raise ValueError(f"codec_images must be >= 1, got {codec_images}.")
+    check_field("codec_images", codec_images, integer(1))
     curves = {
         name: CodecCurve(CODECS[name], perceptual=perceptual)
         for name in codecs
@@ -130,13 +131,7 @@ def evaluate_pipeline(
         bits_per_image=bits,
         marginal_bits_per_image=sum(level.marginal_bits_per_image for level in levels.values()),
         bits_per_dim=bits / math.prod(held_out.image_shape),
-        codecs={
-            name: CodecQuality(
-                bits,
-                *(codec_at_bits(curve, bits, own.name) for own in fields(CodecQuality)[1:]),
-            )
-            for name, curve in points.items()
-        },
+        codecs={name: CodecQuality(bits, _at_bits(curve, bits)) for name, curve in points.items()},
         curves=points,
         train_images=None if train_set is None else len(train_set),
         train_reconstruction=None if trained is None else trained.reconstruction,
@@ -162,6 +157,13 @@ def store_reconstructions(
                 task.advance(len(batch))
 
         return store_images(path, len(images), batches(), images.class_names)
+
+
+def _at_bits(curve: Sequence[CodecPoint], bits: float) -> dict[str, float | None]:
+    """The drawn measures of a codec at a rate that are known there, and its PSNR or None."""
+    drawn = [own.name for own in fields(PairMeasures) if own.metadata["drawn"]]
+    found = {name: codec_at_bits(curve, bits, name) for name in drawn}
+    return {name: value for name, value in found.items() if value is not None or name == "psnr"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ inside the image. torchmetrics pads the image instead.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import dtype_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from vqvae2_fast.metrics.estimates import Processes
     from vqvae2_fast.metrics.perceptual import LPIPS
@@ -139,9 +139,6 @@ def _similarities(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return whole, part
 
 
-_SMALLEST = 11  # pixels: SSIM's window
-
-
 def psnr(mse: float) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error of pixels in [0, 1].
 
@@ -155,6 +152,8 @@ def _measure(
     label: str,
     form: str,
     *,
+    each: Callable[[Tensor, Tensor], Tensor] | None = None,
+    least_side: int = 1,
     drawn: bool = False,
     better: Literal["lower", "higher"] = "lower",
     **options: Any,
@@ -162,10 +161,20 @@ def _measure(
     """A measure, what reports call it, and how they print it.
 
     Args:
-        drawn: It has a panel in the plot of quality against bits.
+        each: Its values `[B]` of shown images and the originals, float `[B, C, H, W]` in [-1, 1];
+            None if it follows from the squared errors, or needs a network that was loaded.
+        least_side: Images with a smaller side are not measured by it.
+        drawn: It has a panel in the plot of quality against bits, where codecs have it too.
         better: Which values are better.
     """
-    metadata = {"label": label, "form": form, "drawn": drawn, "better": better}
+    metadata = {
+        "label": label,
+        "form": form,
+        "each": each,
+        "least_side": least_side,
+        "drawn": drawn,
+        "better": better,
+    }
     return field(metadata=metadata, **options)
 
 
@@ -180,48 +189,59 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class PairMeasures(Reconstruction):
-    """With the measures that see structure, means over the images; LPIPS is None without it, and
-    MS-SSIM for images with a side below 176.
+    """The measures of pairs of images, means over the images: a new one is a field here.
 
-    Earlier evaluations are read too: a new measure is None by default.
+    What was not measured is None: LPIPS without its network, MS-SSIM of images with a side below
+    176, and a new measure in an earlier evaluation.
     """
 
-    ssim: float = _measure("SSIM", ".4f", drawn=True, better="higher")
+    ssim: float = _measure(
+        "SSIM", ".4f", each=structural_similarity, least_side=_SIDE, drawn=True, better="higher"
+    )
     lpips: float | None = _measure("LPIPS", ".4f", drawn=True)
-    ms_ssim: float | None = _measure("MS-SSIM", ".4f", drawn=True, better="higher", default=None)
+    ms_ssim: float | None = _measure(
+        "MS-SSIM",
+        ".4f",
+        each=multi_scale_similarity,
+        least_side=MULTI_SCALE_SIDE,
+        drawn=True,
+        better="higher",
+        default=None,
+    )
 
 
 class PairSums:
     """Sums over pairs of images and their reconstructions, with a term for each batch.
 
     Args:
-        structure: Whether SSIM is measured.
-        perceptual: LPIPS, if it is to be measured too.
-        scales: Whether MS-SSIM is measured.
+        measures: By the name of a field of `PairMeasures`, what it is of each pair.
 
     Attributes:
-        terms: Images, pixels, squared errors, SSIM, MS-SSIM and LPIPS of each batch.
+        terms: Images, pixels, squared errors, and the sum of each measure, of each batch.
     """
 
-    def __init__(
-        self, structure: bool, perceptual: LPIPS | None = None, scales: bool = False
-    ) -> None:
-        self._structure, self._perceptual, self._scales = structure, perceptual, scales
-        self.terms: list[tuple[int, int, float, float, float, float]] = []
+    def __init__(self, measures: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> None:
+        self._measures = measures
+        self.terms: list[tuple[float, ...]] = []
 
     @classmethod
     def of_size(cls, size: tuple[int, int], perceptual: LPIPS | None = None) -> PairSums:
-        """With SSIM and MS-SSIM where their windows fit into images of this size.
+        """With the measures whose windows fit into images of this size.
 
         Raises:
             ValueError: LPIPS of images below 11 pixels, where it means nothing.
         """
-        structure = min(size) >= _SMALLEST
-        if perceptual is not None and not structure:
+        side = min(size)
+        if perceptual is not None and side < _SIDE:
             raise ValueError(
-                f"expected images of {_SMALLEST} pixels or more, got {size}; leave it out."
+                f"expected images of {_SIDE} pixels or more for LPIPS, got {size}; leave it out."
             )
-        return cls(structure, perceptual, scales=min(size) >= MULTI_SCALE_SIDE)
+        measures = {
+            own.name: own.metadata["each"]
+            for own in fields(PairMeasures)
+            if own.metadata["each"] is not None and side >= own.metadata["least_side"]
+        }
+        return cls(measures if perceptual is None else {**measures, "lpips": perceptual})
 
     def add(self, images: Tensor, reconstructed: Tensor) -> None:
         """Images `[B, C, H, W]` in [-1, 1] and what was decoded, on one device.
@@ -230,37 +250,33 @@ class PairSums:
         """
         shown = reconstructed.clamp(-1, 1)
         squares = float((shown - images).square().sum(dtype=torch.float64))
-        similarity = over_scales = distance = 0.0
-        if self._structure:
-            similarity = float(structural_similarity(shown, images).sum(dtype=torch.float64))
-        if self._scales:
-            over_scales = float(multi_scale_similarity(shown, images).sum(dtype=torch.float64))
-        if self._perceptual is not None:
-            distance = float(self._perceptual(shown, images).sum(dtype=torch.float64))
-        self.terms.append((len(images), images.numel(), squares, similarity, over_scales, distance))
+        sums = [
+            float(each(shown, images).sum(dtype=torch.float64)) for each in self._measures.values()
+        ]
+        self.terms.append((len(images), images.numel(), squares, *sums))
 
     def result(self, processes: Processes = ALONE) -> Reconstruction:
-        """Means over all images of all processes: `PairMeasures` if structure was measured.
+        """Means over all images of all processes: `PairMeasures` if any of its own was measured.
 
         Raises:
             ValueError: No images were added.
         """
         terms = terms_of_all(processes, self.terms)
         if not terms:
-            raise ValueError("reconstruction: expected at least one batch of images, got none.")
-        count, pixels, squares, *means = map(math.fsum, zip(*terms, strict=True))
-        similarity, over_scales, distance = (total / count for total in means)
+            raise ValueError("expected at least one batch of images, got none.")
+        count, pixels, squares, *sums = map(math.fsum, zip(*terms, strict=True))
         mse = squares / pixels
         errors = (mse, mse / 4, psnr(mse / 4))  # [-1, 1] is twice as wide as [0, 1]
-        if not self._structure:
+        if not sums:
             return Reconstruction(*errors)
-        lpips = None if self._perceptual is None else distance
-        return PairMeasures(*errors, similarity, lpips, over_scales if self._scales else None)
+        means: dict[str, Any] = {"lpips": None}  # which has no default
+        means |= zip(self._measures, (total / count for total in sums), strict=True)
+        return PairMeasures(*errors, **means)
 
 
 def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruction:
     """Errors of a VQ-VAE on batches of images `[B, C, H, W]` in [-1, 1], without structure."""
-    return _measured(model, images, PairSums(structure=False))
+    return _measured(model, images, PairSums({}))
 
 
 def reconstruction_measures(

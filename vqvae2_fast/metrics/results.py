@@ -54,15 +54,17 @@ class LevelCost:
 class CodecQuality:
     """Quality of an image codec at a number of bits per image, headers not counted.
 
-    The fields after `bits_per_image` are measures, named as in `PairMeasures`. All are None if the
-    codec needs more bits than that; any but `psnr` is also None if it was not measured.
+    Args:
+        measures: By the names of `PairMeasures`, those that were measured; only `psnr`, which is
+            None, if the codec needs more bits than that.
     """
 
     bits_per_image: float
-    psnr: float | None
-    ssim: float | None = None
-    ms_ssim: float | None = None
-    lpips: float | None = None
+    measures: dict[str, float | None]
+
+    @property
+    def psnr(self) -> float | None:
+        return self.measures["psnr"]
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,9 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """The content of `metrics.json`, where each codec has its own key."""
         values: dict[str, Any] = as_json(self)
-        return values | values.pop("codecs")
+        for name, own in values.pop("codecs").items():
+            values[name] = {"bits_per_image": own["bits_per_image"], **own["measures"]}
+        return values
 
 
 def as_json(value: Any) -> Any:

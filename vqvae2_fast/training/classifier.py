@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.data import in_order
+from vqvae2_fast.files.json_file import check_field, integer
 from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
@@ -81,8 +82,8 @@ def classifier_recipe(
         ValueError: Epochs or steps below 1.
     """
     for name, value in (("epochs", epochs), ("steps", steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected 1 or more, got {value}.")
+        if value is not None:
+            check_field(name, value, integer(1))
     channels, height, width = image_shape
     if min(height, width) >= 128:
         epoch = max(1, images // _IMAGENET_BATCH)  # steps

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.files.json_file import Kind, check_fields, integer, number
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.patch_discriminator import LEAST_SIDE, PatchDiscriminator
@@ -146,17 +147,15 @@ class AdversarySettings:
 
     def __post_init__(self) -> None:
         # The names are those of the group, since other settings have a weight and a rate too.
-        for name in ("weight", "start", "ramp"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"adversary.{name} must be >= 0 and finite, got {getattr(self, name)}."
-                )
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"adversary.learning_rate must be > 0 and finite, got {self.learning_rate}."
-            )
-        if self.channels < 4 or self.channels % 4:
-            raise ValueError(f"adversary.channels must be a multiple of 4, got {self.channels}.")
+        check_fields(
+            self,
+            "adversary.",
+            weight=number(0),
+            start=integer(0),
+            ramp=integer(0),
+            learning_rate=number(above=0),
+            channels=Kind("a multiple of 4", lambda value: value >= 4 and value % 4 == 0),
+        )
 
 
 class Adversary(Companion):
@@ -325,15 +324,13 @@ class ClassHeadSettings:
     learning_rate: float = 2e-3
 
     def __post_init__(self) -> None:
-        # The names are those of the group, since other settings have a weight and a rate too.
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"class_head.weight must be >= 0 and finite, got {self.weight}.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"class_head.learning_rate must be > 0 and finite, got {self.learning_rate}."
-            )
-        if self.channels < 1:
-            raise ValueError(f"class_head.channels must be >= 1, got {self.channels}.")
+        check_fields(
+            self,
+            "class_head.",
+            weight=number(0),
+            channels=integer(1),
+            learning_rate=number(above=0),
+        )
 
 
 class _Network(nn.Module):

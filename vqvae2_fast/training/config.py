@@ -6,11 +6,15 @@ Everything counts steps, never seconds: two runs with the same settings and seed
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vqvae2_fast.data.batches import BatchCut
+from vqvae2_fast.files.json_file import check_fields, integer, number, one_of
 from vqvae2_fast.runs.ranks import Ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["TrainConfig", "learning_rate", "step_seed"]
 
@@ -18,11 +22,6 @@ OptimizerName = Literal["adamw", "momentum", "muon"]
 Schedule = Literal["cosine", "steps"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
-_NAMES = {
-    "optimizer": get_args(OptimizerName),
-    "schedule": get_args(Schedule),
-    "precision": get_args(Precision),
-}
 _TENTHS = (30, 60, 80)  # epochs of 90 after which the rate falls, https://arxiv.org/abs/1706.02677
 
 
@@ -92,55 +91,35 @@ class TrainConfig:
     shard: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "validate_every",
-            "save_every",
-            "keep",
-        ):
-            if not getattr(self, name) >= 1:  # so that NaN is refused too
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
-        for name in (
-            "warmup_steps",
-            "weight_decay",
-            "max_grad_norm",
-            "validate_items",
-            "workers",
-            "global_batch",
-            "seed",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            if getattr(self, name) == math.inf:
-                remedy = " Use 0 to leave gradients as they are." if name == "max_grad_norm" else ""
-                raise ValueError(f"{name} must be finite, got inf.{remedy}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and type(value) is not int:
-                raise ValueError(f"{field.name} must be an integer, got {value!r}.")
-        for name, known in _NAMES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
-        if self.seed >= 2**64:
-            raise ValueError(f"seed must be < 2^64, got {self.seed}.")
+        at_least_1, at_least_0 = integer(1), integer(0)
+        check_fields(
+            self,
+            steps=at_least_1,
+            batch_size=at_least_1,
+            accumulate=at_least_1,
+            global_batch=at_least_0,
+            optimizer=one_of(get_args(OptimizerName)),
+            schedule=one_of(SCHEDULES),
+            learning_rate=number(above=0),
+            warmup_steps=at_least_0,
+            final_learning_rate=number(0, 1),
+            weight_decay=number(0),
+            max_grad_norm=number(0),
+            average_decay=number(0, below=1),
+            log_every=at_least_1,
+            validate_every=at_least_1,
+            validate_items=at_least_0,
+            save_every=at_least_1,
+            keep=at_least_1,
+            workers=at_least_0,
+            precision=one_of(get_args(Precision)),
+            seed=integer(0, 2**64 - 1),
+        )
         if self.global_batch and self.accumulate > 1:
             raise ValueError(
                 "expected accumulate or global_batch, from which it follows, got "
                 f"{self.accumulate} and {self.global_batch}."
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}.")
-        if not 0 <= self.final_learning_rate <= 1:
-            raise ValueError(
-                "final_learning_rate must be in [0, 1], a fraction of learning_rate, "
-                f"got {self.final_learning_rate}."
-            )
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay must be in [0, 1), got {self.average_decay}.")
 
     def cut(self, rank: int = 0, world_size: int = 1) -> BatchCut:
         """The parts of a step's batch that one of several processes takes.
@@ -160,17 +139,32 @@ class TrainConfig:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of a step, counted from 0: linear warm-up, then half a cosine down to the final rate, or
-    the constant parts of schedule `steps`."""
+    """Rate of a step, counted from 0: linear warm-up, then as the schedule says."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "steps":
-        passed = sum(90 * step >= part * config.steps for part in _TENTHS)
-        return config.learning_rate * 0.1**passed
+    return config.learning_rate * SCHEDULES[config.schedule](step, config)
+
+
+def _cosine(step: int, config: TrainConfig) -> float:
+    """Half a cosine from 1 down to `final_learning_rate`."""
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     floor = config.final_learning_rate
-    return config.learning_rate * (floor + (1 - floor) * cosine)
+    return floor + (1 - floor) * cosine
+
+
+def _tenths(step: int, config: TrainConfig) -> float:
+    """A tenth of the rate after each of `_TENTHS`."""
+    passed = sum(90 * step >= part * config.steps for part in _TENTHS)
+    return 0.1**passed
+
+
+# The part of the peak rate at a step after the warm-up. A schedule is a function and a line here,
+# and a name in `Schedule`, from which the command line takes its choices.
+SCHEDULES: dict[Schedule, Callable[[int, TrainConfig], float]] = {
+    "cosine": _cosine,
+    "steps": _tenths,
+}
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.network import autocast_of, prepared
-from vqvae2_fast.training.optimizer import make_optimizer, moments_of
+from vqvae2_fast.training.optimizer import OPTIMIZERS, make_optimizer
 
 if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
@@ -57,7 +57,7 @@ def state_bytes(model: nn.Module, config: TrainConfig) -> int:
     trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     buffers = sum(value.nbytes for value in model.buffers())
     kept = 1 + (config.average_decay > 0)
-    return kept * weights + (1 + moments_of(config)) * trained + buffers
+    return kept * weights + (1 + OPTIMIZERS[config.optimizer].moments) * trained + buffers
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -24,9 +24,19 @@ from vqvae2_fast.data.augment import flips, recoloured, zoomed
 from vqvae2_fast.data.code_format import MANIFEST, CodeLayout, read_manifest
 from vqvae2_fast.data.code_writer import share
 from vqvae2_fast.files.durable import locked, replace_file
-from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.files.json_file import (
+    BOOLEAN,
+    TEXT,
+    check_field,
+    check_fields,
+    damaged,
+    integer,
+    json_field,
+    list_of,
+    number,
+    read_object,
+)
 from vqvae2_fast.files.mapped import check_utf8
-from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.models.weights_hash import codes_hash
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling.labels import class_numbers
@@ -74,12 +84,8 @@ class Variants:
     """Seed of the copies' random changes."""
 
     def __post_init__(self) -> None:
-        for name in ("copies", "shift", "zoom", "colour", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
-        for name in ("copies", "shift", "seed"):
-            if type(getattr(self, name)) is not int:
-                raise ValueError(f"{name} must be an integer, got {getattr(self, name)!r}.")
+        count, strength = integer(0), number(0)
+        check_fields(self, copies=count, shift=count, zoom=strength, colour=strength, seed=count)
         for name in ("shift", "zoom", "colour", "seed"):
             value = getattr(self, name)
             if not self.copies and value != getattr(Variants, name):
@@ -182,10 +188,8 @@ def extract_codes(
             shard_records is not positive, or workers negative; a path that is not UTF-8.
         OSError: The disk is full or fails; what was saved before stays.
     """
-    if shard_records < 1:
-        raise ValueError(f"shard_records must be >= 1, got {shard_records}.")
-    if workers < 0:
-        raise ValueError(f"workers: expected 0 or more, got {workers}.")
+    check_field("shard_records", shard_records, integer(1))
+    check_field("workers", workers, integer(0))
     check_images(model, images, "images")
     variants.check_shift(images.image_shape[1:])
     folder, config = Path(path), model.config
@@ -254,7 +258,7 @@ def variants_of(codes: CodeStore) -> Tensor:
         try:
             unflipped = made.labels_unflipped(codes.class_names)
         except ValueError as error:
-            raise ValueError(f"variants: {printable(path)} is damaged: {error}") from error
+            raise damaged(path, str(error)[:-1]) from error
         kinds[(kinds == 1) & torch.isin(codes.labels, unflipped)] = 0
     return kinds
 
@@ -265,19 +269,13 @@ def _read_variants(path: Path) -> Variants:
         found = read_object(path)
     except FileNotFoundError:
         return Variants()
-    flip, unflipped = found.get("flip", False), found.get("unflipped", [])
-    copies = found.get("copies", 0)
-    fits = type(flip) is bool and type(copies) is int and isinstance(unflipped, list)
-    if not fits or not all(isinstance(name, str) for name in unflipped):
-        given = short({"flip": flip, "copies": copies, "unflipped": unflipped})
-        raise ValueError(
-            f"variants: {printable(path)} is damaged: expected flip true or false, copies an "
-            f"integer and unflipped a list of classes, got {given}. Extract the store again."
-        )
-    try:
-        return Variants(flip=flip, unflipped=tuple(unflipped), copies=copies)
-    except ValueError as error:
-        raise ValueError(f"variants: {printable(path)} is damaged: {error}") from error
+    found = {"flip": False, "copies": 0, "unflipped": [], **found}
+    flip = json_field(found, "flip", BOOLEAN, path)
+    copies = json_field(found, "copies", integer(0), path)
+    unflipped = json_field(found, "unflipped", list_of(TEXT), path)
+    if unflipped and not flip:
+        raise damaged(path, "unflipped needs flip")
+    return Variants(flip=flip, unflipped=tuple(unflipped), copies=copies)
 
 
 @torch.no_grad()
@@ -327,10 +325,7 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
                 )
             replace_file(path, (json.dumps(settings, indent=1) + "\n").encode())
             return
-        try:
-            found = read_object(path)
-        except ValueError as error:
-            raise ValueError(f"{error}") from error
+        found = read_object(path)
     # Older stores do not name these.
     found = {"zoom": 0.0, "colour": 0.0, "unflipped": [], **found}
     for name, value in settings.items():

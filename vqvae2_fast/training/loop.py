@@ -42,7 +42,7 @@ __all__ = ["DivergedError", "TrainResult", "train"]
 
 
 class DivergedError(RuntimeError):
-    """What a run computed was no longer of use, such as a loss that is not finite."""
+    """The loss or the norm of the gradients is not finite, or the model has collapsed."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,17 +19,17 @@ from torch import Tensor, nn
 from vqvae2_fast.training.sharded import local, own_rows, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from vqvae2_fast.training.config import TrainConfig
+    from vqvae2_fast.training.config import OptimizerName, TrainConfig
 
 __all__ = [
+    "OPTIMIZERS",
     "Muon",
     "PolyakAverage",
     "hidden_matrices",
     "kept_moments",
     "make_optimizer",
-    "moments_of",
     "orthogonalized",
 ]
 
@@ -142,45 +143,82 @@ class Muon(torch.optim.AdamW):
             weight.grad = None  # AdamW's step leaves them alone
 
 
-def moments_of(config: TrainConfig) -> int:
-    """Tensors of a weight's size that the optimiser keeps for each weight of two or more dimensions
-    (`muon` keeps two for embeddings and output layers, which are few)."""
-    return 2 if config.optimizer == "adamw" else 1
+def _muon(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    hidden = hidden_matrices(model)
+    weights = _trained(model)
+    return Muon(
+        [weight for weight in weights if weight in hidden],
+        [weight for weight in weights if weight not in hidden],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(_groups(model, config), lr=config.learning_rate, momentum=0.9)
+
+
+def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    # 0.95 forgets the early, large gradients of a short run sooner than AdamW's 0.999.
+    # fused: one pass over weights and moments instead of ten.
+    return torch.optim.AdamW(
+        _groups(model, config), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
+    )
+
+
+_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """An optimiser that a run can choose.
+
+    Args:
+        make: From the model and the settings; its decay spares biases, gains and other vectors.
+        moments: Tensors of a weight's size that it keeps for each weight of two or more dimensions.
+        kept: The names of the tensors that it keeps of each weight of a group.
+    """
+
+    make: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer]
+    moments: int
+    kept: Callable[[dict[str, Any]], set[str]]
+
+
+# An optimiser is a function and a line here, and a name in `config.OptimizerName`.
+OPTIMIZERS: dict[OptimizerName, _Choice] = {
+    "adamw": _Choice(_adamw, 2, lambda group: _ADAMW),
+    "momentum": _Choice(_sgd, 1, lambda group: {"momentum_buffer"}),
+    # Two moments for embeddings and output layers, which are few.
+    "muon": _Choice(_muon, 1, lambda group: {"momentum"} if "momentum" in group else _ADAMW),
+}
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser; its decay spares biases, gains and other vectors."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if config.optimizer == "muon":
-        hidden = hidden_matrices(model)
-        return Muon(
-            [weight for weight in weights if weight in hidden],
-            [weight for weight in weights if weight not in hidden],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-    groups = [
-        {"params": [w for w in weights if _is_matrix(w)], "weight_decay": config.weight_decay},
-        {"params": [w for w in weights if not _is_matrix(w)], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "momentum":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
-    # 0.95 forgets the early, large gradients of a short run sooner than AdamW's 0.999.
-    # fused: one pass over weights and moments instead of ten.
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    """The optimiser of a run."""
+    return OPTIMIZERS[config.optimizer].make(model, config)
 
 
-def kept_moments(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, set[str]]:
-    """The names of the tensors that an optimiser keeps of each weight that it has moved."""
-    if isinstance(optimizer, torch.optim.SGD):
-        names, orthogonal = {"momentum_buffer"}, set[str]()
-    else:
-        names, orthogonal = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
+def kept_moments(
+    optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> dict[nn.Parameter, set[str]]:
+    """The names of the tensors that a run's optimiser keeps of each weight that it has moved."""
     return {
-        weight: orthogonal if isinstance(optimizer, Muon) and "momentum" in group else names
+        weight: OPTIMIZERS[config.optimizer].kept(group)
         for group in optimizer.param_groups
         for weight in group["params"]
     }
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    weights = _trained(model)
+    return [
+        {"params": [w for w in weights if _is_matrix(w)], "weight_decay": config.weight_decay},
+        {"params": [w for w in weights if not _is_matrix(w)], "weight_decay": 0.0},
+    ]
 
 
 def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:

@@ -20,6 +20,7 @@ from vqvae2_fast.data.groups import (
     labels_of_prior,
 )
 from vqvae2_fast.data.images import evenly
+from vqvae2_fast.files.json_file import check_field, number
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.metrics.codes import Likelihood, code_nats
 from vqvae2_fast.modules.device import device_of
@@ -137,8 +138,7 @@ def prior_stage(
         ("label_dropout", label_dropout),
         ("subclass_dropout", subclass_dropout),
     ):
-        if not 0 <= share < 1:
-            raise ValueError(f"expected 0 <= {option} < 1, got {share:g}.")
+        check_field(option, share, number(0, below=1))
     if level != len(prior.config.condition_sizes):
         raise ValueError(
             f"expected level={len(prior.config.condition_sizes)} of a prior with that "

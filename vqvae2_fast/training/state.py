@@ -257,7 +257,7 @@ class TrainingRun:
         for tensor in saved.optimizer:
             name, _, key = tensor.rpartition(".")
             found[name].add(key)
-        kept = kept_moments(self.optimizer)
+        kept = kept_moments(self.optimizer, self.config)
         for name, weight in self.model.named_parameters():
             if name in found and found[name] != (names := kept.get(weight, set())):
                 there, kept_here = (" and ".join(sorted(keys)) for keys in (found[name], names))

@@ -147,7 +147,7 @@ def test_an_option_without_its_value_expects_one(capsys):
             "--adversary.learning-rate=0",
             "--adversary.learning-rate to be a finite number > 0, got 0",
         ),
-        ("--class-head.learning-rate=0", "--class-head.learning-rate to be a finite number > 0"),
+    assert told in error_of(["train-vqvae", option])
         (
             "--train.final-learning-rate=-1",
             "--train.final-learning-rate to be a finite number >= 0",

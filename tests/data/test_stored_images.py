@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 import torch
 
-from vqvae2_fast.data import image_cache, sample_folder, to_float
+from vqvae2_fast.data import sample_folder, to_float
 from vqvae2_fast.data.sample_folder import samples_of_folder, store_images
 
 

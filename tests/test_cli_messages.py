@@ -121,7 +121,7 @@ def test_errors_of_configurations_name_flags(arguments, message, error_of):
     ],
 )
 def test_a_value_that_is_no_number_is_told_with_its_option(line, told, error_of):
-    assert f"error: {told}" in error_of(line.split())
+    assert told in error_of(line.split())
 
 
 def test_a_value_of_another_type_is_told_with_its_option(capsys):
@@ -147,7 +147,7 @@ def test_an_option_without_its_value_expects_one(capsys):
             "--adversary.learning-rate=0",
             "--adversary.learning-rate to be a finite number > 0, got 0",
         ),
-    assert told in error_of(["train-vqvae", option])
+        ("--class-head.learning-rate=0", "--class-head.learning-rate to be a finite number > 0"),
         (
             "--train.final-learning-rate=-1",
             "--train.final-learning-rate to be a finite number >= 0",
@@ -156,7 +156,7 @@ def test_an_option_without_its_value_expects_one(capsys):
     ],
 )
 def test_a_message_names_the_option_of_its_group(option, told, error_of):
-    assert f"error: {told}" in error_of(["train-vqvae", option])
+    assert told in error_of(["train-vqvae", option])
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_errors_of_configurations_name_flags(arguments, message, error_of):
     ],
 )
 def test_a_value_that_is_no_number_is_told_with_its_option(line, told, error_of):
-    assert told in error_of(line.split())
+    assert f"error: {told}" in error_of(line.split())
 
 
 def test_a_value_of_another_type_is_told_with_its_option(capsys):

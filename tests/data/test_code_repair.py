@@ -23,7 +23,7 @@ def test_no_shard_is_written_between_finding_it_damaged_and_its_removal(
 
     def watched(folder: Path):
         with (folder / ".lock").open("ab") as file:
-            held.append(not lock_file(file, wait=False))
+            held.append(not lock_file(file, block=False))
         return verify(folder)
 
     monkeypatch.setattr(code_store, "verify", watched)

@@ -97,11 +97,11 @@ def test_a_folder_that_was_taken_for_a_dead_ones_before_its_lock_is_made_again(
 ):
     real, calls = durable._lock_folder, []
 
-    def late(folder: Path, *, wait: bool) -> int | None:
+    def late(folder: Path, *, block: bool) -> int | None:
         calls.append(folder)
         if len(calls) == 1:
             remove_dead_folders(tmp_path, ".*.part")
-        return real(folder, wait=wait)
+        return real(folder, block=block)
 
     monkeypatch.setattr(durable, "_lock_folder", late)
     with new_folder(tmp_path / "x") as part:
@@ -125,11 +125,11 @@ def test_a_lock_is_taken_on_a_regular_file_alone(tmp_path, kind):
 def test_a_lock_that_is_deleted_while_it_is_waited_for_is_taken_again(tmp_path, monkeypatch):
     real, calls = durable.lock_file, []
 
-    def removed_meanwhile(file, *, wait):
+    def removed_meanwhile(file, *, block):
         calls.append(os.fstat(file.fileno()).st_ino)
         if len(calls) == 1:
             (tmp_path / ".lock").unlink()
-        return real(file, wait=wait)
+        return real(file, block=block)
 
     monkeypatch.setattr(durable, "lock_file", removed_meanwhile)
     with locked(tmp_path):
@@ -174,11 +174,11 @@ def test_an_unfinished_file_is_removed_when_its_writer_is_dead_and_not_before(tm
 def test_a_file_that_was_taken_for_a_dead_ones_before_its_lock_is_made_again(tmp_path, monkeypatch):
     lock, taken = durable.lock_file, []
 
-    def lock_late(file, *, wait):
+    def lock_late(file, *, block):
         if not taken:
             taken.append(next(tmp_path.glob(".*.part")))
             taken[0].unlink()
-        return lock(file, wait=wait)
+        return lock(file, block=block)
 
     monkeypatch.setattr(durable, "lock_file", lock_late)
     replace_file(tmp_path / "x", b"content")

@@ -203,7 +203,7 @@ def test_nothing_is_left_of_a_shard_that_cannot_be_written(tmp_path, monkeypatch
         Ranks(), tmp_path / "step", PixelSNAIL(SMALL_TOP), {}, state={}, class_names=()
     )
     with pytest.raises(OSError, match="step was not saved; process 0: No space left"):
-        save.finish(wait=True)
+        save.finish(block=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_has_no_name_before_all_shards_are_written(tmp_path):
         class_names=(),
     )
     assert latest(tmp_path) is None
-    assert save.finish(wait=True)
+    assert save.finish(block=True)
     assert latest(tmp_path) == tmp_path / "checkpoints" / "step-000000001"
 
 

@@ -221,7 +221,7 @@ class SampleFolder:
         images.mkdir(parents=True, exist_ok=True)
         folder = cls(out, count)
         try:
-            if not lock_file(folder._lock, wait=False):
+            if not lock_file(folder._lock, block=False):
                 raise RuntimeError(f"out: another run is writing to {out}.")
             if before is not None:
                 _check_same(out, before, count, settings)
@@ -232,7 +232,7 @@ class SampleFolder:
                 content = json.dumps(wanted, indent=2) + "\n"  # ASCII: a path may be no UTF-8
                 replace_file(out / SETTINGS, content.encode())
             if not alone:
-                lock_file(folder._lock, wait=True, shared=True)
+                lock_file(folder._lock, block=True, shared=True)
         except BaseException:
             folder.close()
             raise
@@ -270,7 +270,7 @@ class SampleFolder:
     def join(cls, out: Path, count: int) -> SampleFolder:
         """The folder that another process of this run has begun."""
         folder = cls(out, count)
-        lock_file(folder._lock, wait=True, shared=True)
+        lock_file(folder._lock, block=True, shared=True)
         return folder
 
     def close(self) -> None:
@@ -349,7 +349,7 @@ class SampleFolder:
         with locked(self.path):
             # If this fails, it gives up the shared lock, so that the next process finds one holder
             # fewer.
-            alone = lock_file(self._lock, wait=False)
+            alone = lock_file(self._lock, block=False)
             lines = self._lines()
             if len(lines) != self.count:
                 return False

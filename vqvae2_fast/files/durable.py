@@ -158,7 +158,7 @@ def _new_part(path: Path) -> Iterator[tuple[Path, FileIO]]:
         file = part.open("xb", buffering=0)
         # Windows has no such locks, and some file systems have none: what is left there stays.
         with suppress(OSError, RuntimeError):
-            lock_file(file, wait=True)
+            lock_file(file, block=True)
         if _is_named(file, part):  # else another process removed it, unlocked, as a dead one's
             break
         file.close()
@@ -208,7 +208,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     while True:
         part = part_of(path)
         part.mkdir()
-        descriptor = _lock_folder(part, wait=True)
+        descriptor = _lock_folder(part, block=True)
         # If it does not exist, another process took it for that of a dead one before it was locked.
         if part.exists():
             break
@@ -234,13 +234,13 @@ def remove_folder(path: Path) -> None:
 def remove_dead_folders(parent: Path, pattern: str) -> None:
     """Removes unfinished folders of killed writers; none where folders cannot be locked."""
     for part in parent.glob(pattern):
-        descriptor = _lock_folder(part, wait=False)
+        descriptor = _lock_folder(part, block=False)
         if descriptor is not None:
             shutil.rmtree(part, ignore_errors=True)
             os.close(descriptor)
 
 
-def _lock_folder(folder: Path, *, wait: bool) -> int | None:
+def _lock_folder(folder: Path, *, block: bool) -> int | None:
     """A descriptor that locks a folder until it is closed; None if that is not possible."""
     if sys.platform == "win32":
         return None
@@ -251,7 +251,7 @@ def _lock_folder(folder: Path, *, wait: bool) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
     except OSError:  # another process holds it, or the file system cannot lock folders
         os.close(descriptor)
         return None
@@ -273,7 +273,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     while True:
         with open_untrusted(folder / _LOCK, "ab") as file:
-            lock_file(file, wait=True)
+            lock_file(file, block=True)
             # If somebody removed the file in the meantime, its lock keeps nobody out.
             if not _is_named(file, folder / _LOCK):
                 continue
@@ -296,7 +296,7 @@ def create_part(folder: Path, name: str) -> tuple[FileIO, Path]:
     """
     part = part_of(folder / name)
     file = part.open("xb", buffering=0)
-    lock_file(file, wait=True)
+    lock_file(file, block=True)
     return file, part
 
 
@@ -312,12 +312,12 @@ def remove_dead_parts(folder: Path, pattern: str = ".*.part") -> None:
         except (OSError, ValueError):  # gone by now, or not ours: a link, a folder
             continue
         with file, suppress(OSError):
-            if lock_file(file, wait=False):
+            if lock_file(file, block=False):
                 part.unlink(missing_ok=True)
 
 
-def lock_file(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
-    """Locks a file until it is closed. Returns whether it did, which with `wait` is always true.
+def lock_file(file: IO[bytes], *, block: bool, shared: bool = False) -> bool:
+    """Locks a file until it is closed. Returns whether it did, which with `block` is always true.
 
     Raises:
         RuntimeError: On Windows, which has no such locks.
@@ -328,7 +328,7 @@ def lock_file(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
 
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, kind | (0 if block else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True

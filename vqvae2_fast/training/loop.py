@@ -198,7 +198,7 @@ def train(
                 log.sync()
                 run.save(folder, class_names)
             if folder:
-                run.finish_save(folder, wait=last or bool(stopped))
+                run.finish_save(folder, block=last or bool(stopped))
             task.update(done, log.status(stage.headline))
             if folder and stopped:
                 ranks.wait()  # whoever ends first may take the others down
@@ -213,7 +213,7 @@ def train(
             if folder:
                 log.sync()
                 run.save(folder, class_names)
-                run.finish_save(folder, wait=True)
+                run.finish_save(folder, block=True)
 
     if run.average is not None:
         model.load_state_dict(run.average.weights, strict=False)
@@ -318,7 +318,7 @@ def _diverged(
     stage: Stage, step: int, loss: float, norm: float, run: TrainingRun, out: Path | None
 ) -> DivergedError:
     if out is not None:
-        run.finish_save(out, wait=True)
+        run.finish_save(out, block=True)
     kept, config = latest(out) if out else None, run.config
     return DivergedError(
         f"{stage.name}: step {step + 1} gave loss {loss:g} and gradient norm {norm:g}; expected "

@@ -77,8 +77,8 @@ class Preset:
     def scaled(self, share: float) -> Preset:
         """The same preset with this share of the steps of its trainings; codebooks that wait begin
         at the same part of a shorter training, and no later in a longer one."""
-        wait = round(self.vqvae.quantize_after * min(share, 1.0))
-        vqvae = replace(self.vqvae, quantize_after=wait)
+        quantize_after = round(self.vqvae.quantize_after * min(share, 1.0))
+        vqvae = replace(self.vqvae, quantize_after=quantize_after)
         return replace(self, vqvae=vqvae, training=self.training.scaled(share))
 
     def with_classes(self, num_classes: int) -> Preset:

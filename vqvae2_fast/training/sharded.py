@@ -69,11 +69,11 @@ class ShardedSave:
         except (OSError, SafetensorError) as error:
             self._written = str(error)
 
-    def finish(self, *, wait: bool) -> bool:
+    def finish(self, *, block: bool) -> bool:
         """Give the checkpoint its name if all shards are written; all processes call this.
 
         Args:
-            wait: Until they are written.
+            block: Until they are written.
 
         Returns:
             Whether it has its name.
@@ -82,7 +82,7 @@ class ShardedSave:
             OSError: A process could not write its shard, or the first not the rest. Nothing is left
                 of the checkpoint.
         """
-        if wait:
+        if block:
             self._thread.join()
         if self._ranks.max_over_ranks(int(self._thread.is_alive())):
             return False

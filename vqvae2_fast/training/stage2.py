@@ -55,7 +55,7 @@ def prior_config(
     Args:
         groups: Groups of the codes' classes are the classes of the prior.
         parts: The codes' classes are parts of classes, those of the prior, which hide them.
-        variants: The prior is told how an image was changed, see `variants_of`.
+        variants: The prior gets how an image was changed as a label, see `variants_of`.
 
     Raises:
         ValueError: For parts, classes with different numbers of them, or only one class. For
@@ -64,14 +64,14 @@ def prior_config(
     """
     sizes = codes.level_sizes
     names: Sequence[str] = codes.class_names if conditional else ()
-    told = {"groups": groups, "parts": parts, "variants": variants}
-    if any(told.values()) and not names:
-        what = next(name for name in told if told[name])
+    needing_classes = {"groups": groups, "parts": parts, "variants": variants}
+    if any(needing_classes.values()) and not names:
+        what = next(name for name, asked in needing_classes.items() if asked)
         raise ValueError(
-            f"{what}: expected codes with classes, which the prior is told, got none; make some "
+            f"{what}: expected codes with classes, got none; make some "
             "with `vqvae2-fast extract --subclasses N`."
             if conditional
-            else f"{what}: expected a prior that is told classes, got an unconditional one; leave "
+            else f"{what}: expected a class-conditional prior, got an unconditional one; leave "
             "one of the two out."
         )
     known = {field.name for field in fields(config)}
@@ -161,10 +161,10 @@ def prior_stage(
     held_out_labels_of = labels_of_prior(held_out.class_names, classes, parts)
     seen = balanced(train_set, class_balance)
     records: CodeSource = seen
-    told_as = labels_of
+    label_numbers = labels_of
     if prior.config.num_variants:
-        records = _told_of_variants(seen, prior.config, labels_of)
-        told_as = torch.arange(prior.config.num_labels, device="cpu")
+        records = _labelled_by_variant(seen, prior.config, labels_of)
+        label_numbers = torch.arange(prior.config.num_labels, device="cpu")
 
     def loss(
         model: nn.Module, batch: tuple[list[Tensor], Tensor]
@@ -172,7 +172,7 @@ def prior_stage(
         device = device_of(model)
         maps, labels = batch[0], None
         if prior.config.num_classes:
-            labels = told_as[batch[1]].to(device)
+            labels = label_numbers[batch[1]].to(device)
             labels = _dropped(labels, prior.config, label_dropout, subclass_dropout)
         condition = [codes.to(device) for codes in maps[:level]]
         nats = model(maps[level].to(device), condition or None, labels, as_loss=True)
@@ -261,7 +261,9 @@ class _LabelledCodes:
         return self.codes.batch(indices)[0], self.labels[indices]
 
 
-def _told_of_variants(codes: CodeStore, config: PriorConfig, labels_of: Tensor) -> _LabelledCodes:
+def _labelled_by_variant(
+    codes: CodeStore, config: PriorConfig, labels_of: Tensor
+) -> _LabelledCodes:
     """Records with the labels that the prior is told: of changed images the kind and the class.
 
     Args:
@@ -277,8 +279,8 @@ def _told_of_variants(codes: CodeStore, config: PriorConfig, labels_of: Tensor) 
             f"{int(variants.max())} in {codes.folder}."
         )
     labels = labels_of[codes.labels]
-    told = config.label_layout.of_variant(labels, variants)
-    return _LabelledCodes(codes, torch.where(variants > 0, told, labels))
+    of_variants = config.label_layout.of_variant(labels, variants)
+    return _LabelledCodes(codes, torch.where(variants > 0, of_variants, labels))
 
 
 def balanced(codes: CodeStore, power: float) -> CodeStore:

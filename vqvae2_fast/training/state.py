@@ -86,7 +86,7 @@ class TrainingRun:
 
         That of a sharded model is written beside the next steps, until `finish_save`.
         """
-        self.finish_save(run, wait=True)
+        self.finish_save(run, block=True)
         path, average = step_folder(run, self.step), self.average.weights if self.average else None
         moments = {
             f"{name}.{key}": value
@@ -124,9 +124,9 @@ class TrainingRun:
             )
             self.tidy(run)
 
-    def finish_save(self, run: Path, *, wait: bool) -> None:
-        """Complete the checkpoint that is being written, if it is ready or `wait` says so."""
-        if self._saving is not None and self._saving.finish(wait=wait):
+    def finish_save(self, run: Path, *, block: bool) -> None:
+        """Complete the checkpoint that is being written, if it is ready or `block` says so."""
+        if self._saving is not None and self._saving.finish(block=block):
             self._saving = None
             if self.ranks.rank == 0:
                 self.tidy(run)

@@ -165,10 +165,10 @@ def test_a_changed_image_that_shows_no_class_shows_how_it_was_changed(tmp_path):
 def test_a_prior_without_classes_is_told_nothing_of_them(tmp_path, told):
     codes = [torch.zeros(4, 2, 2, dtype=torch.int64)]
     store = CodeSet(codes, 8, torch.full((4,), -1)).write(tmp_path / "none")
-    with pytest.raises(ValueError, match=f"{told}: expected codes with classes, which the prior"):
+    with pytest.raises(ValueError, match=f"{told}: expected codes with classes, got none"):
         prior_config(SMALL_PRIOR, store, 0, **{told: True})
     named = CodeSet(codes, 8, torch.arange(4) % 2, ("a", "b")).write(tmp_path / "named")
-    with pytest.raises(ValueError, match=f"{told}: expected a prior that is told classes, got an"):
+    with pytest.raises(ValueError, match=f"{told}: expected a class-conditional prior, got an"):
         prior_config(SMALL_PRIOR, named, 0, conditional=False, **{told: True})
 
 

@@ -21,7 +21,6 @@ __all__ = [
     "check_same_device",
     "check_seed",
     "check_tensor",
-    "check_tensors",
     "checked_integer",
     "checked_integers",
     "described",
@@ -137,34 +136,22 @@ def given(name: str, value: object) -> str:
     return f"{kind}: pass torch.tensor({name})"
 
 
-def _not_a_tensor(name: str, value: object) -> TypeError:
-    return TypeError(f"expected {name} to be a tensor, got {given(name, value)}.")
-
-
 def check_tensor(name: str, value: object) -> None:
     """Raise TypeError for an argument of an operator or a function that is not a tensor."""
     if not isinstance(value, Tensor):
-        raise _not_a_tensor(name, value)
-
-
-def check_tensors(**values: object) -> None:
-    """`check_tensor` of several; keywords are the arguments' names."""
-    for name, value in values.items():
-        check_tensor(name, value)
+        raise TypeError(f"expected {name} to be a tensor, got {given(name, value)}.")
 
 
 def check_floating(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise _not_a_tensor(name, tensor)
+        check_tensor(name, tensor)
         if not tensor.is_floating_point():
             raise TypeError(f"expected {name} of a floating dtype, got {described(tensor)}.")
 
 
 def check_int64(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise _not_a_tensor(name, tensor)
+        check_tensor(name, tensor)
         if tensor.dtype != torch.int64:
             raise TypeError(f"expected {name} int64, got {described(tensor)}.")
 

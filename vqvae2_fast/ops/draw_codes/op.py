@@ -183,7 +183,7 @@ DRAW_CODES = register(
 def check_rule(
     temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float
 ) -> None:
-    """Raise ValueError, in the name of `op`, for a value that is out of range or not a number.
+    """Raise ValueError for a value that is out of range or not a number.
 
     The bounds keep all scores finite in float32, for logits up to 1e6: beyond them the result would
     depend on how an engine rounds and orders its steps.

@@ -12,7 +12,7 @@ from vqvae2_fast.ops._checks import (
     check_floating,
     check_number,
     check_same_device,
-    check_tensors,
+    check_tensor,
     described,
     other_dtype,
 )
@@ -98,7 +98,7 @@ def ema_update_(
         No gradient flows, and codebooks that are parameters are written too.
     """
     written = {"cluster_size": cluster_size, "embed_avg": embed_avg, "codebook": codebook}
-    check_tensors(counts=counts)
+    check_tensor("counts", counts)
     check_floating(sums=sums, **written)
     if codebook.dim() != 2 or codebook.shape[0] == 0:
         raise ValueError(f"expected codebook [K, D] with K >= 1, got {described(codebook)}.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from vqvae2_fast.ops._checks import (
     KERNEL_DTYPES,
     check_codebook,
-    check_tensors,
+    check_floating,
     checked_integer,
     described,
     other_dtype,
@@ -188,7 +188,7 @@ RESIDUAL_NEAREST_CODE = register(
 
 def check_codebooks(z: Tensor, codebooks: Tensor) -> None:
     """z `[..., D]` against codebooks `[Q, K, D]`, Q, K and D at least 1."""
-    check_tensors(z=z, codebooks=codebooks)
+    check_floating(z=z, codebooks=codebooks)
     if codebooks.dim() != 3 or 0 in codebooks.shape:
         raise ValueError(
             f"expected codebooks [Q, K, D] with Q, K, D >= 1, got {described(codebooks)}."

@@ -13,7 +13,6 @@ from vqvae2_fast.ops._checks import (
     KERNEL_DTYPES,
     check_codebook,
     check_floating,
-    check_tensors,
     fits_codebook,
     other_dtype,
 )
@@ -257,7 +256,7 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     # The condition repeats the check because a Python call costs more.
     if not (isinstance(z, Tensor) and isinstance(codebook, Tensor)):
-        check_tensors(z=z, codebook=codebook)
+        check_floating(z=z, codebook=codebook)
     if codebook.requires_grad:
         codebook = codebook.detach()
     if not fits_codebook(z, codebook):

@@ -1,4 +1,4 @@
-"""What is special to `code_statistics` and `ema_update_`: threads, large codes, versions."""
+"""What is special to `code_statistics` and `ema_update_`: threads, large codes, versions, modes."""
 
 from __future__ import annotations
 
@@ -70,3 +70,12 @@ def test_averages_changed_in_place_are_known_to_autograd():
     ops.ema_update_(torch.ones(3), torch.ones(3, 2), cluster_size, embed_avg, codebook)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
+
+
+def test_tensors_of_inference_mode_change_only_there():
+    counts, sums = torch.ones(9), torch.randn(9, 6)
+    with torch.inference_mode():
+        averages = torch.ones(9), torch.randn(9, 6), torch.randn(9, 6)
+        ops.ema_update_(counts, sums, *averages)
+    with pytest.raises(RuntimeError, match="cluster_size to be an ordinary tensor"):
+        ops.ema_update_(counts, sums, *averages)

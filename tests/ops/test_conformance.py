@@ -246,7 +246,24 @@ def can_be_checked(operator, case):
     return not case.has_nan and (has_none or is_taken(operator, case))
 
 
-CHECKED = [parameter for parameter in CASES if can_be_checked(*parameter.values)]
+def form(value):
+    """What a compiler sees of an argument: not the values of a tensor, nor sizes other than 0."""
+    if isinstance(value, Tensor):
+        strided = value.stride() != value.contiguous().stride()
+        return value.dtype, value.dim(), 0 in value.shape, strided
+    return value if isinstance(value, (bool, str, int)) else (type(value), value in (0.0, 1.0))
+
+
+def of_different_forms(parameters):
+    """The first case of each form that an operator's arguments have."""
+    found = {}
+    for parameter in parameters:
+        operator, case = parameter.values
+        found.setdefault((operator.name, *map(form, make(case))), parameter)
+    return list(found.values())
+
+
+CHECKED = of_different_forms(p for p in CASES if can_be_checked(*p.values))
 # Tracing with sizes left open takes a fifth of a second a case: opcheck does so for one of each
 # operator. The others are traced at their sizes, with their gradients, by `compiled`.
 TRACED = {parameter.values[0].name: parameter.values[1] for parameter in reversed(CHECKED)}
@@ -275,7 +292,7 @@ WITH_GRADIENTS = [parameter for parameter in CHECKED if parameter.values[1].grad
 # One case of each operator is also compiled as it is where no gradient is wanted.
 WITHOUT = [
     parameter
-    for parameter in CASES
+    for parameter in of_different_forms(CASES)
     if parameter not in WITH_GRADIENTS or TRACED[parameter.values[0].name] is parameter.values[1]
 ]
 

@@ -242,7 +242,6 @@ void define_sampler(py::module_& m) {
       .def("pack", &pack, py::kw_only(), py::arg("format"), py::arg("weights"), py::arg("factors"),
            py::arg("output_stride"), py::arg("outputs"), py::arg("inputs"), py::arg("taps"),
            py::arg("input_scales"), py::arg("scales"), py::arg("blocks"), py::arg("threads"))
-      .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)
       .def("schedule", &schedule_of, py::arg("rows"))
       .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))
       .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),

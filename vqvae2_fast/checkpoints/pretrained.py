@@ -48,7 +48,8 @@ def pretrained_folder(name: str) -> Path:
     if name not in pretrained_names():
         raise ValueError(
             f"the package has no weights of {name!r}; it has those of "
-            f"{', '.join(pretrained_names()) or 'none'}.{did_you_mean(str(name), pretrained_names())} "
+            f"{', '.join(pretrained_names()) or 'none'}."
+            f"{did_you_mean(str(name), pretrained_names())} "
             "The other presets, which `vqvae2-fast info --presets` lists, have to be trained: "
             "`vqvae2-fast train-vqvae --preset NAME`."
         )

@@ -245,7 +245,7 @@ def test_codes_that_are_no_tensors_are_refused(pipeline: Pipeline, codes, got: s
 def test_a_model_in_the_place_of_the_pipeline_is_no_encoder(
     pipeline: Pipeline, function: str
 ) -> None:
-    with pytest.raises(TypeError, match=f"{function}: expected a Pipeline, got a VQVAE2: make one"):
+    with pytest.raises(TypeError, match="expected a Pipeline, got a VQVAE2: make one"):
         list(getattr(codec, function)(pipeline.vqvae, []))
 
 
@@ -254,5 +254,5 @@ def test_a_model_in_the_place_of_the_pipeline_is_no_decoder(
     pipeline: Pipeline, function: str
 ) -> None:
     data = codec.encode_codes(pipeline, some_codes(pipeline, 1)[0])
-    with pytest.raises(TypeError, match=f"{function}: expected a Pipeline, got a VQVAE2: make one"):
+    with pytest.raises(TypeError, match="expected a Pipeline, got a VQVAE2: make one"):
         getattr(codec, function)(pipeline.vqvae, data)

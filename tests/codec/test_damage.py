@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from dataclasses import replace
@@ -236,9 +237,6 @@ def test_no_damage_does_more_than_raise(data: st.DataObject) -> None:
         crc = zlib.crc32(damaged[position : position + size])
         struct.pack_into("<I", damaged, 36 + 8 * level, crc)
         position += size
-    try:
+    with contextlib.suppress(ValueError):
         maps = codec.decode_codes(PIPELINE, bytes(damaged))
-    except ValueError as error:
-        assert str(error).startswith("")
-    else:
         assert all(((level >= 0) & (level < 13)).all() for level in maps)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.compare import simd_level, simd_levels
 from helpers.models import ODD_SIZES, prior_inputs, tiny_prior
+from helpers.plan_network import plan_logits
 
 from vqvae2_fast import load, save
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -18,7 +19,6 @@ from vqvae2_fast.sampling import (
     score_codes,
     teacher_forced_logits,
 )
-from vqvae2_fast.sampling.plan_network import plan_logits
 from vqvae2_fast.sampling.quantized import InputRanges, quantized, quantized_inputs
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings

@@ -347,8 +347,8 @@ def load_training(
             weight = weights.get(owner)
             fits = weight is not None and shape == (() if key == "step" else tuple(weight.shape))
             if not fits or kind != "F32":
-                where = part_path(folder, "optimizer")
-                raise ValueError(f"{where}: {short(name)} fits no weight of the model.")
+                path = part_path(folder, "optimizer")
+                raise ValueError(f"{path}: {short(name)} fits no weight of the model.")
         return TrainingState(
             model=model,
             average=average,
@@ -367,19 +367,19 @@ def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _state(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
-    state, where = read_json(path), str(path)
+    state = read_json(path)
     step = state.get("step")
     if type(step) is not int or step < 0:
-        raise ValueError(f"{where}: expected step to be an integer >= 0, got {short(repr(step))}.")
+        raise ValueError(f"{path}: expected step to be an integer >= 0, got {short(repr(step))}.")
     for name in ("train", "metrics", "identity"):
         # Older versions had no identity.
         if not isinstance(state.get(name, {} if name == "identity" else None), dict):
-            raise ValueError(f"{where}: expected {name} to be an object.")
+            raise ValueError(f"{path}: expected {name} to be an object.")
     numbers = {f"train.{name}": state["train"].get(name, 1) for name in _COUNTS}
     for name, value in (numbers | {"global_batch": state.get("global_batch", 1)}).items():
         if type(value) is not int or value < 1:
             raise ValueError(
-                f"{where}: expected {name} to be an integer >= 1, got {short(repr(value))}."
+                f"{path}: expected {name} to be an integer >= 1, got {short(repr(value))}."
             )
     return state
 

@@ -215,7 +215,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     check_replaceable(path)
     path = path.resolve() if path.is_symlink() else path
-    with explained(f"save: cannot write {path}", "What was saved before is unchanged"):
+    with explained(f"cannot write {path}", "What was saved before is unchanged"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_folder(path) as folder:
             yield folder

@@ -135,7 +135,7 @@ def write_config(
         "config": asdict(model.config),
         "dtype": dtype_name(dtype),
     }
-    _check_names("save", class_names, header["config"])
+    _check_names("", class_names, header["config"])
     if class_names:
         header["class_names"] = list(class_names)
     vqvae_hash = vqvae_hash or getattr(model, "vqvae_hash", "")
@@ -190,7 +190,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     names = header.setdefault("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{folder}: expected class_names to be a list of names.")
-    _check_names(f"load: {folder}", names, header["config"])
+    _check_names(f"{folder}: ", names, header["config"])
     if not isinstance(header.get("vqvae_hash", ""), str):
         raise ValueError(f"{folder}: expected vqvae_hash to be a string in config.json.")
     if not isinstance(header.setdefault("recommended", {}), dict):
@@ -208,12 +208,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return header
 
 
-def _check_names(where: str, names: Sequence[str], config: Mapping[str, Any]) -> None:
+def _check_names(source: str, names: Sequence[str], config: Mapping[str, Any]) -> None:
     check_class_names(names)
     classes = config.get("num_classes", 0)
     if names and classes and len(names) != classes:
         raise ValueError(
-            f"{where}: expected class_names to name each of the {short(classes)} classes, got "
+            f"{source}expected class_names to name each of the {short(classes)} classes, got "
             f"{len(names)} names."
         )
 

@@ -94,13 +94,13 @@ def _check_listed(folder: Path, names: Collection[str]) -> None:
             )
 
 
-def _difference(path: Path, entry: object, where: str) -> str:
+def _difference(path: Path, entry: object, source: str) -> str:
     """How a file differs from its entry in a list of checksums; "" if it does not."""
     for key in ("bytes", "crc32"):
         value = check_regular_file(path) if key == "bytes" else _crc32(path)
         expected = _number(entry, key)
         if value != expected:
-            return f"{key} is {value}, {where} says {expected}"
+            return f"{key} is {value}, {source} says {expected}"
     return ""
 
 

@@ -9,7 +9,6 @@ payload begins with them, int16 each. A file is any number of segments.
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from contextlib import contextmanager
@@ -50,8 +49,6 @@ _LEVEL = struct.Struct("<II")  # bytes of the payload, its CRC-32
 _CHECK = struct.Struct("<H")  # the end of a header
 _LABELS_PER_IMAGE, _MARGINS = 1, 2
 _CHUNK = 2**20  # bytes read at a time
-# The function in an error about a file, whose name takes its place.
-_SPEAKER = re.compile(r"^(describe|decode_codes|decode_images): ")
 
 
 @dataclass(frozen=True)
@@ -233,7 +230,7 @@ def begins_as_compressed(path: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def open_compressed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A `.vq2` file opened for reading; errors about it name the file, not the function."""
+    """A `.vq2` file opened for reading; errors about it name the file."""
     try:
         opened = open_untrusted(path)
     except FileNotFoundError as error:
@@ -243,7 +240,7 @@ def open_compressed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         try:
             yield file
         except ValueError as error:
-            raise ValueError(f"{printable(path)}: {_SPEAKER.sub('', str(error))}") from error
+            raise ValueError(f"{printable(path)}: {error}") from error
 
 
 def describe(data: bytes | IO[bytes], *, max_images: int | None = None) -> Description:

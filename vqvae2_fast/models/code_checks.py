@@ -1,8 +1,4 @@
-"""Checks of codes, coarser maps, labels, priors and images.
-
-Every message starts with `where`, the function or model that was called, and then names the
-argument, what was expected and what was given.
-"""
+"""Checks of codes, coarser maps, labels, priors and images."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ class Prior(nn.Module):
         super().__init__()
         if not isinstance(config, PriorConfig):
             raise TypeError(
-                f"{type(self).__name__}: expected the configuration of a prior, such as "
-                f'`preset("emoji32").priors[0]`, got {type(config).__name__}.'
+                'expected the configuration of a prior, such as `preset("emoji32").priors[0]`, '
+                f"got {type(config).__name__}."
             )
         self.config = config
 
@@ -176,12 +176,12 @@ class Prior(nn.Module):
         return nats
 
     def _check(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> None:
-        where, config, batch = type(self).__name__, self.config, codes.shape[0]
+        config, batch = self.config, codes.shape[0]
         height, width = config.size
         check_int64("codes", codes)
         if codes.dim() != 3 or codes.shape[2] != width or not 1 <= codes.shape[1] <= height:
             raise ValueError(
-                f"{where}: expected codes [B, 1..{height}, {width}] (the first rows of a map of "
+                f"expected codes [B, 1..{height}, {width}] (the first rows of a map of "
                 f"{height}×{width}), got {list(codes.shape)}."
             )
         check_range("codes", codes, 0, config.num_embeddings)

@@ -87,7 +87,7 @@ class VQVAE2(nn.Module):
         super().__init__()
         if not isinstance(config, VQVAE2Config):
             raise TypeError(
-                f'VQVAE2: expected a VQVAE2Config, such as `preset("emoji32").vqvae`, got '
+                f'expected a VQVAE2Config, such as `preset("emoji32").vqvae`, got '
                 f"{type(config).__name__}."
             )
         self.config = config

@@ -73,7 +73,6 @@ def draw_batch(
 
     Args:
         settings: One per level, coarse to fine, see `level_settings`.
-        where: The function that was called, for messages.
         labels, known, progress: As in `sample_images`, with its errors.
         candidates: As in `fill`; None draws once.
     """
@@ -139,15 +138,12 @@ def stream_images(
     """
     if count < 0 or batch_size < 1:
         raise ValueError(f"expected count >= 0 and batch_size >= 1, got {count} and {batch_size}.")
-    where = "stream_images"
     num_levels = num_levels_of(pipeline)
     check_known(known, num_levels)
     numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
     for name, rows in (("labels", numbers), *(("known", maps) for maps in known or ())):
         if rows is not None and len(rows) != count:
-            raise ValueError(
-                f"{where}: expected {name} of {count} rows, one per sample, got {len(rows)}."
-            )
+            raise ValueError(f"expected {name} of {count} rows, one per sample, got {len(rows)}.")
     of_levels = level_settings(num_levels, **settings)
 
     def batches() -> Iterator[SampleBatch]:

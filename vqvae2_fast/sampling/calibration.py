@@ -15,10 +15,13 @@ from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import check_tensor, type_in_words
-from vqvae2_fast.sampling.plan_network import plan_logits
+from vqvae2_fast.sampling.engines.eager import draw_eager
+from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import checked_interface, made_from
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs
+from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.sampler import check_codes, checked_context
+from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -161,10 +164,9 @@ def _show_inputs(
     plan: SamplingPlan, batches: list[_Batch], see: Callable[[_Matrix, Tensor], None]
 ) -> None:
     """Calls see(matrix, x) with the inputs `[..., taps, inputs]` of each product."""
-
-    def multiply(name: str, n: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        see((name, n), x)
-        return x.flatten(-2) @ weight + bias
-
     for codes, maps, labels in batches:
-        plan_logits(plan, codes, maps, labels, multiply, exact=False)
+        noise = DrawNoise(len(codes), plan.size[1], plan.num_embeddings, plan.device)
+        request = DrawRequest(
+            len(codes), maps, labels, codes, noise=noise, settings=DrawSettings(temperature=0.0)
+        )
+        draw_eager(plan, request, lambda name, n, x: see((name, n), x))

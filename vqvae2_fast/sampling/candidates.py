@@ -60,7 +60,7 @@ def draw_candidates(
     Args:
         candidates: m, at least 1.
         known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
-        where, condition, labels, first_sample, stream, progress: As in `draw`. `progress` counts
+        condition, labels, first_sample, stream, progress: As in `draw`. `progress` counts
             the rows of all batches of candidates.
 
     Returns:

@@ -78,9 +78,9 @@ def painted(path: Path, candidates: int, config: VQVAE2Config) -> Hole:
     """
     if candidates < 1:
         raise ValueError(f"candidates: expected 1 or more, got {candidates}.")
-    where = f"mask: {printable(path)}"
+    source = f"mask: {printable(path)}"
     with _opened_mask(path) as file:
-        mask = decode_whole_image(file, where, channels=1, convert_channels=True) >= 128
+        mask = decode_whole_image(file, source, channels=1, convert_channels=True) >= 128
     height, width = config.image_size
     scale = min(mask.shape[1] / height, mask.shape[2] / width)
     top, left = (
@@ -91,7 +91,7 @@ def painted(path: Path, candidates: int, config: VQVAE2Config) -> Hole:
     pixels = F.adaptive_max_pool2d(inner.float(), (height, width))[0] > 0
     if not pixels.any():
         raise ValueError(
-            f"{where}: expected white or transparent pixels where to draw, but there are none."
+            f"{source}: expected white or transparent pixels where to draw, but there are none."
         )
     codes = [level[0] for level in masks_of_levels(config, pixels, 1)]
     digest = hashlib.sha256(mask.numpy().tobytes()).hexdigest()

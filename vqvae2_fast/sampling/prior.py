@@ -112,7 +112,7 @@ def interface_of(prior: object) -> PriorInterface:
 
 
 def checked_interface(prior: object) -> PriorInterface:
-    """`interface_of`, with an error in the name of `where`."""
+    """`interface_of`, which refuses a type that no function is registered for."""
     original = without_compiler(prior)
     if interface_of.dispatch(type(original)) is interface_of.dispatch(object):
         raise _unknown(original)

@@ -167,7 +167,7 @@ def draw(
     on_row: Callable[[int, Tensor], None] | None = None,
 ) -> Drawn:
     """`sample_codes` with its settings as one object, `rows` of `DrawNoise`, and `on_row` of
-    `DrawRequest`; `where` is the function that was called, for messages."""
+    `DrawRequest`."""
     interface, device = checked_interface(prior), device_of(prior)
     check_not_capturing(device)
     batch_size = checked_integer("batch_size", batch_size, 1, 2**32)

@@ -5,17 +5,13 @@ whole row. Pixel phase, W times: the current taps, the pointwise layers, one row
 Everything that does not depend on the codes of this map is computed once.
 
 Buffers are allocated at the start. The pixel phase of a row, including the draws, is one list of
-calls on these buffers, the same in every row. On CUDA it is captured once, replayed in every row,
-and kept with the plan for the next draws of its kind. For this its shapes may not depend on the
-row, so on a GPU attention reads the whole map; on a CPU it stops at the end of the row.
+calls on these buffers, the same in every row.
 
 Sizes: B samples; N = B, or 2B under guidance (rows with the class, then rows without).
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +22,6 @@ from vqvae2_fast.ops.code_conv2d.op import gather_columns, with_outside
 from vqvae2_fast.ops.draw_codes.op import DrawScratch
 from vqvae2_fast.sampling.bounds import check_logits, outside
 from vqvae2_fast.sampling.condition import condition_features
-from vqvae2_fast.sampling.engines.eager_capture import captured
 from vqvae2_fast.sampling.engines.eager_layers import (
     AttentionCache,
     CausalLayers,
@@ -35,101 +30,34 @@ from vqvae2_fast.sampling.engines.eager_layers import (
     elu,
     linear,
 )
-from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, beyond, log_prob_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vqvae2_fast.sampling.engines.eager_layers import Step
     from vqvae2_fast.sampling.plan import SamplingPlan, StemPlan
     from vqvae2_fast.sampling.request import DrawRequest
-    from vqvae2_fast.sampling.settings import DrawSettings
+
+    Inputs = Iterator[tuple[str, int, Tensor]]
 
 __all__ = ["draw_eager"]
 
-# The device types on which the pixel phase of a row is captured.
-CAPTURING_DEVICES = ("cuda",)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a row's steps depend on in addition to the plan; draws of one kind share a captured row.
-
-    Args:
-        batch_size: B, which sets the shapes.
-        rule: Settings whose numbers are constants of the steps.
-        keeps_known: Whether some codes are known.
-        surroundings: The settings by which PyTorch picks its kernels, and the CUDA stream, on which
-            draws with the same buffers follow one another.
-    """
-
-    batch_size: int
-    rule: DrawSettings
-    keeps_known: bool
-    surroundings: tuple[object, ...] = ()
-
-    @staticmethod
-    def of(request: DrawRequest, surroundings: tuple[object, ...] = ()) -> Kind:
-        known = request.known is not None
-        return Kind(request.batch_size, request.settings.rule(), known, surroundings)
-
-
-@dataclass(frozen=True)
-class _CapturedRow:
-    network: _Network
-    draw_row: Callable[[], None]
-
-
-# Each holds the memory of a draw, so a plan keeps only two: one for the batch size that is drawn
-# repeatedly, and one for a last, smaller batch.
-_captured_rows: Kept[SamplingPlan, _CapturedRow] = Kept(capacity=2)
-
 
 @torch.inference_mode()
-def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
-    if plan.device.type not in CAPTURING_DEVICES:
-        network = _Network(plan, Kind.of(request))
-        return _draw(network, network.draw_row, request)
-    on_card = plan.device.type == "cuda"
-    with torch.cuda.device(plan.device) if on_card else nullcontext():
-        return _draw_captured(plan, request)
+def draw_eager(
+    plan: SamplingPlan,
+    request: DrawRequest,
+    see: Callable[[str, int, Tensor], None] | None = None,
+) -> Drawn:
+    """Draw a map.
 
-
-def _draw_captured(plan: SamplingPlan, request: DrawRequest) -> Drawn:
-    """Draw on the current device with a captured row, new or from a draw of the same kind."""
-    kind = Kind.of(request, surroundings())
-
-    def capture() -> _CapturedRow:
-        # It gets a copy, because what is kept with the plan must not hold the plan.
-        network = _Network(replace(plan), kind)
-        network.start_map(request)
-        network.start_row(0)
-        return _CapturedRow(network, captured(network.draw_row))
-
-    row = _captured_rows.take(plan, kind, capture)
-    drawn = _draw(row.network, row.draw_row, request)
-    # It is not put back after an error, which may leave anything in the buffers.
-    _captured_rows.put_back(plan, kind, row)
-    return drawn
-
-
-def surroundings() -> tuple[object, ...]:
-    """The settings by which PyTorch picks the kernels of a step, and the current stream."""
-    matmul = torch.backends.cuda.matmul
-    return (
-        torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else None,
-        matmul.fp32_precision,
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-
-
-def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest) -> Drawn:
-    plan, batch = network.plan, request.batch_size
+    Args:
+        see: Called after each row with what the plan's matrices were given in it: the name of a
+            matrix, which of its kind it is, and `[..., taps, inputs]`.
+    """
+    network, batch = _Network(plan, request), request.batch_size
     height, width = plan.size
-    network.start_map(request)
     codes = torch.zeros(batch, height, width, dtype=torch.int64, device=plan.device)
     log_prob = torch.zeros(batch, height, width, dtype=torch.float32, device=plan.device)
     too_large = torch.zeros((), dtype=torch.bool, device=plan.device)
@@ -139,8 +67,11 @@ def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest)
         logits_map = torch.zeros(sizes, dtype=torch.float32, device=plan.device)
     for i in range(height):
         network.start_row(i)
-        draw_row()
+        network.draw_row()
         too_large |= network.outside(i)
+        if see is not None:
+            for name, n, x in network.inputs():
+                see(name, n, x)
         network.finish_row(i)
         codes[:, i] = network.codes.t()
         too_large |= beyond(network.logits, request.settings)
@@ -150,7 +81,6 @@ def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest)
         if logits_map is not None:
             logits_map[:, :, i] = raw.permute(1, 2, 0)
         request.row_done(codes, i + 1)
-    network.finish_map()
     check_logits(too_large, request.settings)
     return Drawn(codes, log_prob if request.want_log_prob else None, logits_map)
 
@@ -161,14 +91,16 @@ class _Network:
     logits: `[W, N, K]` of the row; codes: int64 `[W, B]` of the row.
     """
 
-    def __init__(self, plan: SamplingPlan, kind: Kind) -> None:
-        self.plan, self._kind = plan, kind
+    def __init__(self, plan: SamplingPlan, request: DrawRequest) -> None:
+        self.plan, self._request = plan, request
         height, width = plan.size
-        batch, groups = kind.batch_size, 2 if kind.rule.guided else 1
+        batch, groups = request.batch_size, 2 if request.settings.guided else 1
         rows, channels = batch * groups, plan.channels
-        new = plan.head.new_zeros
+        new, labels = plan.head.new_zeros, request.labels
+        if labels is not None and request.settings.guided:
+            labels = torch.cat([labels, torch.full_like(labels, plan.num_classes)])
         self.stem = _Stem(plan.stem, batch, plan.size)
-        self.layers = CausalLayers(plan.layers, plan.layers_per_block, rows, width)
+        self.layers = CausalLayers(plan.layers, plan.layers_per_block, rows, width, labels)
         self.positions = Positions(height * width, plan.head)
         self.attention: list[AttentionCache] = []
         if (attention := plan.attention) is not None:
@@ -188,9 +120,9 @@ class _Network:
         self._last, self._activated = new(rows, channels), new(width, rows, channels)
         self.logits = new(width, rows, plan.num_embeddings)
         self.codes = torch.zeros(width, batch, dtype=torch.int64, device=plan.device)
-        # Of the map that is being drawn.
-        self._request: DrawRequest | None = None
         self._features: Tensor | None = None  # [B, h, w, C_cond]
+        if plan.condition is not None:
+            self._features = condition_features(plan.condition, request.maps)
         self._condition: Tensor | None = None
         self._noise = torch.zeros(
             width, batch, plan.num_embeddings, dtype=torch.float32, device=plan.device
@@ -201,38 +133,14 @@ class _Network:
         self._scratch = DrawScratch.like(self._noise[0])
         self._steps = [self._column_steps(j, groups) for j in range(width)]
 
-    def start_map(self, request: DrawRequest) -> None:
-        """Begin another draw of the network's kind, with nothing left of the one before.
-
-        What is not reset here is overwritten before it is read.
-        """
-        plan, labels = self.plan, request.labels
-        if labels is not None and self._kind.rule.guided:
-            labels = torch.cat([labels, torch.full_like(labels, plan.num_classes)])
-        self._request = request
-        self.layers.start_map(labels)
-        self.positions.forget()
-        for attention in self.attention:
-            attention.forget()
-        if plan.condition is not None:
-            self._features = condition_features(plan.condition, request.maps)
-
-    def finish_map(self) -> None:
-        """Release what belongs to the draw."""
-        self._request = self._features = self._condition = None
-
     def start_row(self, i: int) -> None:
         request = self._request
-        assert request is not None, "no map was started"
         self.stem.start_row(i)
         self._start_condition(i)
         self.layers.start_row(self._condition)
-        width = self.plan.size[1]
-        self.positions.index.fill_(i * width)
-        if self.plan.device.type not in CAPTURING_DEVICES:
-            self.positions.reach = (i + 1) * width
-            for attention in self.attention:
-                attention.look_back()
+        self.positions.reach = (i + 1) * self.plan.size[1]
+        for attention in self.attention:
+            attention.look_back()
         self._noise.copy_(request.noise.row(i).transpose(0, 1))
         if request.known is not None:
             self._known.copy_(request.known[:, i].t())
@@ -261,9 +169,33 @@ class _Network:
         Called before `finish_row`. The features of the condition are NaN there already.
         """
         found = [self.layers.outside(), outside(self._activated), outside(self._to_merge)]
-        found += [layer.outside() for layer in self.output_layers]
-        found += [attention.outside(i) for attention in self.attention]
+        found += [outside(attention.keys_of_row(i)) for attention in self.attention]
+        layers = [part for a in self.attention for part in (a.key, a.query, a.out)]
+        for layer in (*layers, *self.output_layers):
+            found += map(outside, layer.inputs_of_row())
         return torch.stack(found).any()
+
+    def inputs(self) -> Inputs:
+        """What the plan's matrices were given in the row, for `see` of `draw_eager`, before
+        `finish_row`. Those of the condition are not among them."""
+
+        def pointwise(name: str, n: int, layer: PointwiseLayer) -> Inputs:
+            for part, x in zip(("first", "second"), layer.inputs_of_row(), strict=True):
+                yield f"{name}.{part}", n, x[..., None, :]
+
+        for n in range(self.plan.layers.num_layers):
+            yield "conv1", n, self.layers.conv1.taps(n)
+            yield "conv2", n, self.layers.conv2.taps(n)
+        for n, attention in enumerate(self.attention):
+            for name in ("key", "query", "out"):
+                yield from pointwise(f"attention.{name}", n, getattr(attention, name))
+            yield "attention.query_weight", n, attention.query_features[..., None, :]
+            yield "attention.key_value_weight", n, attention.key_features[..., None, :]
+        for n, x in enumerate(self._to_merge):
+            yield "merge", n, torch.cat([x, self._background], -1)[..., None, :]
+        for n, layer in enumerate(self.output_layers):
+            yield from pointwise("output", n, layer)
+        yield "head", 0, self._activated[..., None, :]
 
     def finish_row(self, i: int) -> None:
         self.stem.finish_row(i, self.codes)
@@ -305,15 +237,16 @@ class _Network:
 
     def _draw_steps(self, j: int) -> list[Step]:
         """From the logits of column j to its codes."""
-        rule, scratch = self._kind.rule, self._scratch
-        batch, logits, noise = self._kind.batch_size, self.logits[j], self._noise[j]
-        code = self._drawn if self._kind.keeps_known else self.codes[j]
+        settings, scratch = self._request.settings, self._scratch
+        batch, logits, noise = self._request.batch_size, self.logits[j], self._noise[j]
+        keeps_known = self._request.known is not None
+        code = self._drawn if keeps_known else self.codes[j]
 
         def draw() -> None:
-            without = logits[batch:].float() if rule.guided else None
-            rule.draw_into(code, logits[:batch].float(), noise, without, scratch)
+            without = logits[batch:].float() if settings.guided else None
+            settings.draw_into(code, logits[:batch].float(), noise, without, scratch)
 
-        if not self._kind.keeps_known:
+        if not keeps_known:
             return [draw]
         keep = partial(torch.where, self._is_known[j], self._known[j], code, out=self.codes[j])
         return [draw, keep]

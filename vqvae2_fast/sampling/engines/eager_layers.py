@@ -2,8 +2,7 @@
 
 A *step* is a call with all its arguments bound: a PyTorch operator that reads and writes views of
 fixed buffers. The steps of a column are made once and replayed in every row, which saves Python
-time. They can also be captured in a graph: none allocates, looks at a value or changes its shapes
-within a row.
+time.
 
 Sizes: n layers, N rows of the network's batch, W columns, C channels.
 """
@@ -88,10 +87,6 @@ class ConvCache:
         )
         self._gathered = new(self._windows.shape[1:])
 
-    def forget(self) -> None:
-        """Reset to the state before the first row."""
-        self.values.zero_()
-
     def start_row(self) -> None:
         """Row phase: bias and taps above, a matrix product per layer for the whole row."""
         matrix = self._gathered.flatten(2).flatten(0, 1)  # [N·W, A·columns·C_in]
@@ -113,6 +108,16 @@ class ConvCache:
         """Whether an input of row i is beyond the bound, before `finish_row`."""
         return outside(self.values[:, :, -1])
 
+    def taps(self, n: int) -> Tensor:
+        """`[N, W, taps, C_in]`: what layer n read in row i, before `finish_row`."""
+        width = self.outputs.shape[2]
+        current = [
+            self.values[n, :, -1, self.left + offset :][:, :width]
+            for offset in self.plan.current_offsets
+        ]
+        above = self._windows[n].flatten(2, 3)
+        return torch.cat([above, torch.stack(current, 2)], 2) if current else above
+
     def input_at(self, j: int) -> Tensor:
         """`[n, N, C_in]`: where the input at column j of row i is put."""
         return self.values[:, :, -1, self.left + j]
@@ -130,25 +135,28 @@ class ConvCache:
 class CausalLayers:
     """All causal gated layers of a prior, and what the condition and class add to their gates."""
 
-    def __init__(self, plan: GatedPlan, layers_per_block: int, batch: int, width: int) -> None:
+    def __init__(
+        self,
+        plan: GatedPlan,
+        layers_per_block: int,
+        batch: int,
+        width: int,
+        labels: Tensor | None,
+    ) -> None:
+        """labels: int64 `[N]` for a prior with classes."""
         self.plan, self.layers_per_block = plan, layers_per_block
         self.conv1 = ConvCache(plan.conv1, batch, width)
         self.conv2 = ConvCache(plan.conv2, batch, width)
         new = plan.conv1.bias.new_zeros
         self._of_class: Tensor | None = None
+        if plan.classes is not None:
+            assert labels is not None
+            self._of_class = plan.classes[:, labels][:, :, None]  # [n, N, 1, 2C]
         num_blocks = plan.num_layers // layers_per_block
         # The input of each block and what each layer adds to it, and the running sums of these.
         self._added = new(num_blocks, layers_per_block + 1, batch, plan.channels)
         self._sums = torch.zeros_like(self._added)
         self._inner = new(batch, plan.channels)
-
-    def start_map(self, labels: Tensor | None) -> None:
-        """labels: int64 `[N]` for a prior with classes."""
-        self.conv1.forget()
-        self.conv2.forget()
-        if self.plan.classes is not None:
-            assert labels is not None
-            self._of_class = self.plan.classes[:, labels][:, :, None]  # [n, N, 1, 2C]
 
     def start_row(self, condition: Tensor | None) -> None:
         """condition: `[n, B, w, 2C]` at its own width, for all N = groups·B rows of the batch."""
@@ -225,8 +233,8 @@ class CausalLayers:
 class PointwiseLayer:
     """Layer n of pointwise gated layers: `inputs` is filled by the caller, then `steps` run.
 
-    What its matrices are given is kept for all columns of a row, `[W, N, …]`, to be checked at the
-    row's end.
+    What its matrices are given is kept for all columns of a row, `[W, N, …]`, to be looked at at
+    its end.
     """
 
     def __init__(self, plan: GatedPlan, n: int, batch: int, width: int) -> None:
@@ -255,9 +263,9 @@ class PointwiseLayer:
             add(self.inputs[:, : self.channels], self._added, out=out),
         ]
 
-    def outside(self) -> Tensor:
-        """Whether an input of the row's matrices is beyond the bound."""
-        return outside(self._activated) | outside(self._inner)
+    def inputs_of_row(self) -> tuple[Tensor, Tensor]:
+        """What both matrices were given in the row: `[W, N, C (+ C_aux)]` and `[W, N, R]`."""
+        return self._activated, self._inner
 
 
 class Positions:
@@ -265,22 +273,17 @@ class Positions:
 
     Tensors hold the current position, so that the steps of a column are the same in every row:
     `index`, int64 `[1]`, and `bias`, `[1, 1, positions]`, which is 0 before that position and, from
-    there on, so low that no weight remains. Attention looks at the first `reach` positions; `reach`
-    is fixed within a row.
+    there on, so low that no weight remains. Attention looks at the first `reach` positions, up to
+    the end of the row.
     """
 
     def __init__(self, num_positions: int, like: Tensor) -> None:
         self.index = torch.zeros(1, dtype=torch.int64, device=like.device)
-        self.bias = like.new_empty(1, 1, num_positions)
+        # Half of the lowest value, so that no score added to it overflows.
+        lowest = torch.finfo(like.dtype).min / 2
+        self.bias = like.new_full((1, 1, num_positions), lowest)
         self._flat = self.bias.view(-1)
         self.reach = num_positions
-        self.forget()
-
-    def forget(self) -> None:
-        """No position has been seen."""
-        self.index.zero_()
-        # Half of the lowest value, so that no score added to it overflows.
-        self.bias.fill_(torch.finfo(self.bias.dtype).min / 2)
 
     def steps(self) -> list[Step]:
         """Move to the next position."""
@@ -306,8 +309,9 @@ class AttentionCache:
         scale = dim**-0.5
         self._query_weight = plan.query_weight[block] * scale, plan.query_bias[block] * scale
         self._key_value_weight = plan.key_value_weight[block], plan.key_value_bias[block]
-        self._key_features = new(batch, plan.key.channels)
-        self._query_features = new(batch, plan.query.channels)
+        # Kept for all columns of a row, as in `PointwiseLayer`.
+        self.key_features = new(width, batch, plan.key.channels)
+        self.query_features = new(width, batch, plan.query.channels)
         self._query = new(batch, channels)
         self._attended = new(batch, channels)
         self._key_value = new(batch, 2 * channels)
@@ -334,27 +338,20 @@ class AttentionCache:
             self._weights[..., :reach],
         )
 
-    def forget(self) -> None:
-        """No position has been seen."""
-        self._keys.zero_()
-        self._values.zero_()
-
-    def outside(self, i: int) -> Tensor:
-        """Whether an input of row i's matrices, or one of its keys, is beyond the bound."""
-        keys = self._keys[..., i * self._width : (i + 1) * self._width]
-        layers = [self.key, self.query, self.out]
-        return torch.stack([outside(keys), *(layer.outside() for layer in layers)]).any()
+    def keys_of_row(self, i: int) -> Tensor:
+        return self._keys[..., i * self._width : (i + 1) * self._width]
 
     def steps(self, j: int, x: Tensor, y: Tensor, background: Tensor, out: Tensor) -> list[Step]:
         """x, y: a block's input and its layers' output, `[N, C]`; background `[N, 2]`."""
         index = self._positions.index
+        key_features, query_features = self.key_features[j], self.query_features[j]
         return [
             partial(torch.cat, [x, y, background], 1, out=self.key.inputs),
-            *self.key.steps(j, out=self._key_features),
-            linear(self._key_features, *self._key_value_weight, out=self._key_value),
+            *self.key.steps(j, out=key_features),
+            linear(key_features, *self._key_value_weight, out=self._key_value),
             partial(torch.cat, [y, background], 1, out=self.query.inputs),
-            *self.query.steps(j, out=self._query_features),
-            linear(self._query_features, *self._query_weight, out=self._query),
+            *self.query.steps(j, out=query_features),
+            linear(query_features, *self._query_weight, out=self._query),
             self._attend,
             partial(self._keys.index_copy_, 3, index, self._key),
             partial(self._values.index_copy_, 2, index, self._value),

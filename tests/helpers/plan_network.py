@@ -1,9 +1,8 @@
 """The network of a sampling plan over whole code maps, in PyTorch.
 
-Its matrices are multiplied by a function that the caller gives: to measure the ranges of their
-inputs, or as engine `cpu_w8a8` does, of which this is the reference. Everything else is what
-`csrc/cpu/sampler` computes, in its order: sums in blocks of 128 and in 16 lanes, exp, ELU and
-sigmoid as in `math-inl.h`. A fused multiply-add is computed in float64 and rounded to float32.
+Its matrices are multiplied by a function that the caller gives, such as that of engine `cpu_w8a8`.
+Everything else is what `csrc/cpu/sampler` computes, in its order: sums in blocks of 128 and in 16
+lanes, exp, ELU and sigmoid as in `math-inl.h`. A fused multiply-add is computed in float64 and rounded to float32.
 Channels are not padded here; in the engine they are, with zeros.
 """
 
@@ -79,10 +78,8 @@ def _gate(gates: Tensor) -> Tensor:
     return values * _sigmoid(openings)
 
 
-def _product(x: Tensor, weight: Tensor, initial: Tensor, exact: bool = True) -> Tensor:
+def _product(x: Tensor, weight: Tensor, initial: Tensor) -> Tensor:
     """x `[..., inputs]` times float32 weight `[inputs, outputs]`, block by block."""
-    if not exact:
-        return initial + x @ weight
     out = initial.expand(*x.shape[:-1], weight.shape[-1])
     for begin in range(0, x.shape[-1], BLOCK):
         total = torch.zeros_like(out)
@@ -134,20 +131,15 @@ def _pointwise(
     return x + _gate(gates)
 
 
-def _attended(query: Tensor, keys: Tensor, values: Tensor, exact: bool) -> Tensor:
+def _attended(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Heads `[N, P, d]`, the query scaled; position p sees those before it, position 0 nothing."""
     count = query.shape[1]
     earlier = torch.ones(count, count, dtype=torch.bool, device=query.device).tril(-1)
-    if exact:
-        none = query.new_zeros(())
-        pairs = zip(query, keys, strict=True)
-        scores = torch.stack([_product(q, k.t(), none) for q, k in pairs])  # [N, P, P]
-    else:
-        scores = query @ keys.mT
+    none = query.new_zeros(())
+    pairs = zip(query, keys, strict=True)
+    scores = torch.stack([_product(q, k.t(), none) for q, k in pairs])  # [N, P, P]
     largest = scores.where(earlier > 0, -3.0e38).amax(-1, keepdim=True)
     weights = _exponential(scores - largest) * earlier
-    if not exact:
-        return weights @ values / weights.sum(-1, keepdim=True).clamp(min=1e-30)
     total = torch.zeros(*scores.shape[:2], LANES, dtype=torch.float32, device=query.device)
     for part in F.pad(weights, (0, -count % LANES)).unflatten(-1, (-1, LANES)).unbind(-2):
         total = total + part
@@ -170,7 +162,6 @@ def _attention(
     y: Tensor,
     background: Tensor,
     multiply: Multiply,
-    exact: bool,
 ) -> Tensor:
     kx = _pointwise("attention.key", n, plan.key, torch.cat([x, y, background], -1), multiply)
     qx = _pointwise("attention.query", n, plan.query, torch.cat([y, background], -1), multiply)
@@ -196,7 +187,7 @@ def _attention(
         for tensor in (query, *pair.chunk(2, -1))
     ]
     by_head = [tensor.transpose(1, 2).flatten(0, 1) for tensor in heads]  # [B·heads, P, d]
-    attended = _attended(by_head[0], by_head[1], by_head[2], exact)
+    attended = _attended(by_head[0], by_head[1], by_head[2])
     attended = attended.unflatten(0, (-1, plan.num_heads)).transpose(1, 2).flatten(2)
     auxiliary = _elu(attended.view(*y.shape[:3], width))
     return _pointwise("attention.out", n, plan.out, y, multiply, auxiliary)
@@ -206,7 +197,7 @@ def _padded(x: Tensor, dim: int) -> Tensor:
     return F.pad(x, [0, 0] * (-dim - 1) + [0, -x.shape[dim] % PANEL])
 
 
-def _features(plan: SamplingPlan, maps: Sequence[Tensor], exact: bool) -> Tensor:
+def _features(plan: SamplingPlan, maps: Sequence[Tensor]) -> Tensor:
     """The conditioning stack, `[B, h, w, C]`, in float32 as in engine `cpu`."""
     condition = plan.condition
     assert condition is not None
@@ -230,7 +221,7 @@ def _features(plan: SamplingPlan, maps: Sequence[Tensor], exact: bool) -> Tensor
                 # A row of taps is one product; its channels are padded.
                 taps = [_shifted(inputs, *offset) for offset in offsets[row * size :][:size]]
                 by_tap = _padded(weight[:, :, row].permute(2, 1, 0), -2).flatten(0, 1)
-                out = _product(torch.cat(taps, -1), by_tap, out, exact)
+                out = _product(torch.cat(taps, -1), by_tap, out)
             inner = out
         features = features + _gate(inner)
     return features
@@ -242,14 +233,8 @@ def plan_logits(
     maps: Sequence[Tensor],
     labels: Tensor | None,
     multiply: Multiply,
-    *,
-    exact: bool = True,
 ) -> Tensor:
-    """Logits float32 `[B, K, H, W]` of each position of codes int64 `[B, H, W]`.
-
-    Args:
-        exact: Keep the engine's order of sums; otherwise they are faster and nearly the same.
-    """
+    """Logits float32 `[B, K, H, W]` of each position of codes int64 `[B, H, W]`."""
     stem, layers = plan.stem, plan.layers
     x = stem.bias.expand(len(codes), -1, -1, -1)
     tables = [*zip(stem.above_offsets, stem.above, strict=True)]
@@ -259,7 +244,7 @@ def plan_logits(
     background = plan.background.expand(len(codes), -1, -1, -1)
     added = None
     if plan.condition is not None:
-        features = _padded(_features(plan, maps, exact), -1)
+        features = _padded(_features(plan, maps), -1)
     for block in range(plan.num_blocks):
         y = x
         for n in range(block * plan.layers_per_block, (block + 1) * plan.layers_per_block):
@@ -270,16 +255,14 @@ def plan_logits(
                 bias = (bias + layers.classes[n][labels])[:, None, None]  # [B, 1, 1, 2C]
             if plan.condition is not None and layers.condition is not None:
                 weight = _padded(layers.condition.current[n], -2)
-                added = _product(
-                    features, weight, torch.zeros((), dtype=torch.float32, device="cpu"), exact
-                )
+                added = _product(features, weight, torch.zeros((), dtype=torch.float32))
                 down, right = plan.condition.scale
                 added = added.repeat_interleave(down, 1).repeat_interleave(right, 2)
                 bias = bias + added
             gates = _convolved("conv2", n, layers, _elu(inner), True, multiply, bias)
             y = y + _gate(gates)
         if plan.attention is not None:
-            x = _attention(plan.attention, block, x, y, background, multiply, exact)
+            x = _attention(plan.attention, block, x, y, background, multiply)
         else:
             assert plan.merge is not None and plan.merge_bias is not None
             joined = torch.cat([y, background], -1)[..., None, :]

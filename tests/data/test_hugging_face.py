@@ -97,8 +97,8 @@ def test_labels_may_be_left_out(source) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"image_column": "text"}, r"image_column must be .* type Image \(image\), got 'text'"),
-        ({"label_column": "coarse"}, r"label_column must be .* \(fine\), got 'coarse'"),
+        ({"image_column": "text"}, r"expected image_column .* type Image \(image\), got 'text'"),
+        ({"label_column": "coarse"}, r"expected label_column .* \(fine\), got 'coarse'"),
         ({"image_channels": 2}, "expected image_channels .* 1, 3"),
     ],
     ids=["image", "label", "channels"],

@@ -95,7 +95,7 @@ def test_a_folder_named_as_a_source_is_meant_by_its_path(folder, monkeypatch):
 
 @pytest.mark.parametrize("given", ["fashion:{}", "fashion"])
 def test_fashion_are_idx_files(tmp_path, given, monkeypatch):
-    monkeypatch.setattr("vqvae2_fast.data.sources._FASHION", str(tmp_path))
+    monkeypatch.setattr("vqvae2_fast.data.sources.DEBIAN_FOLDER", str(tmp_path))
     for part, count in (("train", 3), ("t10k", 2)):
         head = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
         with gzip.open(tmp_path / f"{part}-images-idx3-ubyte.gz", "wb") as file:

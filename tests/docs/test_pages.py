@@ -283,7 +283,7 @@ def test_export(workspace, capsys):
 
 @pytest.mark.pages
 def test_evaluation(workspace, fashion, short, capsys, monkeypatch):
-    monkeypatch.setattr("vqvae2_fast.data.sources._FASHION", str(fashion))
+    monkeypatch.setattr("vqvae2_fast.data.sources.DEBIAN_FOLDER", str(fashion))
     torch.manual_seed(0)
     known = preset("fashion28")
     models = VQVAE2(known.vqvae).eval(), [PixelSNAIL(config).eval() for config in known.priors]
@@ -298,7 +298,7 @@ def test_evaluation(workspace, fashion, short, capsys, monkeypatch):
 
 @pytest.mark.pages
 def test_reports(workspace, fashion, short, capsys, monkeypatch):
-    monkeypatch.setattr("vqvae2_fast.data.sources._FASHION", str(fashion))
+    monkeypatch.setattr("vqvae2_fast.data.sources.DEBIAN_FOLDER", str(fashion))
     evaluate = "--images 200 --cas-epochs 1 --features classifier"
     Reader(capsys, (), {"evaluate": evaluate}).read("docs/reports/README.md")
     assert Path("fashion28/report/report.html").is_file()

@@ -141,7 +141,7 @@ def test_a_run_is_not_continued_with_another_lpips(vqvae, tmp_path):
 )
 def test_settings_of_a_discriminator_are_checked(setting):
     name, _, value = setting.partition("=")
-    with pytest.raises(ValueError, match=f"adversary.{name} must be "):
+    with pytest.raises(ValueError, match=f"expected adversary.{name} to be "):
         replace(SETTINGS, **{name: float(value)})
 
 

@@ -1,8 +1,8 @@
 """Fashion-MNIST: 70,000 pictures of clothes, 28×28 grey, from its four IDX files.
 
 The files are those of https://github.com/zalandoresearch/fashion-mnist, compressed or not; Debian's
-package dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist. The files of MNIST
-have the same names and layout: pass `class_names` for them.
+package dataset-fashion-mnist installs them. The files of MNIST have the same names and layout: pass
+`class_names` for them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ FASHION_MNIST_CLASSES = (
     "Bag",
     "Ankle boot",
 )
+# Where Debian's package installs the files.
+DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 _MAX_IDX_BYTES = 2**30  # the set's largest file has 47 MB
 _UINT8 = 8  # the type code of IDX
 _STEP = 2**20  # bytes read at a time, because a file may have fewer than its header says
@@ -122,5 +124,5 @@ def _find(folder: Path, name: str) -> Path:
     raise ValueError(
         f"{printable(folder)} has neither {name} nor {name}.gz; get the four "
         "files from https://github.com/zalandoresearch/fashion-mnist (or `apt install "
-        "dataset-fashion-mnist`, which puts them in /usr/share/datasets/fashion-mnist)."
+        f"dataset-fashion-mnist`, which puts them in {DEBIAN_FOLDER})."
     )

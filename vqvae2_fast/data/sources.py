@@ -18,7 +18,7 @@ import tyro
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data.emoji import TILE, load_emoji
-from vqvae2_fast.data.fashion_mnist import load_fashion_mnist
+from vqvae2_fast.data.fashion_mnist import DEBIAN_FOLDER, load_fashion_mnist
 from vqvae2_fast.data.folder import ImageFolder
 from vqvae2_fast.data.groups import Subclasses, SubclassImages
 from vqvae2_fast.data.hugging_face import (
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DataOptions", "is_source_name", "open_images", "open_splits", "warn_of_folder"]
 
-_FASHION = "/usr/share/datasets/fashion-mnist"
 _HELD_OUT_SPLITS = ("held_out", "validation", "valid", "test")  # tried in this order
 _REPORT = 10_048  # images: a multiple of the batch that tar files are decoded in
 _EXPECTED = "data: expected the folder of a data set"
@@ -150,7 +149,7 @@ def _emoji(name: str, wanted: _Wanted) -> ImageSource:
 @_source("fashion", "fashion[:FOLDER]", "the IDX files of Fashion-MNIST")
 def _fashion(name: str, wanted: _Wanted) -> ImageSource:
     try:
-        images = load_fashion_mnist(name or _FASHION, wanted.split)
+        images = load_fashion_mnist(name or DEBIAN_FOLDER, wanted.split)
     except ValueError as error:
         raise wanted.error(re.sub(r"^\w+: ", "", str(error))) from error
     if images.image_shape != (wanted.channels, *wanted.size):

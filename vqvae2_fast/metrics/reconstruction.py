@@ -191,11 +191,11 @@ class Reconstruction:
 class PairMeasures(Reconstruction):
     """The measures of pairs of images, means over the images: a new one is a field here.
 
-    What was not measured is None: LPIPS without its network, MS-SSIM of images with a side below
-    176, and a new measure in an earlier evaluation.
+    What was not measured is None: LPIPS without its network, SSIM of images with a side below 11,
+    MS-SSIM below 176, and a new measure in an earlier evaluation.
     """
 
-    ssim: float = _measure(
+    ssim: float | None = _measure(
         "SSIM", ".4f", each=structural_similarity, least_side=_SIDE, drawn=True, better="higher"
     )
     lpips: float | None = _measure("LPIPS", ".4f", drawn=True)
@@ -269,7 +269,7 @@ class PairSums:
         errors = (mse, mse / 4, psnr(mse / 4))  # [-1, 1] is twice as wide as [0, 1]
         if not sums:
             return Reconstruction(*errors)
-        means: dict[str, Any] = {"lpips": None}  # which has no default
+        means: dict[str, Any] = {"ssim": None, "lpips": None}  # which have no default
         means |= zip(self._measures, (total / count for total in sums), strict=True)
         return PairMeasures(*errors, **means)
 

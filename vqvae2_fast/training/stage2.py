@@ -292,8 +292,7 @@ def balanced(codes: CodeStore, power: float) -> CodeStore:
     Raises:
         ValueError: If power is outside [0, 1].
     """
-    if not 0 <= power <= 1:
-        raise ValueError(f"class_balance must be in [0, 1], got {power}.")
+    check_field("class_balance", power, number(0, 1))
     if power == 0 or not codes.class_names:
         return codes
     sizes = torch.bincount(codes.labels + 1, minlength=len(codes.class_names) + 1).double()

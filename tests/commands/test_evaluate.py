@@ -351,7 +351,7 @@ def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
             ("--images", "200", "--features", "classifier"),
             "--classifier must be a trained one for the features of",
         ),
-        (("--images", "200", "--features", "resnet"), "expected one of auto, inception"),
+        (("--images", "200", "--features", "resnet"), "one of 'auto', 'inception'"),
         (("--images", "200", "--features", "inception"), "VQVAE2_FAST_INCEPTION"),
         (
             ("--images", "200", "--features", "inception", "--inception-weights", "/no/such"),

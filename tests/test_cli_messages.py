@@ -260,7 +260,7 @@ def test_exit_codes(error, code, monkeypatch, error_of):
     [
         (OSError(28, "cannot write x: No space left"), "error: cannot write x: No space left\n"),
         (PermissionError(13, "Permission denied", "x/y"), "error: x/y: Permission denied\n"),
-        (FileNotFoundError("x does not exist"), "error: load: x does not exist\n"),
+        (FileNotFoundError("x does not exist"), "error: x does not exist\n"),
     ],
     ids=["ours", "the system's", "without a number"],
 )

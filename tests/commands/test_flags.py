@@ -38,7 +38,6 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
         ("{'a': 1}: raise batch_size", "{'a': 1}: raise --train.batch-size"),
         ("x: expected steps to be an integer", "expected --train.steps to be an integer"),
         ("Make room and continue by the same call", "Make room and continue with --resume"),
-        ("x: expected steps to be names", "x: expected steps to be names"),
     ],
 )
 def test_a_message_names_flags(message, told):

@@ -2,8 +2,8 @@
 
 Its matrices are multiplied by a function that the caller gives, such as that of engine `cpu_w8a8`.
 Everything else is what `csrc/cpu/sampler` computes, in its order: sums in blocks of 128 and in 16
-lanes, exp, ELU and sigmoid as in `math-inl.h`. A fused multiply-add is computed in float64 and rounded to float32.
-Channels are not padded here; in the engine they are, with zeros.
+lanes, exp, ELU and sigmoid as in `math-inl.h`. A fused multiply-add is computed in float64 and
+rounded to float32. Channels are not padded here; in the engine they are, with zeros.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ def preset(name: str) -> Preset:
     """
     if name not in _PRESETS:
         raise ValueError(
-            f"expected one of {', '.join(_PRESETS)}, got {name!r}.{did_you_mean(name, _PRESETS)}"
+            f"expected the name of a preset, one of {', '.join(_PRESETS)}, got {name!r}."
+            f"{did_you_mean(name, _PRESETS)}"
         )
     return _PRESETS[name]

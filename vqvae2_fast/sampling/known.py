@@ -184,11 +184,11 @@ def open_known(
         dataset = CodeStore(path)
         # Not its classes: they need not be those of the priors where --label names one.
         check_prior_fits(
-            "priors[-1]",
+            "the finest prior",
             priors[-1].config,
             dataset.num_embeddings,
             dataset.level_sizes,
-            "Extract with the VQ-VAE that the priors are for.",
+            f"{printable(path)} holds other codes. Extract with the VQ-VAE that the priors are for.",
         )
         check_codes_of(vqvae, known, dataset.checkpoint_hash)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()

@@ -1,11 +1,12 @@
 """Data: sets of images, stores of code maps, and the order in which training reads them.
 
-Image sources (emoji, fashion_mnist, folder, hugging_face, web_dataset) give uint8 images of one
-size with labels; image_cache keeps them decoded; sources opens any of them by name. batches and
-augment make training steps of them. code_store and code_writer keep code maps.
+Image sources (avatars, emoji, fashion_mnist, folder, hugging_face, web_dataset) give uint8 images
+of one size with labels; image_cache keeps them decoded; sources opens any of them by name. batches
+and augment make training steps of them. code_store and code_writer keep code maps.
 """
 
 from vqvae2_fast.data.augment import augment
+from vqvae2_fast.data.avatars import AVATAR_STYLES, AvatarImages, load_avatars
 from vqvae2_fast.data.batches import (
     BatchCut,
     batches,
@@ -38,8 +39,10 @@ from vqvae2_fast.data.images import (
 from vqvae2_fast.data.web_dataset import load_web_dataset
 
 __all__ = [
+    "AVATAR_STYLES",
     "EMOJI_CLASSES",
     "FASHION_MNIST_CLASSES",
+    "AvatarImages",
     "BatchCut",
     "CodeStore",
     "CodeWriter",
@@ -60,6 +63,7 @@ __all__ = [
     "fingerprint",
     "hugging_face_splits",
     "in_order",
+    "load_avatars",
     "load_emoji",
     "load_fashion_mnist",
     "load_web_dataset",

@@ -123,12 +123,12 @@ def cached_images(
     )
 
 
-def open_cache(folder: str | os.PathLike[str], name: str, key: str) -> ImageTensorDataset | None:
+def open_cache(folder: str | os.PathLike[str], name: str, key: str) -> CachedImages | None:
     """The cache of this name and key, or None if there is none that is whole."""
     return _open(_path(folder, name, key))
 
 
-class _CachedImages(ImageTensorDataset):
+class CachedImages(ImageTensorDataset):
     """A set mapped from its file, which is checked before each use."""
 
     def __init__(
@@ -138,9 +138,11 @@ class _CachedImages(ImageTensorDataset):
         labels: Tensor,
         class_names: tuple[str, ...],
         names: tuple[str, ...],
+        extra: dict[str, Any],
     ) -> None:
         super().__init__(file.bytes().view(shape), labels, class_names, names)
         self._file = file
+        self.extra = extra
 
     @property
     def images(self) -> Tensor:
@@ -148,7 +150,7 @@ class _CachedImages(ImageTensorDataset):
         return self._images
 
 
-def _open(path: Path) -> ImageTensorDataset | None:
+def _open(path: Path) -> CachedImages | None:
     try:
         size = check_regular(path / _IMAGES, links=False).st_size
         # Labels and names take less than their images, unless these are tiny.
@@ -156,12 +158,13 @@ def _open(path: Path) -> ImageTensorDataset | None:
         shape = _shape(meta)
         if shape is None or math.prod(shape) != size:
             return None
-        return _CachedImages(
+        return CachedImages(
             MappedFile(path / _IMAGES, size),
             shape,
             torch.tensor(meta["labels"], dtype=torch.int64, device="cpu"),
             tuple(meta["class_names"]),
             tuple(meta["names"]),
+            dict(meta.get("extra", {})),
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -177,8 +180,13 @@ def write_cache(
     image_shape: tuple[int, int, int],
     class_names: Callable[[], tuple[str, ...]],
     names: Callable[[], tuple[str, ...]],
-) -> ImageTensorDataset:
-    """Makes a cache of batches of uint8 images and labels; the names are asked for at the end."""
+    extra: Callable[[], dict[str, Any]] = dict,
+) -> CachedImages:
+    """Makes a cache of batches of uint8 images and labels; the rest is asked for at the end.
+
+    Args:
+        extra: What else a source keeps of its images, as JSON.
+    """
     path = _path(folder, name, key)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +206,7 @@ def write_cache(
             "class_names": class_names(),
             "labels": labels,
             "names": names(),
+            "extra": extra(),
         }
         with _explained(path):
             replace_file(part / _META, json.dumps(meta).encode("utf-8"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 
 from vqvae2_fast.console import Progress
+from vqvae2_fast.data.avatars import MAX_SIZE, MIN_SIZE, avatar_options, load_avatars
 from vqvae2_fast.data.emoji import TILE, load_emoji
 from vqvae2_fast.data.fashion_mnist import DEBIAN_FOLDER, load_fashion_mnist
 from vqvae2_fast.data.folder import ImageFolder
@@ -36,6 +38,7 @@ from vqvae2_fast.files.printable import short, why_no_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vqvae2_fast.console.progress import Task
     from vqvae2_fast.data.images import ImageSource, Split
 
 __all__ = ["DataOptions", "is_source_name", "open_images", "open_splits", "warn_of_folder"]
@@ -158,6 +161,40 @@ def _fashion(name: str, wanted: _Wanted) -> ImageSource:
             f"{[wanted.channels, *wanted.size]}; preset=fashion28 fits."
         )
     return images
+
+
+@_source(
+    "avatars",
+    "avatars[:STYLE+STYLE][,count=N][,seed=N]",
+    "avatars that are drawn in any number, with their styles as classes",
+)
+def _avatars(name: str, wanted: _Wanted) -> ImageSource:
+    height, width = wanted.size
+    if wanted.channels != 3 or height != width or not MIN_SIZE <= height <= MAX_SIZE:
+        raise wanted.error(
+            f"avatars are square images of 3 channels and {MIN_SIZE} to {MAX_SIZE} pixels, and the "
+            f"model takes {wanted.channels} channels of {height}x{width}; preset=avatars64 fits."
+        )
+    options = wanted.options
+    with ExitStack() as stack:
+        tasks: list[Task] = []
+
+        def report(done: int, total: int) -> None:  # not called if a cache has the images
+            if not tasks:
+                tasks.append(
+                    stack.enter_context(wanted.progress.task(f"draw {wanted.split}", total))
+                )
+            tasks[0].update(done)
+
+        return load_avatars(
+            wanted.split,
+            height,
+            **avatar_options(name),
+            held_out_fraction=options.held_out_fraction,
+            cache=options.cache,
+            keep=wanted.write,
+            progress=report,
+        )
 
 
 @_source("hf", "hf:NAME", "a Hugging Face data set, or its folder")

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vqvae2_fast.console.words import perhaps
+from vqvae2_fast.console.words import did_you_mean
 from vqvae2_fast.data.image_cache import open_cache, write_cache
 from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split, stable_hash
 from vqvae2_fast.files.printable import short
@@ -129,11 +129,11 @@ def load_avatars(
     """
     check_split(split, held_out_fraction)
     if not MIN_SIZE <= size <= MAX_SIZE:
-        raise ValueError(f"size must be from {MIN_SIZE} to {MAX_SIZE} pixels, got {size}.")
+        raise ValueError(f"expected size to be {MIN_SIZE} to {MAX_SIZE} pixels, got {size}.")
     if count < 1:
-        raise ValueError(f"count must be 1 or more images of each style, got {count}.")
+        raise ValueError(f"expected count to be 1 or more images of each style, got {count}.")
     if not styles or len(set(styles)) < len(styles):
-        raise ValueError(f"styles must be different names, one or more, got {short(styles)}.")
+        raise ValueError(f"expected styles to be one or more different names, got {short(styles)}.")
     try:
         versions = [metadata.version(package) for package in _PACKAGES]
     except metadata.PackageNotFoundError as error:
@@ -215,7 +215,7 @@ def _definition(style: str) -> dict[str, Any]:
     if style not in known:
         raise ValueError(
             f"expected styles of DiceBear, such as {', '.join(AVATAR_STYLES)}, got "
-            f"{short(style)}.{perhaps(style, known)}"
+            f"{short(style)}.{did_you_mean(style, known)}"
         )
     text = (folder / f"{style}.json").read_text(encoding="utf-8")
     definition: dict[str, Any] = json.loads(text)

@@ -49,6 +49,7 @@ PYTHON_ALONE = (
 # Pages that tests of their own run; tests/compat/ runs the Python of the port's.
 BY_THEMSELVES = (
     "docs/migrating-from-rosinality.md",
+    "docs/avatars.md",
     "docs/evaluation.md",
     "docs/export.md",
     "docs/reports/README.md",
@@ -279,6 +280,15 @@ def test_export(workspace, capsys):
     reader.read("docs/export.md")
     assert reader.scope["images"].shape == (5, 3, 32, 32)
     assert Path("encoder.pt2").is_file()
+
+
+@pytest.mark.pages
+def test_avatars(workspace, capsys):
+    pytest.importorskip("dicebear", reason="pip install 'vqvae2_fast[avatars]'")
+    reader = Reader(capsys, {"--data avatars": "--data avatars:pixelbot+thumbs,count=40"})
+    reader.read("docs/avatars.md")
+    assert (Path("runs/avatars") / "result.json").is_file()
+    assert "eyes" in reader.scope["images"].attributes[0]
 
 
 @pytest.mark.pages

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "OPERATORS",
     "CODECS",
     "PARTS",
+    "AVATAR_STYLES",
     "EMOJI_CLASSES",
     "FASHION_MNIST_CLASSES",
     "Split",

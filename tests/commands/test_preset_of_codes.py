@@ -33,9 +33,7 @@ def test_the_default_for_maps_of_no_preset(tmp_path):
 
 def test_several_presets_with_such_maps_are_named(tmp_path):
     codes = _codes(tmp_path, 512, (8, 8), (16, 16))
-    with pytest.raises(
-        ValueError, match="^--preset: .* emoji64 and avatars64 and photos64"
-    ):
+    with pytest.raises(ValueError, match="^--preset: .* emoji64 and avatars64 and photos64"):
         TrainPrior.defaults(codes)
 
 

@@ -63,7 +63,7 @@ def test_a_store_of_other_sizes_is_not_completed(sample_error, tmp_path):
     encode = lambda *_: [(maps, torch.tensor([-1]))]  # noqa: E731
     write_codes(tmp_path / "codes", encode, 1, 13, [(2, 2), (8, 8)])
     error = sample_error(tmp_path / "out", "--known", str(tmp_path / "codes"), "--label", "cow")
-    assert f"{tmp_path / 'codes'} holds other codes" in error
+    assert f"{tmp_path / 'codes'} holds others" in error
     assert "level sizes 2x2, 8x8" in error
 
 

@@ -188,7 +188,7 @@ def open_known(
             priors[-1].config,
             dataset.num_embeddings,
             dataset.level_sizes,
-            f"{printable(path)} holds other codes. Extract with the VQ-VAE that the priors are for.",
+            f"{printable(path)} holds others. Extract with the VQ-VAE that the priors are for.",
         )
         check_codes_of(vqvae, known, dataset.checkpoint_hash)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()

@@ -188,7 +188,7 @@ def test_a_preset_recommends_what_its_card_says():
         (["--label", "c"], "'c' is the beginning of cat, cow; write more"),
         (["--label", "mouse"], "class name (cat, cow, dog), got 'mouse'"),
         (["--label", "Catt"], "got 'Catt'. Perhaps you meant cat."),
-        (["--label", "3"], "a number below 3"),
+        (["--label", "3"], "a label below 3"),
         (["--n", "0"], "--n: expected 1 or more, got 0"),
         (["--batch-size", "-1"], "--batch-size: expected 0 or more, got -1"),
         (["--engine", "warp"], "--engine: expected one of"),

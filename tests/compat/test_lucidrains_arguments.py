@@ -24,7 +24,7 @@ LEARNABLE = {"learnable_codebook": True, "ema_update": False}
     ],
 )
 def test_other_arguments_are_refused_by_name(name, value):
-    with pytest.raises(NotImplementedError, match=f": {name} is not supported"):
+    with pytest.raises(NotImplementedError, match=f"^{name} is not supported"):
         VectorQuantize(12, NUM_CODES, **{name: value})
 
 
@@ -37,7 +37,7 @@ def test_other_arguments_are_refused_by_name(name, value):
     ],
 )
 def test_other_arguments_of_forward_are_refused_by_name(name, value):
-    with pytest.raises(NotImplementedError, match=f": {name} is not supported"):
+    with pytest.raises(NotImplementedError, match=f"^{name} is not supported"):
         VectorQuantize(12, NUM_CODES)(torch.randn(SEQUENCE), **{name: value})
 
 

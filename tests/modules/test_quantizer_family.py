@@ -126,7 +126,7 @@ def calls(name: str) -> list[Callable[[torch.Tensor], object]]:
 
 @pytest.mark.parametrize("name", MAKE)
 def test_vectors_of_another_size_are_refused(name):
-    message = rf"^{type(MAKE[name]()).__name__}: expected z \[\.\.\., D\] with D={D}, got \[4, 7\]"
+    message = rf"^expected z \[\.\.\., D\] with channels last and D={D}, got \[4, 7\]"
     for call in calls(name):
         with pytest.raises(ValueError, match=message):
             call(torch.randn(4, 7))
@@ -370,3 +370,8 @@ def test_lookup_names_the_columns_that_are_missing(quantizer, expected, shape):
     message = f"expected indices {expected}, got "
     with pytest.raises(ValueError, match=message + re.escape(str(list(shape)))):
         quantizer.lookup(torch.zeros(shape, dtype=torch.int64))
+
+
+def test_images_with_channels_first_are_told_to_permute():
+    with pytest.raises(ValueError, match=r"channels last and D=8, got \[2, 8, 4, 6\]\. Permute"):
+        vq2.VectorQuantizerEMA(16, 8)(torch.randn(2, 8, 4, 6))

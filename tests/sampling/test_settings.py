@@ -1,6 +1,6 @@
 """Drawing a code from logits: temperature, filters, ties."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -141,12 +141,6 @@ def test_values_out_of_range_are_named(arguments, message):
 def test_every_draw_refuses_a_temperature_below_zero(call):
     with pytest.raises(ValueError, match="^expected temperature to be 0, "):
         call(temperature=-0.5)
-
-
-def test_settings_made_of_others_keep_no_function():
-    settings = replace(DrawSettings(0.5, where="fill"), seed=3)
-    assert settings == DrawSettings(0.5, seed=3)
-    assert "where" not in asdict(settings)
 
 
 def test_numbers_of_other_libraries_become_plain_ones():

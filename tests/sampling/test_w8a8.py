@@ -1,5 +1,6 @@
 """Engine `cpu_w8a8`: the bits of its reference, whatever the level, batch and threads."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -151,9 +152,9 @@ def test_a_calibration_of_other_weights_is_refused():
         logits_of(prior, inputs)
 
 
-def drawn_with_ranges(factor: float):
+def drawn_with_ranges(factor: float, prior: PixelSNAIL | None = None):
     """A draw of the codes of the calibration, whose ranges are multiplied by a factor."""
-    prior = calibrated_prior()
+    prior = copy.deepcopy(prior) if prior else calibrated_prior()
     inputs = prior_inputs(prior, 3, seed=1)
     ranges = InputRanges(prior.calibration.ranges.largest, factor)
     prior.calibration = replace(prior.calibration, ranges=ranges)
@@ -164,12 +165,12 @@ def drawn_with_ranges(factor: float):
 def test_inputs_beyond_the_calibration_are_counted_and_told(threads):
     threads(1)
     with pytest.warns(RuntimeWarning, match=r"inputs \(\d+.\d%\) exceeded the ranges of the"):
-        clamped = drawn_with_ranges(0.5).clamped
+        clamped = drawn_with_ranges(0.5, prior := calibrated_prior()).clamped
     assert 0 < clamped[0] < clamped[1]
     threads(3)
     for level in simd_levels():
         with simd_level(level), pytest.warns(RuntimeWarning, match="exceeded the ranges"):
-            assert drawn_with_ranges(0.5).clamped == clamped, level
+            assert drawn_with_ranges(0.5, prior).clamped == clamped, level
 
 
 def test_nothing_is_told_of_codes_within_the_calibration(recwarn):

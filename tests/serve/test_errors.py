@@ -22,7 +22,7 @@ from vqvae2_fast.serve.app import create_app
     [
         ("images", {"temperature": -1}, 422, "temperature", "greater than or equal to 0"),
         ("images", {"temperature": [1, 1, 1]}, 422, "temperature", "one value or 2"),
-        ("images", {"label": "x"}, 422, "label", "Expected a number below 3"),
+        ("images", {"label": "x"}, 422, "label", "Expected a label below 3"),
         ("images", {"label": True}, 422, "label", "the number of a class"),
         ("images", {"count": 17}, 422, "count", "at most 16"),
         ("fill", {"source": {"codes": []}, "candidates": 65}, 422, "candidates", "at most 64"),
@@ -47,7 +47,7 @@ from vqvae2_fast.serve.app import create_app
             "2^32 / 2",
         ),
         ("images", {"label": [1] * 17}, 422, "label", "a list of at most 16, got 17"),
-        ("images", {"label": "9" * 500}, 422, "label", "Expected a number below"),
+        ("images", {"label": "9" * 500}, 422, "label", "Expected a label below"),
         ("images", {"known": [None]}, 422, "known", "2 maps"),
         ("images", {"known": [[[1, 2]], None]}, 422, "known.0", "4 rows of 4, got 1 row of"),
         ("images", {"known": [[[13] * 4] * 4, None]}, 422, "known.0", "codes in -1..12"),
@@ -84,7 +84,7 @@ def test_an_error_names_the_field_what_was_expected_and_the_remedy(
     ("path", "body", "begins"),
     [
         ("images", {"temperature": [1]}, "Expected temperature to be one value or 2"),
-        ("images", {"label": "x"}, "Expected a number below 3"),
+        ("images", {"label": "x"}, "Expected a label below 3"),
         ("images", {str(n): 0 for n in range(40)}, "Expected only the fields count, label"),
         ("images", [1], "Expected a JSON object, got [1]"),
         ("complete", {"source": 1}, "Expected a JSON object, got 1"),
@@ -128,7 +128,7 @@ def test_a_number_in_json_is_never_the_name_of_a_class(pipeline):
     served = replace(pipeline, class_names=("7", "8", "9"))
     with TestClient(create_app(served), base_url="http://127.0.0.1") as client:
         answer = client.post("/v1/images", json={"label": 9})
-    expected = "Expected a number below 3 or the beginning of a class name, got 9."
+    expected = "Expected a label below 3 or the beginning of a class name, got 9."
     assert (answer.status_code, answer.json()["error"]["expected"]) == (422, expected)
 
 

@@ -300,7 +300,7 @@ def _load_pipeline(
             vqvae.config.num_embeddings,
             vqvae.config.level_sizes[: number + 1],
         )
-    made_for = {f"prior_{n}": p.vqvae_hash for n, p in zip(levels, priors, strict=True)}
+    made_for = {f"{folder}/prior_{n}": p.vqvae_hash for n, p in zip(levels, priors, strict=True)}
     check_made_for(vqvae, made_for)
     tuned_for = header["recommended_for"]
     if tuned_for and tuned_for != [weights_hash(model) for model in (vqvae, *priors)]:

@@ -71,16 +71,15 @@ class _Signs(Quantizer):
         temperature: float,
     ) -> None:
         super().__init__()
-        name = type(self).__name__
         bits = num_embeddings.bit_length() - 1
         if num_embeddings < 2 or num_embeddings != 1 << bits:
             raise ValueError(
-                f"{name}: expected num_embeddings to be a power of two >= 2, got {num_embeddings}: "
+                f"expected num_embeddings to be a power of two >= 2, got {num_embeddings}: "
                 f"use {1 << max(1, (num_embeddings - 1).bit_length())}."
             )
         check_commitment_cost(commitment_cost)
         if not temperature > 0:
-            raise ValueError(f"{name}: expected temperature > 0, got {temperature}.")
+            raise ValueError(f"expected temperature > 0, got {temperature}.")
         self.num_embeddings = num_embeddings
         self.num_bits = bits
         self.embedding_dim = bits if embedding_dim is None else embedding_dim

@@ -133,10 +133,10 @@ class _Parts(Quantizer):
             part.start_([x[number] for x in split], parts)
 
 
-def _check_groups(name: str, argument: str, groups: int, embedding_dim: int) -> None:
+def _check_groups(argument: str, groups: int, embedding_dim: int) -> None:
     if groups < 1 or embedding_dim % groups:
         raise ValueError(
-            f"{name}: expected {argument} to divide embedding_dim={embedding_dim}, got {groups}."
+            f"expected {argument} to divide embedding_dim={embedding_dim}, got {groups}."
         )
 
 
@@ -169,7 +169,7 @@ class GroupedResidualVQ(_Parts):
         stream: int = 0,
         **others: Any,
     ) -> None:
-        _check_groups("GroupedResidualVQ", "groups", groups, embedding_dim)
+        _check_groups("groups", groups, embedding_dim)
         parts, next_stream = [], stream
         for _ in range(groups):
             part = ResidualVQ(
@@ -213,7 +213,7 @@ class MultiHeadVQ(_Parts):
         stream: int = 0,
         **others: Any,
     ) -> None:
-        _check_groups("MultiHeadVQ", "heads", heads, embedding_dim)
+        _check_groups("heads", heads, embedding_dim)
         parts = [
             VectorQuantizerEMA(
                 num_embeddings, embedding_dim // heads, stream=stream + (head << 8), **others

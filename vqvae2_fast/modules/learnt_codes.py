@@ -37,17 +37,15 @@ class _LearntCodes(Quantizer):
         self, num_embeddings: int, embedding_dim: int, commitment_cost: float, gradient: Gradient
     ) -> None:
         super().__init__()
-        name = type(self).__name__
         for argument, value in (
             ("num_embeddings", num_embeddings),
             ("embedding_dim", embedding_dim),
         ):
             if value < 1:
-                raise ValueError(f"{name}: expected {argument} >= 1, got {value}.")
+                raise ValueError(f"expected {argument} >= 1, got {value}.")
         if gradient not in ("straight_through", "rotation"):
             raise ValueError(
-                f"{name}: expected gradient to be one of straight_through, rotation, got "
-                f"{gradient!r}."
+                f"expected gradient to be one of straight_through, rotation, got {gradient!r}."
             )
         check_commitment_cost(commitment_cost)
         self.num_embeddings = num_embeddings

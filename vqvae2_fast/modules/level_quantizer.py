@@ -110,7 +110,7 @@ _FORMS = {
 def _parsed(quantizer: str) -> tuple[_Form, list[tuple[int, ...]]]:
     name, *lists = quantizer.split(":")
     if name not in _FORMS:
-        raise ValueError(f"quantizer: expected one of {', '.join(_FORMS)}, got {name[:40]!r}.")
+        raise ValueError(f"expected quantizer to be one of {', '.join(_FORMS)}, got {name[:40]!r}.")
     form = _FORMS[name]
     try:
         numbers = [tuple(int(number) for number in part.split(",")) for part in lists]
@@ -125,7 +125,7 @@ def _parsed(quantizer: str) -> tuple[_Form, list[tuple[int, ...]]]:
         or any(len(part) != 1 or part[0] > _MOST_PARTS for part in numbers[:-1])
         or any(len(part) != 1 for part in single)
     ):
-        raise ValueError(f"quantizer: expected {form.form}, got {quantizer[:80]!r}.")
+        raise ValueError(f"expected quantizer {form.form}, got {quantizer[:80]!r}.")
     return form, numbers
 
 
@@ -136,24 +136,24 @@ def check_quantizer(quantizer: str, num_embeddings: int, embedding_dim: int) -> 
         codes = form.codes(*numbers)
         if codes != num_embeddings:
             raise ValueError(
-                f"quantizer: {quantizer!r} has {codes} codes, but num_embeddings is "
-                f"{num_embeddings}: set num_embeddings={codes}, or choose other numbers."
+                f"expected num_embeddings={codes} with quantizer={quantizer!r}, got "
+                f"{num_embeddings}. Set it, or choose other numbers."
             )
     name = quantizer.partition(":")[0]
     if name in ("lfq", "bsq") and num_embeddings & (num_embeddings - 1):
         raise ValueError(
-            f"quantizer: expected num_embeddings to be a power of two with {name!r}, got "
+            f"expected num_embeddings to be a power of two with quantizer={name!r}, got "
             f"{num_embeddings}."
         )
     least = {"fsq": 3, "residual-fsq": 2}.get(name, 1)
     if numbers and min(numbers[-1]) < least:
         raise ValueError(
-            f"quantizer: expected levels of at least {least} values each, got {quantizer!r}."
+            f"expected quantizer with levels of at least {least} values each, got {quantizer!r}."
         )
     if name in ("grouped", "heads") and embedding_dim % numbers[0][0]:
         raise ValueError(
-            f"quantizer: expected embedding_dim={embedding_dim} to be a multiple of the "
-            f"{numbers[0][0]} parts of {quantizer!r}."
+            f"expected embedding_dim to be a multiple of the {numbers[0][0]} parts of "
+            f"quantizer={quantizer!r}, got {embedding_dim}."
         )
 
 

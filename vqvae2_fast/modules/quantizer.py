@@ -509,7 +509,7 @@ def _check_arguments(quantizer: VectorQuantizerEMA, init: str) -> None:
         raise ValueError(f"expected quantize_after >= 0, got {after}.")
     if after and (init != "kmeans" or update != "step"):
         raise ValueError(
-            'VectorQuantizerEMA: expected init="kmeans" and update="step" with quantize_after='
+            'expected init="kmeans" and update="step" with quantize_after='
             f"{after}, got init={init!r} and update={update!r}."
         )
 

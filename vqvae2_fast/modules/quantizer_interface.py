@@ -114,7 +114,10 @@ def check_vectors(z: Tensor, dim: int) -> None:
     """Raise ValueError unless z is `[..., D]`, TypeError unless it is a floating tensor."""
     check_tensor("z", z)
     if z.dim() == 0 or z.shape[-1] != dim:
-        raise ValueError(f"expected z [..., D] with D={dim}, got {list(z.shape)}.")
+        remedy = " Permute images to channels last." if z.dim() > 1 and z.shape[1] == dim else ""
+        raise ValueError(
+            f"expected z [..., D] with channels last and D={dim}, got {list(z.shape)}.{remedy}"
+        )
     if not z.is_floating_point():
         raise TypeError(f"expected a floating z, got {dtype_name(z.dtype)}.")
 

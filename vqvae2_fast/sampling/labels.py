@@ -90,7 +90,7 @@ def class_number(label: Label, num_classes: int, class_names: Sequence[str] = ()
             number = -1
         if not 0 <= number <= num_classes:
             raise ValueError(
-                f"expected a number from 0 to {num_classes}, where {num_classes} stands "
+                f"expected a label from 0 to {num_classes}, where {num_classes} stands "
                 f'for "no class", got {label!r}.'
             )
         return number
@@ -109,12 +109,12 @@ def class_number(label: Label, num_classes: int, class_names: Sequence[str] = ()
         return found[0]
     if found:
         raise ValueError(
-            f"{given} is the beginning of {_listed([class_names[n] for n in found])}; "
+            f"the label {given} is the beginning of {_listed([class_names[n] for n in found])}; "
             "write more of the one you mean."
         )
     if not class_names:
         raise ValueError(
-            f"expected a number below {num_classes}, or {NO_CLASS!r} for no class, got "
+            f"expected a label below {num_classes}, or {NO_CLASS!r} for no class, got "
             f"{given}: no class names are known here. Names can be used with a pipeline that has "
             "class_names."
         )
@@ -123,7 +123,7 @@ def class_number(label: Label, num_classes: int, class_names: Sequence[str] = ()
     if len(groups) < len(class_names) > _MOST:
         listed = f"the name of a group ({_listed(groups)}) or class ({_listed(class_names, 4)})"
     raise ValueError(
-        f"expected a number below {num_classes} or the beginning of {listed}, got "
+        f"expected a label below {num_classes} or the beginning of {listed}, got "
         f"{given}.{did_you_mean(label, (*groups, *class_names))}"
     )
 

@@ -46,7 +46,7 @@ class _LeftOut(NotImplementedError, ImportError):
 def __getattr__(name: str) -> Any:
     if name in _LEFT_OUT:
         raise _LeftOut(
-            f"vqvae2_fast.compat.lucidrains: {name} is not supported: it {_LEFT_OUT[name]}. The "
+            f"{name} is not supported: it {_LEFT_OUT[name]}. The "
             "package vector-quantize-pytorch has it."
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,7 +35,7 @@ class Layouts(nn.Module):
             sizes = ("N", "H, W", "depth, H, W")[spatial - 1]
             layout = f"B, {sizes}, dim" if self._is_channel_last() else f"B, dim, {sizes}"
             raise ValueError(
-                f"{type(self).__name__}: expected x [{layout}] with dim={self.dim}, got "
+                f"expected x [{layout}] with dim={self.dim}, got "
                 f"{list(x.shape)}. channel_last, accept_image_fmap and accept_3d_fmap choose the "
                 "layout."
             )
@@ -65,13 +65,11 @@ class Layouts(nn.Module):
             expected.append(self.heads)
         if list(indices.shape) != expected:
             raise ValueError(
-                f"{type(self).__name__}: expected indices {expected} for x {list(x.shape)}, got "
-                f"{list(indices.shape)}."
+                f"expected indices {expected} for x {list(x.shape)}, got {list(indices.shape)}."
             )
         if indices.dtype != torch.int64:
             raise TypeError(
-                f"{type(self).__name__}: expected indices int64, got {dtype_name(indices.dtype)}. "
-                "Pass indices.long()."
+                f"expected indices int64, got {dtype_name(indices.dtype)}. Pass indices.long()."
             )
 
     def _to_rows(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -54,8 +54,7 @@ class Residual(nn.Module):
         self.quantize_dropout = quantize_dropout and num_quantizers > 1
         if cutoff < 0 or (self.quantize_dropout and cutoff >= num_quantizers):
             raise ValueError(
-                f"{type(self).__name__}: expected quantize_dropout_cutoff_index in "
-                f"0..{num_quantizers - 1}, got {cutoff}."
+                f"expected quantize_dropout_cutoff_index in 0..{num_quantizers - 1}, got {cutoff}."
             )
         self.num_quantizers = num_quantizers
         self.quantize_dropout_cutoff_index = cutoff
@@ -93,20 +92,17 @@ class Residual(nn.Module):
         missing = self.num_quantizers - indices.shape[-1]
         if missing < 0:
             raise ValueError(
-                f"{type(self).__name__}: expected indices [B, ..., Q] of at most "
+                f"expected indices [B, ..., Q] of at most "
                 f"{self.num_quantizers} quantisers, got {list(indices.shape)}."
             )
         if missing and not self.quantize_dropout:
             raise ValueError(
-                f"{type(self).__name__}: expected indices [B, ..., {self.num_quantizers}], got "
+                f"expected indices [B, ..., {self.num_quantizers}], got "
                 f"{list(indices.shape)}: only a quantiser with quantize_dropout does with fewer."
             )
         # On a GPU the host would have to wait.
         if may_read(indices) and not reading_waits(indices) and bool((indices < -1).any()):
-            raise ValueError(
-                f"{type(self).__name__}: expected indices from 0, or -1 for none, got "
-                f"{int(indices.min())}."
-            )
+            raise ValueError(f"expected indices from 0, or -1 for none, got {int(indices.min())}.")
         indices = F.pad(indices, (0, missing), value=-1)
         codes = []
         for codebook, index in zip(self.codebooks, indices.unbind(-1), strict=True):
@@ -137,9 +133,7 @@ class Grouped(nn.Module):
     def __init__(self, dim: int, groups: int, accept_image_fmap: bool) -> None:
         super().__init__()
         if groups < 1 or dim % groups:
-            raise ValueError(
-                f"{type(self).__name__}: expected groups to divide dim={dim}, got {groups}."
-            )
+            raise ValueError(f"expected groups to divide dim={dim}, got {groups}.")
         self.dim = dim
         self.groups = groups
         self.accept_image_fmap = accept_image_fmap
@@ -175,7 +169,7 @@ class Grouped(nn.Module):
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.shape[self.split_dim] != self.dim:
             raise ValueError(
-                f"{type(self).__name__}: expected dim={self.dim} channels in dimension "
+                f"expected dim={self.dim} channels in dimension "
                 f"{self.split_dim}, got x {list(x.shape)}."
             )
         return x.chunk(self.groups, dim=self.split_dim)

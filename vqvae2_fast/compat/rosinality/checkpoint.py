@@ -78,9 +78,9 @@ def load_checkpoint(path: str | Path, *, check_finite: bool = True) -> Checkpoin
             runs. Or it holds no state dict, several, or weights that are not finite.
     """
     path = Path(path)
-    where = f"{printable(path)}"
+    source = printable(path)
     if path.suffix == ".safetensors":
-        return Checkpoint(_plain_keys(read_tensors(path, check_finite=check_finite), where))
+        return Checkpoint(_plain_keys(read_tensors(path, check_finite=check_finite), source))
     try:
         loaded = read_torch_file(path)
     except ValueError as error:
@@ -90,17 +90,17 @@ def load_checkpoint(path: str | Path, *, check_finite: bool = True) -> Checkpoin
         args = argparse.Namespace(**{str(name): value for name, value in args.items()})
     if args is not None and not isinstance(args, argparse.Namespace):
         raise ValueError(
-            f"{where}: expected 'args' to be an argparse.Namespace or a dictionary, got "
+            f"{source}: expected 'args' to be an argparse.Namespace or a dictionary, got "
             f"{type(args).__name__}."
         )
-    plain = _plain_keys(_unwrapped(loaded, where), where)
+    plain = _plain_keys(_unwrapped(loaded, source), source)
     for key, tensor in plain.items():
         if tensor.layout != torch.strided or tensor.numel() > tensor.untyped_storage().nbytes():
             # A model is made with the sizes of its tensors, so their values have to exist.
-            raise ValueError(f"{where}: {short(key)} has fewer values than its shape says.")
+            raise ValueError(f"{source}: {short(key)} has fewer values than its shape says.")
         if check_finite and tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{where}: expected finite numbers, got NaN or infinity in {short(key)}. Load "
+                f"{source}: expected finite numbers, got NaN or infinity in {short(key)}. Load "
                 "another checkpoint, or call load_checkpoint(..., check_finite=False)."
             )
     return Checkpoint(plain, args)
@@ -114,7 +114,7 @@ def _is_state_dict(value: object) -> bool:
     )
 
 
-def _unwrapped(loaded: Any, where: str) -> dict[str, Tensor]:
+def _unwrapped(loaded: Any, source: str) -> dict[str, Tensor]:
     """The content of a file as a state dict, or the state dict in it."""
     if _is_state_dict(loaded):
         state_dict: dict[str, Tensor] = loaded
@@ -133,13 +133,13 @@ def _unwrapped(loaded: Any, where: str) -> dict[str, Tensor]:
     else:
         what = f"a {type(loaded).__name__}" + (" without entries" if loaded == {} else "")
     raise StateDictError(
-        f"{where}: expected a state dict (names to tensors), alone or under a name such as "
+        f"{source}: expected a state dict (names to tensors), alone or under a name such as "
         f"'model', found {what}."
     )
 
 
 def _plain_keys(
-    state_dict: Mapping[str, Tensor], where: str, *, only_the_model: bool = True
+    state_dict: Mapping[str, Tensor], source: str, *, only_the_model: bool = True
 ) -> dict[str, Tensor]:
     """The port's own keys and layouts of tensors, without a wrapper's prefix.
 
@@ -150,7 +150,7 @@ def _plain_keys(
     prefixes = sorted({match[0] for key in plain if (match := _FIRST_KEY.match(key))})
     if len(prefixes) > 1 and "" not in prefixes:
         raise StateDictError(
-            f"{where}: expected the tensors of one model, found several, with the prefixes "
+            f"{source}: expected the tensors of one model, found several, with the prefixes "
             f"{short(', '.join(prefixes))}. Keep the keys of one of them."
         )
     if prefixes:
@@ -220,7 +220,7 @@ class LoadsPortFiles(nn.Module):
             StateDictError: Keys are missing or unexpected (with `strict`), or shapes differ. It
                 lists them, with the likely source of the file.
         """
-        where = f"{type(self).__name__}.load_state_dict"
+        source = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state_dict, Mapping):
             remedy = (
                 "its state_dict"
@@ -228,10 +228,10 @@ class LoadsPortFiles(nn.Module):
                 else "load_checkpoint(path).state_dict"
             )
             raise TypeError(
-                f"{where}: expected a state dict (names to tensors), got "
+                f"{source}: expected a state dict (names to tensors), got "
                 f"{type(state_dict).__name__}; pass {remedy}."
             )
-        plain = _plain_keys(_unwrapped(dict(state_dict), where), where, only_the_model=False)
+        plain = _plain_keys(_unwrapped(dict(state_dict), source), source, only_the_model=False)
         problem = _misfit(self, plain, strict)
         if problem:
             raise StateDictError(problem)

@@ -136,16 +136,17 @@ def _check_images(images: Tensor) -> None:
 
 def _loaded(kind: type[_Port], path: str | Path) -> _Port:
     checkpoint = load_checkpoint(path)
-    where = f"load_{kind.__name__.lower()}: {printable(path)}"
+    source = printable(path)
     try:
         arguments = kind.arguments_of(checkpoint.state_dict)
     except (KeyError, IndexError, ValueError) as error:
         keys = list(checkpoint.state_dict)
         lacks = f"lacks {short(str(error.args[0]))} and " if type(error) is KeyError else ""
-        source = f" Likely source: {origin}." if (origin := origin_of(keys, kind.__name__)) else ""
+        origin = origin_of(keys, kind.__name__)
+        likely = f" Likely source: {origin}." if origin else ""
         raise ValueError(
-            f"{where} is not a {kind.__name__} of the port: it {lacks}has {len(keys)} tensors, the "
-            f"first {short(', '.join(keys[:3]))}.{source}"
+            f"{source} is not a {kind.__name__} of the port: it {lacks}has {len(keys)} tensors, "
+            f"the first {short(', '.join(keys[:3]))}.{likely}"
         ) from error
     dropout = getattr(checkpoint.args, "dropout", None)
     if kind is PixelSNAIL and isinstance(dropout, (int, float)):
@@ -154,7 +155,7 @@ def _loaded(kind: type[_Port], path: str | Path) -> _Port:
         model = kind(**arguments)
         model.load_state_dict(checkpoint.state_dict)
     except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
-        raise StateDictError(f"{where}: {error}") from error
+        raise StateDictError(f"{source}: {error}") from error
     return model.eval()
 
 

@@ -81,7 +81,7 @@ def _map(array: PickledArray) -> Tensor:
     return torch.from_numpy(codes.astype(np.int64))
 
 
-def _read_row(value: bytes, where: str) -> CodeRow:
+def _read_row(value: bytes, source: str) -> CodeRow:
     try:
         row = unpickled(value, {**_ROW, ("_pickle", "loads"): _Inner})
         if type(row) is not _Row:
@@ -94,7 +94,7 @@ def _read_row(value: bytes, where: str) -> CodeRow:
         return CodeRow(_map(top), _map(bottom), filename)
     except ValueError as error:
         raise ValueError(
-            f"{where}: refused, and nothing of it was run: expected the pickle of a "
+            f"{source}: refused, and nothing of it was run: expected the pickle of a "
             f"dataset.CodeRow with two integer maps and a filename, but {error}."
         ) from error
 
@@ -130,10 +130,10 @@ class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is outside 0..{self.length - 1}.")
         value = self._get(str(index).encode("ascii"))
-        where = f"record {index} of {printable(self.path)}"
+        source = f"record {index} of {printable(self.path)}"
         if value is None:
-            raise ValueError(f"{where} is missing; `length` says {self.length}.")
-        return tuple(_read_row(value, where))
+            raise ValueError(f"{source} is missing; `length` says {self.length}.")
+        return tuple(_read_row(value, source))
 
     def _get(self, key: bytes) -> bytes | None:
         import lmdb

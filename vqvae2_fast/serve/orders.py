@@ -156,7 +156,7 @@ class Desk:
         remedy = "/v1/info lists the classes."
         # In the library the number of classes stands for "no class"; here only a text does.
         if isinstance(label, int) and not 0 <= label < classes:
-            expected = f"a number below {classes} or the beginning of a class name"
+            expected = f"a label below {classes} or the beginning of a class name"
             raise _unfit("label", expected, label, remedy)
         try:
             numbers = class_numbers(label, classes, names)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,8 +62,11 @@ def test_a_draw_inside_a_draw():
 
 def run_alone(program, **options):
     # Run outside the source tree, which would hide the installed package.
+    tests = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
         cwd=tempfile.gettempdir(),
         capture_output=True,
         text=True,

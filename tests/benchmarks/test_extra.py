@@ -35,7 +35,9 @@ def test_the_extra_brings_what_is_imported():
     brought = extra | named(project["dependencies"])
     scripts = sorted((ROOT / "benchmarks").rglob("*.py"))
     here = (
-        {path.stem for path in scripts} | {"shared", "vqvae2_fast"} | set(sys.stdlib_module_names)
+        {path.stem for path in scripts}
+        | {"shared", "helpers", "vqvae2_fast"}
+        | set(sys.stdlib_module_names)
     )
     # shared/conformance.py runs tests, which need their conftest.py.
     imported = {

@@ -139,7 +139,9 @@ def test_words_that_name_no_quantiser_of_k_codes_are_refused(quantizer, message)
 
 
 def test_parts_must_divide_the_vectors():
-    with pytest.raises(ValueError, match=r"embedding_dim to be a multiple of the 4 .*, got 6"):
+    with pytest.raises(
+        ValueError, match=r"embedding_dim to be a multiple of the 4 parts .*, got 6"
+    ):
         config(("heads:4:4",), num_embeddings=256)
 
 

@@ -76,12 +76,12 @@ def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
         ("train-vqvae --data {images}", "smaller than --model.image-size 32x32"),
         (
             f"train-vqvae --data {{images}} {MODEL} --train.batch-size 19",
-            "error: --train.batch-size must be between 1 and the 18 items",
+            "error: expected --train.batch-size to be an integer from 1 to 18, got 19",
         ),
         ("extract --vqvae {vqvae} --data nowhere", "--data: expected the folder"),
         (
             f"train-prior --codes {{codes}} --train.batch-size 19 {PRIOR}",
-            "error: --train.batch-size must be between 1 and the 18 items",
+            "error: expected --train.batch-size to be an integer from 1 to 18, got 19",
         ),
     ],
     ids=["size", "batch", "model", "codes"],

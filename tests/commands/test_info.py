@@ -271,7 +271,7 @@ def test_settings_of_something_else_are_not_of_samples(tmp_path, run):
     (tmp_path / "settings.json").write_text("{}")
     code, _, error = run("info", tmp_path)
     assert code == 2
-    assert "error: info: " in error
+    assert "vqvae2-fast: error: " in error
     assert "settings.json is not of a folder of samples" in error
 
 

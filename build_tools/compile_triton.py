@@ -4,10 +4,11 @@
 
 Launchers run on small CPU tensors in recording mode (`ops/_triton.py`), once for each target, so
 that what is compiled is what users get: kernel, block sizes, dtypes, alignment. The command fails
-if a kernel spills registers, asks for more shared memory than a block may have, or contracts
-multiply-adds although its bits are defined. The result holds for one version of Triton, which
-`.ci/constraints.txt` names. The summary, one line for each kernel and target, is committed;
-`--check` fails where its lines of the targets that are compiled are not what this command finds.
+if a kernel spills registers, asks for more shared memory than a block may have, contracts multiply-
+adds although its bits are defined, or has other approximate instructions than `APPROXIMATE` lists.
+The result holds for one version of Triton, which `.ci/constraints.txt` names. The summary, one line
+for each kernel and target, is committed; `--check` fails where its lines of the targets that are
+compiled are not what this command finds.
 """
 
 from __future__ import annotations
@@ -77,6 +78,28 @@ AMD_EXPANSIONS = {
     r"\bv_rsq_f64": 7,  # a square root in float64
     r"\bv_log_f32": 2,  # a natural logarithm
     r"\bv_fmamk_f32 \w+, \w+, 0x[4c]f800000": 1,  # ±2³², in a division of 64-bit integers
+}
+
+
+# NVIDIA's approximate instructions by kernel. The results of all other kernels have the bits that
+# IEEE's operations give them.
+APPROXIMATE = {
+    # Results are within rounding of their definition, which promises no bits.
+    "_causal_attention_bwd_dkdv_kernel": {"ex2.approx"},
+    "_causal_attention_bwd_dq_kernel": {"ex2.approx"},
+    "_causal_attention_fwd_kernel": {"ex2.approx", "div.full"},
+    "_ema_rows_kernel": {"div.full"},
+    "_gated_residual_bwd_kernel": {"ex2.approx", "div.full"},
+    "_gated_residual_fwd_kernel": {"ex2.approx", "div.full"},
+    "_residual_nearest_code_bwd_kernel": {"sqrt.approx", "div.full"},
+    "_scalar_quantize_bwd_kernel": {"ex2.approx", "div.full"},
+    # In tanh, which decides between two values only within rounding; values are exactly the grid's.
+    "_scalar_quantize_fwd_kernel": {"ex2.approx"},
+    # In top-p and in log-probabilities; codes without top-p are exact.
+    "_draw_codes_kernel": {"ex2.approx"},
+    # In bounds alone, which allow for its error (README of nearest_code); results are exact.
+    "_nearest_code_open_kernel": {"sqrt.approx"},
+    "_nearest_code_screen_kernel": {"sqrt.approx"},
 }
 
 
@@ -168,6 +191,11 @@ def contracted(compiled: object) -> int:
     return found - asked - sum(n * len(re.findall(at, text)) for at, n in AMD_EXPANSIONS.items())
 
 
+def approximate(compiled: object) -> set[str]:
+    """The approximate instructions in the assembly for an NVIDIA GPU, without types."""
+    return set(re.findall(r"\b(div\.full|\w+\.approx)\b", compiled.asm.get("ptx", "")))
+
+
 def launches(target: str) -> list[Launch]:
     """One launch for each variant that the examples of all kernel files compile for `target`."""
     folders = sorted(
@@ -195,8 +223,11 @@ def compiled_row(launch: Launch, name: str) -> tuple[dict[str, object], bool]:
         # Before it waits, a dependent kernel must not touch what the one before it writes.
         before = compiled.asm["ptx"].partition("griddepcontrol.wait")[0]
         ok = ok and not re.search(r"\b(ld\.global|st\.global|atom|red\.|cp\.async)", before)
+    kernel = launch.kernel.__name__
+    found = approximate(compiled)
+    ok = ok and found <= APPROXIMATE.get(kernel, set())
     row = {
-        "kernel": launch.kernel.__name__,
+        "kernel": kernel,
         "target": name,
         "variant": label,
         "warps": compiled.metadata.num_warps,
@@ -204,6 +235,7 @@ def compiled_row(launch: Launch, name: str) -> tuple[dict[str, object], bool]:
         "spill_bytes": spills,
         "shared_bytes": shared,
         "occupancy": f"{warps / target.warps:.2f}",
+        "approximate": " ".join(sorted(found)),
         "triton": triton.__version__,
     }
     return row, ok
@@ -220,6 +252,8 @@ def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         for column in ("registers", "spill_bytes", "shared_bytes"):
             line[f"most_{column}"] = max(row[column] for row in members)
         line["least_occupancy"] = min(row["occupancy"] for row in members)
+        found = {name for row in members for name in row["approximate"].split()}
+        line["approximate"] = " ".join(sorted(found))
         lines.append({**line, "triton": triton.__version__})
     return lines
 
@@ -263,7 +297,14 @@ def main() -> int:
                 f"{row['occupancy']} occupied  {key[1]}",
                 flush=True,
             )
-    found = csv_text(summary(rows))
+    lines = summary(rows)
+    for line in lines:
+        kernel, target = line["kernel"], line["target"]
+        listed = " ".join(sorted(APPROXIMATE.get(kernel, set())))
+        if target.startswith("sm_") and line["approximate"] != listed:
+            failures += 1
+            print(f"{kernel} {target}: APPROXIMATE lists '{listed}', not '{line['approximate']}'")
+    found = csv_text(lines)
     print(found)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

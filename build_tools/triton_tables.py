@@ -17,20 +17,21 @@ SUMMARY = ROOT / "docs" / "triton-kernels.csv"
 TARGET = "sm_90"
 HEADER = (
     f"| compiled for {TARGET}, the most that a variant takes "
-    "| registers per thread | spills | shared memory per block | occupancy |"
+    "| registers per thread | spills | shared memory per block | occupancy "
+    "| approximate instructions |"
 )
 
 
 def table(kernels: set[str], rows: list[dict[str, str]]) -> str:
     """The lines of some kernels, without a line break at the end."""
-    lines = [HEADER, "|---|---|---|---|---|"]
+    lines = [HEADER, "|---|---|---|---|---|---|"]
     for row in rows:
         if row["kernel"] in kernels and row["target"] == TARGET:
             counted = f"{row['variants']} variant{'s' if row['variants'] != '1' else ''}"
             lines.append(
                 f"| `{row['kernel']}`, {counted} | {row['most_registers']} | "
                 f"{row['most_spill_bytes']} B | {int(row['most_shared_bytes']) / 1024:.3g} KiB | "
-                f"{100 * float(row['least_occupancy']):.0f} % |"
+                f"{100 * float(row['least_occupancy']):.0f} % | {row['approximate'] or 'none'} |"
             )
     return "\n".join(lines)
 

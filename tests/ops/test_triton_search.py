@@ -5,6 +5,9 @@ Tests that run a kernel need `TRITON_INTERPRET=1` (see `.ci/triton`)."""
 
 from __future__ import annotations
 
+import importlib
+
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -309,6 +312,44 @@ def test_codes_of_a_group_that_float32_cannot_tell_apart(counts):
 @pytest.mark.parametrize("scale", [1e-25, 1e-22, 1e25])
 def test_squares_beyond_float32(scale):
     assert_exact(scale * randn(23, 60, 8), scale * randn(24, 40, 8))
+
+
+@pytest.fixture(params=[-1, 1], ids=["less", "more"])
+def approximate_roots(monkeypatch, request):
+    """Square roots of float32 as by `sqrt.approx.ftz.f32`: off by 2⁻²³, and 0 of denormals."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    calls = []
+
+    def root(x):
+        if x.dtype != np.float32:
+            return np.sqrt(x)
+        calls.append(x)
+        exact = np.sqrt(np.where(x < np.finfo(np.float32).tiny, 0, x).astype(np.float64))
+        return (exact * (1 + request.param * 2.0**-23)).astype(np.float32)
+
+    monkeypatch.setattr(
+        interpreter.InterpreterBuilder, "create_sqrt", lambda self, x: self.unary_op(x, root)
+    )
+    return calls
+
+
+@interpreted
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e-19, 1.0, 1e18])
+def test_approximate_square_roots_change_no_code(approximate_roots, scale):
+    """The band allows for them: rows are midpoints of codes, moved by a few ulp, and the mean."""
+    codebook = randn(26, 96, 16)
+    middles = (codebook[:48] + codebook[48:]) / 2
+    moved = middles * (1 + 1e-7 * randn(27, 48, 16))
+    assert_exact(scale * torch.cat([middles, moved, codebook.mean(0)[None]]), scale * codebook)
+    assert approximate_roots
+
+
+@interpreted
+def test_a_row_at_the_codebooks_mean_has_a_norm_of_zero(approximate_roots):
+    """Its squares are denormals, which the square root takes for 0."""
+    codebook = torch.cat([torch.eye(16), -torch.eye(16)])
+    assert_exact(1e-20 * randn(28, 40, 16), codebook)
+    assert any((x < np.finfo(np.float32).tiny).any() for x in approximate_roots)
 
 
 @interpreted

@@ -1,4 +1,4 @@
-"""The check of compiled kernels for contracted multiply-adds, on kernels of which it is known."""
+"""The checks of compiled kernels for contracted multiply-adds and approximate instructions."""
 
 from __future__ import annotations
 
@@ -25,18 +25,27 @@ pytestmark = [
 
 
 @pytest.fixture
-def contracted(monkeypatch):
-    """How many multiply-adds of a kernel (pointer to x, pointer to y) are contracted."""
+def tool(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "build_tools"))
-    tool = importlib.import_module("compile_triton")
+    return importlib.import_module("compile_triton")
 
-    def count(kernel, target, *, fusion=False, dtype="fp32"):
+
+@pytest.fixture
+def compiled(tool):
+    """A kernel (pointer to x, pointer to y) for a target."""
+
+    def compile_kernel(kernel, target, *, fusion=False, dtype="fp32"):
         source = ASTSource(kernel, {"x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}"}, {}, {})
-        gpu = tool.TARGETS[target].gpu
         options = {"enable_fp_fusion": fusion}
-        return tool.contracted(triton.compile(source, target=gpu, options=options))
+        return triton.compile(source, target=tool.TARGETS[target].gpu, options=options)
 
-    return count
+    return compile_kernel
+
+
+@pytest.fixture
+def contracted(tool, compiled):
+    """How many multiply-adds of a kernel are contracted."""
+    return lambda *args, **kwargs: tool.contracted(compiled(*args, **kwargs))
 
 
 @triton.jit
@@ -98,3 +107,17 @@ def test_only_contractions_count(contracted, target, dtype):
 )
 def test_what_takes_several_instructions_does_not_count(contracted, target, kernel, dtype):
     assert contracted(kernel, target, dtype=dtype) == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "expected"),
+    [
+        (quotient, "fp32", set()),
+        (quotient_and_root, "fp32", {"div.full", "sqrt.approx"}),
+        (quotient_and_root, "fp64", set()),
+        (logarithm, "fp32", {"ex2.approx"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_approximate_instructions_are_found(tool, compiled, kernel, dtype, expected):
+    assert tool.approximate(compiled(kernel, "sm_80", dtype=dtype)) == expected

@@ -37,6 +37,23 @@ def _edges(g: torch.Generator) -> tuple[Any, ...]:
     return torch.tensor(numbers).repeat(2)[:, None].repeat(1, 3), [5, 3, 2], True, True, False
 
 
+def _every_value(levels: list[int], symmetric: bool) -> Case:
+    """Numbers that round to each value of each level; most widths divide no power of two."""
+
+    def make(_: torch.Generator) -> tuple[Any, ...]:
+        n = max(levels)
+        columns = []
+        for size in levels:
+            digits = torch.arange(size, dtype=torch.float32)
+            half = (size - 1) / 2
+            column = digits / half - 1 if symmetric else (digits - size // 2) / (size // 2)
+            columns.append(column.repeat(n)[:n])
+        return torch.stack(columns, dim=1), levels, symmetric, True, False
+
+    name = "every_value_symmetric" if symmetric else "every_value"
+    return Case(name, make, batched=(0,), exact=True)
+
+
 def _not_a_number(g: torch.Generator) -> tuple[Any, ...]:
     z = randn(g, 9, 3)
     z[::2, 1] = float("nan")
@@ -56,6 +73,8 @@ CASES = [
     _case("more_numbers_than_lanes", 3, [3] * 37),
     _case("far_out", 21, [1200, 5, 4], scale=50),
     Case("edges", _edges, batched=(0,), exact=True),
+    _every_value([8, 7, 14], symmetric=False),
+    _every_value([8, 7, 11], symmetric=True),
     Case("not_a_number", _not_a_number, batched=(0,), exact=True, has_nan=True),
     _case("float64", 12, [8, 5, 4], dtype=torch.float64),
     _case("bfloat16", 40, [300, 5, 4], dtype=torch.bfloat16),

@@ -195,6 +195,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """
     if 0 in grid:
         return
+    # Said in each launch, because the default of Triton 3.10 will be another one.
+    options.setdefault("enable_fp_fusion", True)
     if _recorded is not None:
         arguments = dict(zip(kernel.arg_names, args, strict=False))
         arguments.update((name, options.pop(name)) for name in kernel.arg_names if name in options)

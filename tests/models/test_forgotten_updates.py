@@ -1,6 +1,5 @@
 """A training that never calls `update_codebooks_` is warned, once, and no other training is."""
 
-import copy
 import warnings
 
 import pytest
@@ -67,16 +66,3 @@ def test_forwards_without_training_do_not_warn() -> None:
             with torch.no_grad():
                 model(torch.rand(1, 3, 8, 8))
                 model.decoder.layers[0].weight.add_(1e-3)
-
-
-def test_trainings_by_torch_func_are_not_watched() -> None:
-    model = small(init="normal")
-    weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-
-    def loss(weights, buffers, images):
-        output = torch.func.functional_call(model, (weights, buffers), images)
-        return model.loss(images, output), buffers
-
-    torch.func.grad(loss, has_aux=True)(weights, buffers, torch.rand(1, 3, 8, 8))
-    assert model.quantizers[0].pending.counts.sum() > 0
-    copy.deepcopy(model)  # which would refuse tensors of the transform

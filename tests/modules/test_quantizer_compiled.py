@@ -48,7 +48,7 @@ def assert_trains_as_eager(backend: str, options: dict[str, object], graphs: int
             module.zero_grad()
             y, _, loss = call(x)
             ((y - x).square().mean() + loss).backward()
-            if module.quantizer.update == "step":
+            if module.quantizer.rule.update == "step":
                 module.quantizer.update_codebook_()
             with torch.no_grad():
                 for weight in module.parameters():

@@ -100,6 +100,29 @@ def train_one_of_the_family(name: str, rank: int | None) -> dict[str, torch.Tens
     return quantizer.state_dict()
 
 
+MASKED = {
+    "ema": lambda: VectorQuantizerEMA(K, D, decay=0.7, restart=0.5),
+    "step": lambda: VectorQuantizerEMA(K, D, decay=0.7, restart=0.5, update="step"),
+    "residual": FAMILY["residual"],
+    "shared": FAMILY["residual_shared"],
+}
+
+
+def train_masked(name: str, rank: int | None) -> dict[str, torch.Tensor]:
+    """State after five steps on shares of vectors of which a part counts, in one step none of
+    rank 0."""
+    quantizer, generator = MASKED[name](), torch.Generator().manual_seed(0)
+    for step in range(5):
+        z = torch.randn(2, 60, D, generator=generator)
+        mask = torch.rand(2, 60, generator=generator) < 0.5
+        mask[0] &= step != 2
+        own = slice(None) if rank is None else slice(rank, rank + 1)
+        quantizer(z[own], mask=mask[own])
+        if name == "step":
+            quantizer.update_codebook_()
+    return quantizer.state_dict()
+
+
 USES = {
     f"{kind.__name__}-{scenario}": (kind, scenario)
     for kind in (LFQ, BSQ)
@@ -134,6 +157,8 @@ def run_rank(rank: int, folder: Path) -> None:
     save_file(train_model(rank).state_dict(), folder / f"model-{rank}")
     for name in FAMILY:
         save_file(train_one_of_the_family(name, rank), folder / f"{name}-{rank}")
+    for name in MASKED:
+        save_file(train_masked(name, rank), folder / f"masked-{name}-{rank}")
     for name in USES:
         save_file(use_of_codes(name, rank), folder / f"use-{name}-{rank}")
     # Wrappers of models are parts of cycles and hold the group, whose threads would outlive Python.
@@ -210,6 +235,15 @@ def test_two_processes_leave_the_quantiser_of_one(folder: Path, name: str) -> No
     for rank in range(WORLD_SIZE):
         shared = load_file(folder / f"{name}-{rank}")
         assert shared.keys() == whole.keys()
+        for key, value in whole.items():
+            torch.testing.assert_close(shared[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_two_processes_count_what_one_would_of_a_mask(folder: Path, name: str) -> None:
+    whole = train_masked(name, None)
+    for rank in range(WORLD_SIZE):
+        shared = load_file(folder / f"masked-{name}-{rank}")
         for key, value in whole.items():
             torch.testing.assert_close(shared[key], value, rtol=1e-5, atol=1e-6, msg=key)
 

@@ -320,6 +320,8 @@ def test_the_weight_of_a_loss_is_finite_and_not_negative(make, value):
     [
         (lambda: vq2.FSQ([8, 2]), "levels of at least 3 values each, got .8, 2.. For 2 values use"),
         (lambda: vq2.FSQ([]), "levels of at least 3"),
+        (lambda: vq2.FSQ("8,5,5"), "expected levels to be a list of integers, got '8,5,5'"),
+        (lambda: vq2.FSQ(8), "expected levels to be a list of integers, got 8"),
         (lambda: vq2.FSQ([64] * 6), "product is at most 2..31"),
         (lambda: vq2.LFQ(100), "a power of two >= 2, got 100: use 128"),
         (lambda: vq2.LFQ(2**20), "num_embeddings <= 262144, got 1048576: use BSQ"),

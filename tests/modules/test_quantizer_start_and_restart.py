@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vqvae2_fast.compat import lucidrains  # noqa: F401  (defines an operator)
-from vqvae2_fast.modules.codebook import kmeans
+from vqvae2_fast.modules.averages import Rule
+from vqvae2_fast.modules.batch import Vectors, kmeans
 from vqvae2_fast.modules.grouped import MultiHeadVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.residual_vq import ResidualVQ
@@ -290,22 +291,26 @@ def test_no_restart_without_vectors() -> None:
 
 def test_kmeans_of_parts_is_that_of_the_whole() -> None:
     z = torch.randn(60, D)
-    whole = kmeans([z], K, [(0, 60)], seed=1, stream=0)
-    parts = kmeans([z[:25], z[25:]], K, [(0, 60), (25, 60)], seed=1, stream=0)
+    whole = kmeans(Vectors([z], [], [0], 60), K, [(0, 60)], seed=1, stream=0)
+    halves = Vectors([z[:25], z[25:]], [], [0, 25], 60)
+    parts = kmeans(halves, K, halves.spans(), seed=1, stream=0)
     torch.testing.assert_close(parts, whole)
 
 
+def _averages() -> list[torch.Tensor]:
+    state = [torch.randn(K, D), torch.zeros(K), torch.zeros(K, D)]
+    return [*state, torch.tensor(0), torch.tensor(False)]
+
+
 def _start_of_one() -> tuple[tuple, dict]:
-    state = (torch.randn(K, D), torch.zeros(K), torch.zeros(K, D))
-    arguments = ([torch.randn(20, D)], [], -1, *state, torch.tensor(False), torch.tensor(False))
-    return arguments, {"ema_start": "one", "cosine": True, "seed": 3, "stream": 1}
+    arguments = ([torch.randn(20, D)], [], [], -1, _averages(), torch.tensor(False))
+    return arguments, vars(Rule(metric="cosine", seed=3, stream=1))
 
 
 def _start_of_two() -> tuple[tuple, dict]:
-    shapes = ((K, D), (K,), (K, D))
-    state = [[torch.zeros(shape) for _ in range(2)] for shape in shapes]
-    flags = [[torch.tensor(False) for _ in range(2)] for _ in range(2)]
-    return (torch.randn(20, D), *state, *flags), {"ema_start": "one", "seed": 3, "streams": [1, 2]}
+    settled = [torch.tensor(False) for _ in range(2)]
+    arguments = (torch.randn(20, D), None, _averages() + _averages(), settled, [1, 2])
+    return arguments, vars(Rule(seed=3))
 
 
 def _start_of_a_drop_in() -> tuple[tuple, dict]:

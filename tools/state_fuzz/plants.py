@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.modules.latest_forward import LatestForward
+from vqvae2_fast.modules.host import LatestForward
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.sampling import kept, pixelsnail
 from vqvae2_fast.sampling.engines import cpu

@@ -29,7 +29,6 @@ from vqvae2_fast.modules.quantizer import VectorQuantizerEMA, update_codebooks_
 from vqvae2_fast.modules.quantizer_interface import in_words
 from vqvae2_fast.modules.trained_conv import PlainConv2d
 from vqvae2_fast.ops._checks import dtype_name
-from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -304,7 +303,7 @@ class VQVAE2(nn.Module):
 
     def _notice_forgotten_updates(self) -> None:
         """Warn once if the weights took ten optimiser steps while no codebook was updated."""
-        if torch.compiler.is_compiling() or transforms_are_active() or not self._watches_updates:
+        if torch.compiler.is_compiling() or not self._watches_updates:
             return
         codebooks = self._averaged_codebooks()
         if not torch.is_grad_enabled() or not any(codebook.training for codebook in codebooks):

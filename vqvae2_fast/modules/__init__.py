@@ -1,11 +1,12 @@
 """Modules: the layers that the models are made of, on the operators of `ops`.
 
-quantizer holds the quantiser of the paper; codebook and codebook_steps its start, updates and
-restarts. fsq, binary, learnt_codes, residual_vq, residual_fsq, grouped and random_projection hold
-the other quantisers, quantizer_interface what they share, level_quantizer the words that name them.
-encoder, decoder, residual and trained_conv make the VQ-VAE. stem, causal_conv, gated, attention and
-conditioning make the prior. outside_graphs keeps what depends on values out of compiled graphs;
-device, autocast and evaluating ask for or set what holds for a whole module.
+quantizer holds the quantiser of the paper; averages the rule by which its codebook starts, moves
+and restarts, batch the vectors that it learns from, host what is known outside of its tensors. fsq,
+binary, learnt_codes, residual_vq, residual_fsq, grouped and random_projection hold the other
+quantisers, quantizer_interface what they share, level_quantizer the words that name them. encoder,
+decoder, residual and trained_conv make the VQ-VAE. stem, causal_conv, gated, attention and
+conditioning make the prior. device, autocast and evaluating ask for or set what holds for a whole
+module.
 """
 
 from vqvae2_fast.modules.attention import CausalAttention

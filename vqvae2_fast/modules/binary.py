@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.batch import all_reduce_, is_distributed
 from vqvae2_fast.modules.binary_entropy import (
     entropy_of,
     entropy_of_bits,
     mean_of_codes,
     tables_of_bits,
 )
-from vqvae2_fast.modules.codebook import all_reduce_, is_distributed
 from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
@@ -24,7 +24,6 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_commitment_cost,
     check_vectors,
     mean_square_error,
-    perplexity_of,
 )
 from vqvae2_fast.ops import sign_quantize
 
@@ -127,7 +126,7 @@ class _Signs(Quantizer):
                 certain = entropy_of_bits(logits).sum() / max(len(logits), 1)
                 entropies = certain - self.diversity * self._entropy_of_use(logits)
                 loss = loss + self.entropy_weight * entropies
-        self.perplexity = perplexity_of(indices, self.num_embeddings)
+        self.note_use(indices)
         return z_q, indices, loss.float()
 
     @torch.no_grad()

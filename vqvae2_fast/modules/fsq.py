@@ -14,11 +14,11 @@ from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_vectors,
-    perplexity_of,
     split_codes,
 )
 from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values
 from vqvae2_fast.ops import scalar_quantize
+from vqvae2_fast.ops._checks import checked_integers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,14 +47,14 @@ class FSQ(Quantizer):
 
     def __init__(self, levels: Sequence[int], embedding_dim: int | None = None) -> None:
         super().__init__()
+        levels = checked_integers("levels", levels)
         if not levels or min(levels) < 3:
             raise ValueError(
-                f"expected levels of at least 3 values each, got {list(levels)}. "
-                "For 2 values use LFQ."
+                f"expected levels of at least 3 values each, got {levels}. For 2 values use LFQ."
             )
         if math.prod(levels) > 2**31:
             raise ValueError(
-                f"expected levels whose product is at most 2**31, got {list(levels)}: "
+                f"expected levels whose product is at most 2**31, got {levels}: "
                 "use fewer numbers, or ResidualFSQ."
             )
         self.grid = Grid(tuple(levels))
@@ -84,7 +84,7 @@ class FSQ(Quantizer):
             numbers = wide(projected(self.project_in, z))
             values, indices = scalar_quantize(numbers, *self.grid)
             z_q = projected(self.project_out, values).to(z.dtype)
-        self.perplexity = perplexity_of(indices, self.num_embeddings)
+        self.note_use(indices)
         return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_joint,
     check_vectors,
     join_codes,
-    mean_perplexity,
+    may_keep_tensors,
     split_codes,
 )
 from vqvae2_fast.modules.residual_vq import ResidualVQ
@@ -98,7 +98,8 @@ class _Parts(Quantizer):
             results = [part(x) for part, x in zip(self._own(), split, strict=True)]
             rows, indices, losses = (list(values) for values in zip(*results, strict=True))
             z_q = rows[0].flatten(-2) if len(rows) == 1 else torch.cat(rows, dim=-1)
-        self.perplexity = mean_perplexity(*[part.perplexity for part in self._own()])
+        if may_keep_tensors():
+            self.perplexity = torch.stack([part.perplexity for part in self._own()]).mean()
         return z_q, self._gather(indices), torch.stack(losses).mean()
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqvae2_fast.modules.outside_graphs import has_values
+from vqvae2_fast.modules.host import has_values
 from vqvae2_fast.ops._checks import assert_inside, check_tensor, dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 

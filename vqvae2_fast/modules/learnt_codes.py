@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import initial_codebook
+from vqvae2_fast.modules.averages import initial_codebook
 from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_commitment_cost,
+    check_sizes,
     check_vectors,
     mean_square_error,
-    perplexity_of,
 )
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
@@ -37,12 +37,7 @@ class _LearntCodes(Quantizer):
         self, num_embeddings: int, embedding_dim: int, commitment_cost: float, gradient: Gradient
     ) -> None:
         super().__init__()
-        for argument, value in (
-            ("num_embeddings", num_embeddings),
-            ("embedding_dim", embedding_dim),
-        ):
-            if value < 1:
-                raise ValueError(f"expected {argument} >= 1, got {value}.")
+        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         if gradient not in ("straight_through", "rotation"):
             raise ValueError(
                 f"expected gradient to be one of straight_through, rotation, got {gradient!r}."
@@ -91,7 +86,7 @@ class _LearntCodes(Quantizer):
             z_q = rows.detach().to(z.dtype)
             rotates = self.gradient == "rotation"
             z_q = rotate_gradient(z, z_q) if rotates else z_q + (z - z.detach())
-        self.perplexity = perplexity_of(indices, self.num_embeddings)
+        self.note_use(indices)
         return z_q, indices, loss.float()
 
     @torch.no_grad()

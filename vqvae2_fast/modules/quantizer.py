@@ -5,59 +5,47 @@ Sizes: N vectors (the product of the leading sizes), K codes, D embedding_dim.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import all_reduce_, initial_codebook, is_distributed, perplexity
-from vqvae2_fast.modules.codebook_steps import (
+from vqvae2_fast.modules.averages import (
+    Averages,
+    Rule,
+    initial_codebook,
     move_codebook_,
     packed_statistics,
-    start_averages_,
     start_codebook_,
 )
+from vqvae2_fast.modules.batch import NO_VECTORS, Batch, all_reduce_, is_distributed, statistics_of
+from vqvae2_fast.modules.host import LatestForward, Phase, inside_backward, register_flag
 from vqvae2_fast.modules.index_range import check_indices
-from vqvae2_fast.modules.latest_forward import LatestForward
-from vqvae2_fast.modules.outside_graphs import (
-    StartFlag,
-    has_started,
-    has_values,
-    inside_backward,
-    reading_waits,
-    register_flag,
-)
-from vqvae2_fast.modules.outside_transforms import detached, refuse_vmap
-from vqvae2_fast.modules.pending_statistics import PendingStatistics
+from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_commitment_cost,
+    check_mask,
+    check_sizes,
     check_vectors,
-    perplexity_of,
+    perplexity,
 )
-from vqvae2_fast.modules.seen_vectors import SeenVectors
-from vqvae2_fast.ops._batch_part import present_part
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import nn
+
     from vqvae2_fast.ops._batch_part import BatchPart
 
-__all__ = ["VectorQuantizerEMA", "update_codebooks_"]
+__all__ = ["VectorQuantizerEMA", "filled", "masked_mean_square", "update_codebooks_"]
 
-_CHOICES = {
-    "init": ("kmeans", "normal", "uniform"),
-    "ema_start": ("one", "zero", "debiased"),
-    "gradient": ("straight_through", "rotation"),
-    "update": ("forward", "step"),
-    "metric": ("euclidean", "cosine"),
-}
+_GRADIENTS = ("straight_through", "rotation")
 
 
 class VectorQuantizerEMA(Quantizer):
@@ -115,9 +103,8 @@ class VectorQuantizerEMA(Quantizer):
         The buffers `initialised` and `steps` decide whether k-means still has to start the
         codebook, however they were set. On a GPU they are read until it has started.
         A vector with NaN or infinity moves no code: the statistics of its code in that update are
-        dropped. `torch.compile` makes one graph of a training step. Transforms of `torch.func`,
-        except `vmap`, take one if they are given the buffers (`functional_call`), which it changes;
-        the pending statistics are no buffers and stay with the module.
+        dropped. `torch.compile` makes one graph of a training step. Under transforms of
+        `torch.func` use evaluation mode: PyTorch refuses the writes of training.
         With gradient "straight_through", backward needs z_q unchanged: do not work on it in
         place. While `quantize_after` holds, z_q is z itself (with "cosine", z / ‖z‖).
     """
@@ -144,60 +131,78 @@ class VectorQuantizerEMA(Quantizer):
         stream: int = 0,
         metric: Literal["euclidean", "cosine"] = "euclidean",
         quantize_after: int = 0,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        if unknown:
+            raise TypeError(
+                f"expected no argument {', '.join(unknown)}. The number of codes is "
+                "num_embeddings, their dimension embedding_dim; compat.lucidrains.VectorQuantize "
+                "takes the names of vector-quantize-pytorch."
+            )
+        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        check_commitment_cost(commitment_cost)
+        if gradient not in _GRADIENTS:
+            raise ValueError(
+                f"expected gradient to be one of {', '.join(_GRADIENTS)}, got {gradient!r}."
+            )
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
-        self.decay = decay
-        self.epsilon = epsilon
-        self.ema_start = ema_start
-        self.restart = restart
         self.gradient = gradient
-        self.update = update
-        self.metric = metric
-        self.quantize_after = quantize_after
-        self.seed = seed
-        self.stream = stream
-        _check_arguments(self, init)
-
-        codebook = self._on_sphere(
+        self.rule = Rule(
+            decay=decay,
+            epsilon=epsilon,
+            init=init,
+            ema_start=ema_start,
+            restart=restart,
+            update=update,
+            seed=seed,
+            stream=stream,
+            metric=metric,
+            quantize_after=quantize_after,
+        )
+        codebook = self.rule.on_sphere(
             initial_codebook(num_embeddings, embedding_dim, init=init, seed=seed, stream=stream)
         )
         self.register_buffer("codebook", codebook)
         self.register_buffer("cluster_size", torch.zeros(num_embeddings, dtype=codebook.dtype))
         self.register_buffer("embed_avg", torch.zeros(codebook.shape, dtype=codebook.dtype))
-        start_averages_(codebook, self.cluster_size, self.embed_avg, ema_start)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         register_flag(self, "initialised", init != "kmeans")
-        self.pending = PendingStatistics(codebook)
+        self.averages.reset_(ema_start)
+        self.pending = Batch(codebook)
         self.usage = torch.zeros((), dtype=torch.float32)
-        self._start = StartFlag()
-        # A copy of what the buffers say: a compiled graph could not read them.
-        self._is_waiting = quantize_after > 0
-        self._seen = SeenVectors()
+        self.phase = Phase()
         self._latest = LatestForward()
         self.register_load_state_dict_post_hook(_forget_old_state)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
-        names = ("commitment_cost", "decay", "ema_start", "restart", "gradient", "update", "metric")
-        shown = [f"{name}={getattr(self, name)!r}" for name in (*names, "quantize_after")]
-        return ", ".join([str(self.num_embeddings), str(self.embedding_dim), *shown])
+        names = ("decay", "ema_start", "restart", "update", "metric", "quantize_after")
+        shown = {name: getattr(self, name) for name in ("commitment_cost", "gradient")}
+        shown |= {name: getattr(self.rule, name) for name in names}
+        each = [f"{name}={value!r}" for name, value in shown.items()]
+        return ", ".join([str(self.num_embeddings), str(self.embedding_dim), *each])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VectorQuantizerEMA:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.pending.apply_(fn)
         return self
 
-    def _on_sphere(self, vectors: Tensor) -> Tensor:
-        """z `[..., D]` as the metric compares it; a vector of zeros stays as it is."""
-        return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
+    @property
+    def averages(self) -> Averages:
+        """The buffers, which may be replaced at any time."""
+        return Averages(
+            self.codebook, self.cluster_size, self.embed_avg, self.steps, self.initialised
+        )
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
 
         Args:
             z: `[..., D]`, float32, bfloat16, float16 or float64.
+            mask: bool `[...]`, True for the vectors that count. The others come back as they are,
+                with index −1; nothing is learnt from them, and no loss or perplexity counts them.
 
         Returns:
             z_q: `[..., D]`, the codebook's rows in z's dtype, with the chosen gradient to z.
@@ -205,30 +210,41 @@ class VectorQuantizerEMA(Quantizer):
             loss: float32, 0-d: commitment_cost × mean((z − z_q)²), with "cosine" of z / ‖z‖.
 
         Raises:
-            ValueError: The last size of z is not D.
-            TypeError: z is not floating, or in training mode the codebook is not float32.
+            ValueError: The last size of z is not D, or mask is not `[...]`.
+            TypeError: z is not floating, mask is not bool, or in training mode the codebook is not
+                float32.
             RuntimeError: With update="forward": a checkpoint recomputes another forward than the
                 latest, or one of several that it holds.
-            NotImplementedError: In training mode under `torch.func.vmap`.
         """
         check_vectors(z, self.embedding_dim)
+        check_mask(mask, z)
         with without_autocast(z.device):
-            z = self._on_sphere(z)
+            given, z = z, self.rule.on_sphere(filled(z, mask))
             if self.waits():
                 indices = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
-                return z, indices, z.new_zeros((), dtype=torch.float32)
-            z_q, indices, commitment = ops.vector_quantize(z, self.codebook_for_(z))
-            if self.gradient == "rotation":
-                z_q = rotate_gradient(z, z_q)
-            self.take_(z, indices)
-            return z_q, indices, self.commitment_cost * commitment
+                z_q, loss = z, z.new_zeros((), dtype=torch.float32)
+            else:
+                codebook = self.codebook_for_(z, mask)  # prepare
+                z_q, indices, commitment = ops.vector_quantize(z, codebook)  # search
+                if mask is not None:
+                    commitment = masked_mean_square(wide(z) - codebook[indices], mask)
+                if self.gradient == "rotation":  # gradient; otherwise straight-through
+                    z_q = rotate_gradient(z, z_q)
+                self.take_(z, indices, mask)  # statistics, moving averages, restarts
+                loss = self.commitment_cost * commitment
+        if mask is None:
+            return z_q, indices, loss
+        return torch.where(mask[..., None], z_q, given), indices.masked_fill(~mask, -1), loss
 
     def waits(self) -> bool:
         """Whether a training forward quantises nothing yet: see `quantize_after`."""
         return self.training and self._waits()
 
+    def _waits(self) -> bool:
+        return self.phase.waits(self.steps, self.initialised, self.rule.quantize_after)
+
     @torch.no_grad()
-    def codebook_for_(self, z: Tensor) -> Tensor:
+    def codebook_for_(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
         """The codes `[K, D]` that a forward compares z with; in training k-means may start them.
 
         With `take_` this is what a forward does besides the search, for modules that search in
@@ -236,47 +252,60 @@ class VectorQuantizerEMA(Quantizer):
         """
         if not self.training:
             return self.codebook
-        refuse_vmap(z, self.codebook)
         recomputing = inside_backward()
         if not recomputing:
-            self._prepare(z)
+            self._check_dtype()
+            self._start_from([z], [mask], [None])
         # With update "forward" the update comes before backward, but backward and a checkpoint's
         # recomputation need the codes that the forward used.
-        if self.update == "step":
+        if self.rule.update == "step":
             return self.codebook
         remedy = "use update='step' with a call of update_codebook_ after each step"
         latest = self._latest.recall(remedy) if recomputing else ()
         (codebook,) = latest or self._latest.keep(self.codebook)
         return codebook
 
+    def _check_dtype(self) -> None:
+        if self.codebook.dtype != torch.float32:
+            remedy = (
+                "Codebooks train in float32: convert the module back with `.float()`."
+                if self.codebook.dtype == torch.float64
+                else "Train under torch.autocast instead of converting the module."
+            )
+            raise TypeError(
+                "expected a float32 codebook in training, got "
+                f"{dtype_name(self.codebook.dtype)}. {remedy}"
+            )
+
     @torch.no_grad()
-    def take_(self, z: Tensor, indices: Tensor) -> None:
+    def take_(self, z: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
         """Note the codes int64 `[...]` of vectors z `[..., D]`, as they were searched with; in
         training they enter the pending statistics."""
         if not self.training:
-            self.perplexity = perplexity_of(indices, self.num_embeddings)
+            self.note_use(indices if mask is None else indices.masked_fill(~mask, -1))
         elif not inside_backward():
-            statistics = ops.code_statistics(z, indices, self.num_embeddings)
-            self.learn_(self.lasting(z), *statistics)
+            counts, sums = statistics_of(z, indices, mask, self.num_embeddings)
+            self.learn_(self.lasting(z), counts, sums, mask)
 
     def lasting(self, z: Tensor) -> Tensor:
         """z `[..., D]` as it may be kept until the update: the caller may write to z before."""
         # Choosing the rows here instead takes 0.5 ms of Philox words, whatever N is; a copy of
         # 65,536 × 64 takes as long (one AVX-512 core), and a smaller one less.
-        return z.clone() if self.restart and self.update == "step" else z
+        return z.clone() if self.rule.restart and self.rule.update == "step" else z
 
     @torch.no_grad()
-    def learn_(self, z: Tensor, counts: Tensor, sums: Tensor) -> None:
-        """Add `ops.code_statistics` of a forward's vectors z `[..., D]` to the pending ones.
+    def learn_(self, z: Tensor, counts: Tensor, sums: Tensor, mask: Tensor | None = None) -> None:
+        """Add the statistics of a forward's vectors z `[..., D]` to the pending ones.
 
-        z is kept until the update.
+        z is kept until the update, where the numbers of rows of all processes are known.
         """
         self.perplexity = perplexity(counts)
         self.pending.add_(counts, sums)
-        if self.restart:
-            # They are kept until the update, where the numbers of rows of all processes are known.
-            self._seen.keep(z, present_part())
-        if self.update == "forward":
+        if self.rule.restart:
+            # The mask may be written again before the update, like z.
+            kept = mask if mask is None or self.rule.update == "forward" else mask.clone()
+            self.pending.keep(z, kept)
+        if self.rule.update == "forward":
             self.update_codebook_()
 
     @torch.no_grad()
@@ -284,7 +313,7 @@ class VectorQuantizerEMA(Quantizer):
         """Only the indices, int64 `[...]`; takes no statistics in either mode."""
         check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
-            return ops.nearest_code(self._on_sphere(z), self.codebook)[0]
+            return ops.nearest_code(self.rule.on_sphere(z), self.codebook)[0]
 
     def perplexity_in_training(self) -> Tensor:
         """exp(entropy) of the counts that training has averaged, float32 0-d."""
@@ -313,26 +342,44 @@ class VectorQuantizerEMA(Quantizer):
             expected = list(getattr(self, name).shape)
             if value is not None and list(value.shape) != expected:
                 raise ValueError(f"expected {name} {expected}, got {list(value.shape)}.")
-        self.codebook.copy_(self._on_sphere(codebook))
-        start_averages_(self.codebook, self.cluster_size, self.embed_avg, self.ema_start)
+        self.codebook.copy_(self.rule.on_sphere(codebook))
+        self.averages.reset_(self.rule.ema_start)
         if cluster_size is not None:
             self.cluster_size.copy_(cluster_size)
             self.embed_avg.copy_(self.codebook * self.cluster_size[:, None])
         if embed_avg is not None:
             self.embed_avg.copy_(embed_avg)
-        self._forget_forwards()
+        self.pending.forget_(self.codebook.device)
         self.initialised.fill_(True)
-        self._is_waiting = False
+        self.phase.end_wait()
 
     @torch.no_grad()
-    def update_codebook_(self) -> None:
+    def update_codebook_(self, statistics: Tensor | None = None) -> None:
         """Move the codebook by the pending statistics of all processes, and restart unused codes.
 
         Vectors for restarts are those of the latest forward, or, inside `batch_part`, of all parts
         of the batch. This only counts the updates while `quantize_after` holds, and does nothing
         before a codebook that starts by k-means has seen its first vectors.
+
+        Args:
+            statistics: `statistics()`, already summed over the processes.
         """
-        self.move_(None)
+        if not self.training:
+            return
+        if self.waits():
+            self.steps += 1
+            self.phase.read_wait(self.steps, self.initialised, self.rule.quantize_after)
+            return
+        self.usage = move_codebook_(
+            *self.pending.seen(),
+            self.pending.counts,
+            self.pending.sums,
+            statistics,
+            list(self.averages),
+            self.phase.settled,
+            **vars(self.rule),
+        )
+        self.pending.forget_(self.codebook.device)
 
     def has_statistics(self) -> bool:
         """Whether the coming update needs statistics: it is in training mode, it quantises, and its
@@ -340,97 +387,20 @@ class VectorQuantizerEMA(Quantizer):
 
         The same on all processes of a group.
         """
-        return (
-            self.training
-            and not self._waits()
-            and has_started(self.initialised, self._start.settled)
-        )
+        return self.training and not self.waits() and self.phase.has_started(self.initialised)
 
     def statistics(self) -> Tensor:
         """What the coming update sums over the processes, flat; only of parts of a known batch."""
+        vectors, batch = self.pending.seen(), self.pending
+        spans = vectors.spans() if self.rule.restart else []
         return packed_statistics(
-            self._seen.rows,
-            self._seen.spans() if self.restart else [],
-            self.pending.counts,
-            self.pending.sums,
-            self.steps + 1,
-            restart=self.restart,
-            seed=self.seed,
-            stream=self.stream,
+            vectors, batch.counts, batch.sums, spans, self.steps + 1, self.rule
         )
 
     @property
     def knows_its_part(self) -> bool:
         """Whether the pending vectors, if needed, are parts of a batch of known size."""
-        return self._seen.total >= 0 or not self.restart
-
-    @torch.no_grad()
-    def move_(self, statistics: Tensor | None) -> None:
-        """`update_codebook_` with `statistics()` already summed over the processes."""
-        if not self.training:
-            return
-        if self._waits():
-            self.steps += 1
-            # In compiled code too, although that may break its graph: else the wait would not end.
-            self._read_wait()
-            return
-        usage = move_codebook_(
-            self._seen.rows or [self.codebook.new_zeros(0, self.embedding_dim)],
-            self._seen.firsts,
-            self._seen.total,
-            statistics,
-            self.pending.counts,
-            self.pending.sums,
-            self.codebook,
-            self.cluster_size,
-            self.embed_avg,
-            self.steps,
-            self.initialised,
-            self._start.settled,
-            decay=self.decay,
-            epsilon=self.epsilon,
-            restart=self.restart,
-            debiased=self.ema_start == "debiased",
-            cosine=self.metric == "cosine",
-            seed=self.seed,
-            stream=self.stream,
-        )
-        self.usage = detached(usage)
-        self._forget_forwards()
-
-    def _waits(self) -> bool:
-        """Whether nothing is quantised yet: the buffers decide, and on a GPU are read meanwhile."""
-        if self._start.sees_another(self.initialised):
-            self._is_waiting = self.quantize_after > 0
-        if not self.quantize_after or self.steps.is_meta:  # there nothing can be read
-            return False
-        may_read = self._is_waiting or not reading_waits(self.steps)
-        if may_read and not torch.compiler.is_compiling():
-            self._read_wait()
-        return self._is_waiting
-
-    def _read_wait(self) -> None:
-        if has_values(self.steps):
-            self._is_waiting = bool((self.steps < self.quantize_after) & (self.initialised == 0))
-
-    def _forget_forwards(self) -> None:
-        self._seen.forget()
-        self.pending.forget_(self.codebook.device)
-
-    @torch.no_grad()
-    def _prepare(self, z: Tensor) -> None:
-        """Checks and the k-means start, before a lookup that will be counted."""
-        if self.codebook.dtype != torch.float32:
-            remedy = (
-                "Codebooks train in float32: convert the module back with `.float()`."
-                if self.codebook.dtype == torch.float64
-                else "Train under torch.autocast instead of converting the module."
-            )
-            raise TypeError(
-                "expected a float32 codebook in training, got "
-                f"{dtype_name(self.codebook.dtype)}. {remedy}"
-            )
-        self._start_from([z], [None])
+        return self.pending.vectors.total >= 0 or not self.rule.restart
 
     @torch.no_grad()
     def start_(self, vectors: list[Tensor], parts: list[BatchPart]) -> None:
@@ -439,79 +409,57 @@ class VectorQuantizerEMA(Quantizer):
         Args:
             vectors: z of each part, `[B, ..., D]`.
         """
-        self._start_from([self._on_sphere(z) for z in vectors], parts)
-
-    @property
-    def settled(self) -> Tensor:
-        """Whether the host knows that the codebook has started: bool, 0-d, on the CPU."""
-        self._start.sees_another(self.initialised)
-        return self._start.settled
+        rows = [self.rule.on_sphere(z) for z in vectors]
+        self._start_from(rows, [None] * len(rows), parts)
 
     def must_start(self) -> bool:
         """Whether the next training forward starts the codebook by k-means."""
-        return not self._waits() and not has_started(self.initialised, self._start.settled)
+        return not self._waits() and not self.phase.has_started(self.initialised)
 
-    def _start_from(self, vectors: list[Tensor], parts: Sequence[BatchPart | None]) -> None:
-        seen = SeenVectors()
-        for z, part in zip(vectors, parts, strict=True):
-            seen.keep(z, part)
-        start_codebook_(
-            seen.rows,
-            seen.firsts,
-            seen.total,
-            self.codebook,
-            self.cluster_size,
-            self.embed_avg,
-            self.initialised,
-            self._start.settled,
-            ema_start=self.ema_start,
-            cosine=self.metric == "cosine",
-            seed=self.seed,
-            stream=self.stream,
-        )
+    def _start_from(
+        self,
+        vectors: list[Tensor],
+        masks: Sequence[Tensor | None],
+        parts: Sequence[BatchPart | None],
+    ) -> None:
+        seen = NO_VECTORS
+        for z, mask, part in zip(vectors, masks, parts, strict=True):
+            seen = seen.and_part(z, mask, part)
+        self.phase.look_at(self.initialised)
+        start_codebook_(*seen, list(self.averages), self.phase.settled, **vars(self.rule))
+
+
+def _of_rule(name: str) -> property:
+    def get(quantizer: VectorQuantizerEMA) -> Any:
+        return getattr(quantizer.rule, name)
+
+    def put(quantizer: VectorQuantizerEMA, value: Any) -> None:
+        quantizer.rule = replace(quantizer.rule, **{name: value})
+
+    return property(get, put)
+
+
+# `quantizer.decay = 0.9` changes the rule, which checks it.
+for _field in fields(Rule):
+    setattr(VectorQuantizerEMA, _field.name, _of_rule(_field.name))
+
+
+def filled(z: Tensor, mask: Tensor | None) -> Tensor:
+    """z `[..., D]` with zeros where mask `[...]` is False: what stands there may be anything."""
+    return z if mask is None else z.masked_fill(~mask[..., None], 0.0)
+
+
+def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
+    """The mean square of vectors `[..., D]` where mask `[...]` is True, float32 0-d; 0 of none."""
+    squares = difference.masked_fill(~mask[..., None], 0.0).square().sum()
+    return (squares / (mask.sum().clamp(min=1) * difference.shape[-1])).float()
 
 
 def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(quantizer, VectorQuantizerEMA)
-    quantizer._start.forget()
-    quantizer._forget_forwards()
+    quantizer.phase.forget()
+    quantizer.pending.forget_(quantizer.codebook.device)
     quantizer._waits()
-
-
-def _check_arguments(quantizer: VectorQuantizerEMA, init: str) -> None:
-    """Raise ValueError unless the arguments that a quantiser has kept fit one another."""
-    for name in ("num_embeddings", "embedding_dim"):
-        if (value := getattr(quantizer, name)) < 1:
-            raise ValueError(f"expected {name} >= 1, got {value}.")
-    for name, known in _CHOICES.items():
-        choice = init if name == "init" else getattr(quantizer, name)
-        if choice not in known:
-            raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {choice!r}.")
-    for name in ("decay", "restart"):
-        if not 0 <= (value := getattr(quantizer, name)) < 1:
-            raise ValueError(f"expected {name} in [0, 1), got {value}.")
-    if not 0 <= quantizer.stream < 1 << 16:  # the bits that `random_words` takes of it
-        raise ValueError(
-            f"expected stream in [0, 65536), got {quantizer.stream}. Codebook "
-            "n of a level's quantiser has the level's stream + 256·n, so there can be 256 of them."
-        )
-    check_commitment_cost(quantizer.commitment_cost)
-    epsilon = quantizer.epsilon
-    if not 0 <= epsilon < math.inf:
-        raise ValueError(f"expected a finite epsilon >= 0, got {epsilon}.")
-    if epsilon == 0 and not quantizer.restart:
-        raise ValueError(
-            "expected epsilon > 0 with restart=0, got 0: a code that no vector "
-            "takes would be divided by a count of 0. Use epsilon=1e-5, or let unused codes restart."
-        )
-    after, update = quantizer.quantize_after, quantizer.update
-    if after < 0:
-        raise ValueError(f"expected quantize_after >= 0, got {after}.")
-    if after and (init != "kmeans" or update != "step"):
-        raise ValueError(
-            'expected init="kmeans" and update="step" with quantize_after='
-            f"{after}, got init={init!r} and update={update!r}."
-        )
 
 
 @torch.no_grad()
@@ -529,4 +477,4 @@ def update_codebooks_(quantizers: list[VectorQuantizerEMA]) -> None:
         all_reduce_(summed)
         statistics = dict(zip(moving, summed.split([len(part) for part in flat]), strict=True))
     for quantizer in quantizers:
-        quantizer.move_(statistics.get(quantizer))
+        quantizer.update_codebook_(statistics.get(quantizer))

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.console.words import number
-from vqvae2_fast.modules.codebook import perplexity
-from vqvae2_fast.modules.outside_transforms import outside_transforms
 from vqvae2_fast.ops._checks import check_tensor, dtype_name
+from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +26,14 @@ __all__ = [
     "Quantizer",
     "check_commitment_cost",
     "check_joint",
+    "check_mask",
+    "check_sizes",
     "check_vectors",
     "in_words",
     "join_codes",
-    "mean_perplexity",
+    "may_keep_tensors",
     "mean_square_error",
+    "perplexity",
     "perplexity_of",
     "split_codes",
 ]
@@ -46,16 +48,31 @@ class Quantizer(nn.Module):
 
     Attributes:
         embedding_dim: D.
-        perplexity: exp(entropy) of the codes of this process's latest forward, float32 0-d; under
-            `vmap` of the codes of all its samples.
+        perplexity: exp(entropy) of the codes of this process's latest forward outside of transforms
+            of `torch.func`, float32 0-d.
     """
 
     embedding_dim: int
+    num_embeddings: int
     perplexity: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.perplexity = torch.ones((), dtype=torch.float32, device="cpu")
+
+    def note_use(self, indices: Tensor, *sizes: int) -> None:
+        """Keep the perplexity of a forward's indices: of `[..., Q]` the mean over the parts.
+
+        Args:
+            sizes: K of each part, or none for the `num_embeddings` of `[...]`.
+        """
+        if not may_keep_tensors():
+            return
+        if sizes:
+            each = map(perplexity_of, indices.unbind(-1), sizes)
+            self.perplexity = torch.stack(list(each)).mean()
+        else:
+            self.perplexity = perplexity_of(indices, self.num_embeddings)
 
     def encode(self, z: Tensor) -> Tensor:
         """Only the indices; nothing is learnt from z in either mode."""
@@ -99,6 +116,12 @@ class Quantizer(nn.Module):
         """Start codebooks by k-means from several parts of a batch, z `[B, ..., D]` each."""
 
 
+def may_keep_tensors() -> bool:
+    """Whether a module may keep tensors of this call. Those of transforms of `torch.func` end with
+    the transform."""
+    return torch.compiler.is_compiling() or not transforms_are_active()
+
+
 def in_words(value: Tensor | None) -> str:
     """A 0-d tensor for people, in three digits; "" for none. Waits for a GPU."""
     return "" if value is None or value.is_meta else number(float(value), 3)
@@ -120,6 +143,25 @@ def check_vectors(z: Tensor, dim: int) -> None:
         )
     if not z.is_floating_point():
         raise TypeError(f"expected a floating z, got {dtype_name(z.dtype)}.")
+
+
+def check_mask(mask: Tensor | None, z: Tensor) -> None:
+    """Raise ValueError unless mask is of z's shape `[..., D]` without D, TypeError unless bool."""
+    if mask is None:
+        return
+    check_tensor("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"expected mask bool, got {dtype_name(mask.dtype)}: pass mask.bool().")
+    if mask.shape != z.shape[:-1]:
+        expected = list(z.shape[:-1])
+        raise ValueError(f"expected mask {expected} for z {list(z.shape)}, got {list(mask.shape)}.")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError unless sizes, by the names of their arguments, are at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"expected {name} >= 1, got {size}.")
 
 
 def check_commitment_cost(commitment_cost: float) -> None:
@@ -163,22 +205,26 @@ def split_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack(parts, dim=-1)
 
 
-@outside_transforms
-def mean_perplexity(*parts: Tensor) -> Tensor:
-    """The mean of the perplexities of a code's parts, float32 0-d."""
-    return torch.stack(parts).mean()
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of the use of codes, float32 0-d: K if all are used alike, 1 if only one is.
+
+    This is the formula of sonnet's `VectorQuantizerEMA`. Without any vectors it is 1.
+    """
+    total = counts.sum()
+    share = counts.float() / torch.where(total > 0, total, 1)  # [K]
+    return torch.exp(-torch.sum(share * torch.log(share + 1e-10)))
 
 
-@outside_transforms
 def perplexity_of(indices: Tensor, num_embeddings: int) -> Tensor:
-    """exp(entropy) of indices int64 `[...]` below K, float32 0-d."""
+    """exp(entropy) of indices int64 `[...]` below K, float32 0-d; −1 counts for none."""
     flat = indices.flatten()
     if indices.is_meta:  # there are no values there to count
         return torch.ones((), dtype=torch.float32, device=indices.device)
     if num_embeddings > _LARGEST_TABLE:
-        return perplexity(torch.unique(flat, return_counts=True)[1])
-    ones = torch.ones_like(flat, dtype=torch.float32)
-    return perplexity(ones.new_zeros(num_embeddings).index_add_(0, flat, ones))
+        codes, counts = torch.unique(flat, return_counts=True)
+        return perplexity(torch.where(codes >= 0, counts, 0))
+    ones = (flat >= 0).float()
+    return perplexity(ones.new_zeros(num_embeddings).index_add_(0, flat.clamp(min=0), ones))
 
 
 def mean_square_error(numbers: Tensor, values: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import initial_codebook
+from vqvae2_fast.modules.averages import initial_codebook
 from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.projections import wide
-from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
+from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors
 
 __all__ = ["RandomProjectionQuantizer"]
 
@@ -58,7 +58,7 @@ class RandomProjectionQuantizer(Quantizer):
             loss: float32, 0-d: 0.
         """
         indices = self.encode(z)
-        self.perplexity = perplexity_of(indices, self.num_embeddings)
+        self.note_use(indices)
         z_q = self.codebook[indices].to(z.dtype)
         return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 

@@ -16,12 +16,11 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_joint,
     check_vectors,
     join_codes,
-    mean_perplexity,
-    perplexity_of,
     split_codes,
 )
 from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values
 from vqvae2_fast.ops import scalar_quantize
+from vqvae2_fast.ops._checks import checked_integers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,10 +60,11 @@ class ResidualFSQ(Quantizer):
         joint_code: bool = False,
     ) -> None:
         super().__init__()
+        levels = checked_integers("levels", levels)
         if not levels or min(levels) < 2 or num_quantizers < 1:
             raise ValueError(
                 "expected levels of at least 2 values each and num_quantizers >= 1, "
-                f"got {list(levels)} and {num_quantizers}."
+                f"got {levels} and {num_quantizers}."
             )
         self.grid = Grid(tuple(levels), symmetric=True, hard=True)
         self.sizes = (math.prod(levels),) * num_quantizers
@@ -123,8 +123,7 @@ class ResidualFSQ(Quantizer):
         with without_autocast(z.device):
             numbers, total, parts = self._codes(wide(projected(self.project_in, z)))
             z_q = projected(self.project_out, total + (numbers - numbers.detach())).to(z.dtype)
-        each = [perplexity_of(part, self.sizes[0]) for part in parts.unbind(-1)]
-        self.perplexity = mean_perplexity(*each)
+        self.note_use(parts, *self.sizes)
         indices = join_codes(parts, self.sizes) if self.joint_code else parts
         return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 

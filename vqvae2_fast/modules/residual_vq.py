@@ -9,29 +9,27 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import stacked_codebooks
-from vqvae2_fast.modules.codebook_steps import start_residual_codebooks_
+from vqvae2_fast.modules.averages import start_residual_codebooks_
+from vqvae2_fast.modules.host import inside_backward
 from vqvae2_fast.modules.index_range import (
     check_columns,
     check_indices,
     check_integers,
     check_range,
 )
-from vqvae2_fast.modules.outside_graphs import inside_backward
-from vqvae2_fast.modules.outside_transforms import refuse_vmap
 from vqvae2_fast.modules.projections import wide
-from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA, filled, masked_mean_square
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,
+    check_mask,
     check_vectors,
     join_codes,
-    mean_perplexity,
-    perplexity_of,
     split_codes,
 )
 from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_DROPOUT, random_words
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.ops._batch_part import BatchPart
 
-__all__ = ["ResidualVQ"]
+__all__ = ["ResidualVQ", "stacked_codebooks"]
 
 
 class ResidualVQ(Quantizer):
@@ -134,11 +132,12 @@ class ResidualVQ(Quantizer):
             f"quantizer_dropout={self.quantizer_dropout}, joint_code={self.joint_code}"
         )
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
 
         Args:
             z: `[..., D]`, floating.
+            mask: bool `[...]`, True for the vectors that count, as of `VectorQuantizerEMA`.
 
         Returns:
             z_q: `[..., D]`, the sum of the codes in z's dtype, with the chosen gradient to z.
@@ -146,19 +145,35 @@ class ResidualVQ(Quantizer):
             loss: float32, 0-d.
 
         Raises:
-            ValueError, TypeError: The last size of z is not D, or z is not floating.
+            ValueError, TypeError: The last size of z is not D, or z is not floating; mask is not
+                `[...]` or not bool.
         """
         check_vectors(z, self.embedding_dim)
+        check_mask(mask, z)
         with without_autocast(z.device):
+            given, z = z, filled(z, mask)
             if self._codebook(0).waits():
-                return z, self._indices(self._zeros(z)), z.new_zeros((), dtype=torch.float32)
-            codebooks = self._codebooks_for_(z)
-            in_use = self._num_in_use()
-            z_q, indices, commitments = ops.residual_nearest_code(z, codebooks, num_active=in_use)
-            if self.gradient == "rotation":
-                z_q = rotate_gradient(z, z_q.detach())
-            self._take_(z.detach(), codebooks, indices, in_use)
-            return z_q, self._indices(indices), self.commitment_cost * commitments.sum()
+                indices, z_q = self._zeros(z), z
+                loss = z.new_zeros((), dtype=torch.float32)
+            else:
+                codebooks = self._codebooks_for_(z, mask)
+                in_use = self._num_in_use()
+                z_q, indices, commitments = ops.residual_nearest_code(
+                    z, codebooks, num_active=in_use
+                )
+                if mask is not None:
+                    left = _residuals(wide(z), codebooks, indices, in_use + 1)[1:]
+                    commitments = torch.stack([masked_mean_square(r, mask) for r in left])
+                    indices = indices.masked_fill(~mask[..., None], -1)
+                if self.gradient == "rotation":
+                    z_q = rotate_gradient(z, z_q.detach())
+                self._take_(z.detach(), mask, codebooks, indices, in_use)
+                loss = self.commitment_cost * commitments.sum()
+        indices = self._indices(indices)
+        if mask is None:
+            return z_q, indices, loss
+        shown = mask if self.joint_code else mask[..., None]
+        return torch.where(mask[..., None], z_q, given), indices.masked_fill(~shown, -1), loss
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
@@ -210,23 +225,21 @@ class ResidualVQ(Quantizer):
         return stacked_codebooks(codebooks)
 
     @torch.no_grad()
-    def _codebooks_for_(self, z: Tensor) -> Tensor:
+    def _codebooks_for_(self, z: Tensor, mask: Tensor | None) -> Tensor:
         """What this forward searches, `[Q, K, D]`; in training k-means may start it."""
         own = [cast("VectorQuantizerEMA", book) for book in self.quantizers]
         if self.training and not inside_backward():
-            refuse_vmap(z, own[0].codebook)
+            for book in own:
+                book.phase.look_at(book.initialised)
             start_residual_codebooks_(
                 z.detach().reshape(-1, self.embedding_dim),
-                [book.codebook for book in own],
-                [book.cluster_size for book in own],
-                [book.embed_avg for book in own],
-                [book.initialised for book in own],
-                [book.settled for book in own],
-                ema_start=own[0].ema_start,
-                seed=self.seed,
-                streams=[book.stream for book in own],
+                None if mask is None else mask.reshape(-1),
+                [tensor for book in own for tensor in book.averages],
+                [book.phase.settled for book in own],
+                [book.rule.stream for book in own],
+                **vars(own[0].rule),
             )
-        return self._stacked([book.codebook_for_(z) for book in own])
+        return self._stacked([book.codebook_for_(z, mask) for book in own])
 
     def _num_in_use(self) -> int:
         quantizers, steps = len(self.sizes), self._codebook(0).steps
@@ -243,46 +256,56 @@ class ResidualVQ(Quantizer):
         return self._latest_in_use
 
     @torch.no_grad()
-    def _take_(self, z: Tensor, codebooks: Tensor, indices: Tensor, in_use: int) -> None:
+    def _take_(
+        self, z: Tensor, mask: Tensor | None, codebooks: Tensor, indices: Tensor, in_use: int
+    ) -> None:
         """Note the codes of a forward; in training they enter the pending statistics."""
         if self.training and not inside_backward():
             counts, sums = ops.residual_code_statistics(z, codebooks, indices)
-            residuals = self._residuals(z, codebooks, indices, in_use)
+            # For restarts.
+            rows = [self._codebook(0).lasting(wide(z))] * in_use
+            if self._codebook(0).rule.restart:
+                codes = indices if mask is None else indices.clamp(min=0)
+                rows = _residuals(rows[0], codebooks, codes, in_use)
             if self.shared_codebook:
                 # One more dimension after the samples: their vectors stay together.
-                rows = torch.stack(residuals, dim=min(1, z.dim() - 1))
-                self._codebook(0).learn_(rows, counts.sum(0), sums.sum(0))
+                side = min(1, z.dim() - 1)
+                masks = None if mask is None else torch.stack([mask] * in_use, dim=side)
+                self._codebook(0).learn_(
+                    torch.stack(rows, dim=side), counts.sum(0), sums.sum(0), masks
+                )
             else:
-                for number, rows in enumerate(residuals):
-                    size = self.sizes[number]
-                    book = self._codebook(number)
-                    book.learn_(rows, counts[number, :size], sums[number, :size])
+                for number, left in enumerate(rows):
+                    size, book = self.sizes[number], self._codebook(number)
+                    book.learn_(left, counts[number, :size], sums[number, :size], mask)
         if self.joint_code:
-            joint = join_codes(indices, self.sizes)
-            self.perplexity = perplexity_of(joint, math.prod(self.sizes))
+            joint = join_codes(indices, self.sizes).clamp(min=-1)
+            self.note_use(joint[..., None], math.prod(self.sizes))
         else:
-            each = [
-                perplexity_of(index, size)
-                for index, size in zip(indices[..., :in_use].unbind(-1), self.sizes, strict=False)
-            ]
-            self.perplexity = mean_perplexity(*each)
-
-    def _residuals(
-        self, z: Tensor, codebooks: Tensor, indices: Tensor, in_use: int
-    ) -> list[Tensor]:
-        """r_q of the quantisers in use, `[..., D]` each, for restarts."""
-        residuals = [self._codebook(0).lasting(wide(z))]
-        if not self._codebook(0).restart:
-            return residuals * in_use
-        for codebook, index in zip(codebooks, indices[..., : in_use - 1].unbind(-1), strict=False):
-            residuals.append(residuals[-1] - codebook[index])
-        return residuals
+            self.note_use(indices[..., :in_use], *self.sizes[:in_use])
 
     def _zeros(self, z: Tensor) -> Tensor:
         return torch.zeros(*z.shape[:-1], len(self.sizes), dtype=torch.int64, device=z.device)
 
     def _indices(self, parts: Tensor) -> Tensor:
         return join_codes(parts, self.sizes) if self.joint_code else parts
+
+
+def stacked_codebooks(codebooks: Sequence[Tensor]) -> Tensor:
+    """`[Q, K, D]` of codebooks `[K_q, D]`, the smaller ones filled up with NaN, which is nearest to
+    nothing."""
+    largest = max(map(len, codebooks))
+    return torch.stack(
+        [F.pad(book, (0, 0, 0, largest - len(book)), value=torch.nan) for book in codebooks]
+    )
+
+
+def _residuals(z: Tensor, codebooks: Tensor, indices: Tensor, count: int) -> list[Tensor]:
+    """r_q, `[..., D]`, of the first quantisers; one more than are in use is what all leave over."""
+    residuals = [z]
+    for codebook, index in zip(codebooks, indices[..., : count - 1].unbind(-1), strict=False):
+        residuals.append(residuals[-1] - codebook[index])
+    return residuals
 
 
 def _sizes(num_embeddings: int | Sequence[int], num_quantizers: int | None) -> tuple[int, ...]:

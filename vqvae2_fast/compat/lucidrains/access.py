@@ -12,21 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vqvae2_fast.compat.lucidrains.layout import Layouts
-from vqvae2_fast.modules.outside_transforms import outside_transforms
+from vqvae2_fast.modules.quantizer_interface import may_keep_tensors
 
 if TYPE_CHECKING:
     from vqvae2_fast.compat.lucidrains.codebook import Codebook
 
 __all__ = ["CodebookAccess"]
-
-
-@outside_transforms
-def _indices_to_keep(row_indices: Tensor) -> Tensor:
-    """`[c, M]` of c codebooks, or `[c, M, k]` of the k nearest codes -> `[c, M·k]`.
-
-    A copy: the indices are returned too, and may be written then.
-    """
-    return row_indices.flatten(1).clone()
 
 
 class CodebookAccess(Layouts):
@@ -62,9 +53,13 @@ class CodebookAccess(Layouts):
         return self.freeze_codebook if of_call is None else of_call
 
     def _remember(self, row_indices: Tensor) -> None:
-        """Keep the indices of a forward for `perplexity` and `usage`."""
-        if not torch.compiler.is_exporting():  # an exported program keeps nothing of its calls
-            self._latest_indices = _indices_to_keep(row_indices)
+        """Keep the indices of a forward for `perplexity` and `usage`: `[c, M]` of c codebooks, or
+        `[c, M, k]` of the k nearest codes.
+        """
+        # An exported program keeps nothing of its calls.
+        if may_keep_tensors() and not torch.compiler.is_exporting():
+            # A copy: the indices are returned too, and may be written then.
+            self._latest_indices = row_indices.flatten(1).clone()
 
     @property
     def perplexity(self) -> Tensor:

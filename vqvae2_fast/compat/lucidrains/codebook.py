@@ -20,21 +20,14 @@ from vqvae2_fast.compat.lucidrains.codebook_steps import (
     replace_codes_,
     take_ratios_,
 )
-from vqvae2_fast.modules.codebook import perplexity
-from vqvae2_fast.modules.outside_graphs import (
-    StartFlag,
-    has_started,
-    has_values,
-    inside_backward,
-    register_flag,
-)
-from vqvae2_fast.modules.outside_transforms import refuse_vmap
+from vqvae2_fast.modules.host import Phase, has_values, inside_backward, register_flag
+from vqvae2_fast.modules.quantizer_interface import perplexity
 from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vqvae2_fast.modules.latest_forward import LatestForward
+    from vqvae2_fast.modules.host import LatestForward
 
 __all__ = ["Codebook", "recomputable"]
 
@@ -110,7 +103,7 @@ class Codebook(nn.Module):
             self.embed = nn.Parameter(embed)
         else:
             self.register_buffer("embed", embed)
-        self._start = StartFlag()
+        self._phase = Phase()
         # What the host was told of `initted`, which a compiled graph could not read.
         self._may_start = kmeans_init
         self.register_load_state_dict_post_hook(_forget_start)  # type: ignore[no-untyped-call]
@@ -246,12 +239,11 @@ class Codebook(nn.Module):
         """
         if torch.compiler.is_compiling():
             return not self._may_start
-        self._start.sees_another(self.initted)
-        return has_started(self.initted, self._start.settled)
+        return self._phase.has_started(self.initted)
 
     def start(self, x: Tensor, mask: Tensor | None) -> None:
         """Start by k-means on x `[h, N, D]`, unless the codebook has started."""
-        self._start.sees_another(self.initted)
+        self._phase.look_at(self.initted)
         lucidrains_start_(
             x,
             mask,
@@ -259,7 +251,7 @@ class Codebook(nn.Module):
             self.cluster_size,
             self.embed_avg,
             self.initted,
-            self._start.settled,
+            self._phase.settled,
             iterations=self.kmeans_iters,
             eps=self.eps,
             cosine=self.use_cosine_sim,
@@ -278,7 +270,6 @@ class Codebook(nn.Module):
         if not self.moves(ema_update):
             return
         follows = self.ema_update if ema_update is None else ema_update
-        refuse_vmap(x, self.embed)
         replaces = self.has_dead_code_replacement and self.training
         lucidrains_move_(
             x,
@@ -366,10 +357,10 @@ def _put_back(books: list[Codebook], state: Sequence[Tensor], values: Sequence[T
     for tensor, value in zip(state, values, strict=True):
         tensor.copy_(value)
     for book in books:
-        book._start.forget()
+        book._phase.forget()
 
 
 def _forget_start(module: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(module, Codebook)
-    module._start.forget()
+    module._phase.forget()
     module._may_start = has_values(module.initted) and not module.initted

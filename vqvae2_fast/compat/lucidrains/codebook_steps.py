@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs, reading_waits
-from vqvae2_fast.modules.outside_transforms import refuse_vmap
+from vqvae2_fast.modules.host import has_started, outside_graphs, reading_waits
 
 __all__ = ["l2norm", "lucidrains_move_", "lucidrains_start_", "replace_codes_", "take_ratios_"]
 
@@ -55,7 +54,6 @@ def lucidrains_start_(
     """
     if has_started(initted, settled):
         return
-    refuse_vmap(x, embed)
     rows_of = _compressed(x, mask)
     if not sync_choice and len(rows_of[0]) == 0:  # all codebooks have the same mask
         return

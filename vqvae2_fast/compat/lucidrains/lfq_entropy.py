@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vqvae2_fast.modules.binary_entropy import entropy_of
-from vqvae2_fast.modules.outside_graphs import outside_graphs
+from vqvae2_fast.modules.host import outside_graphs
 from vqvae2_fast.ops._registry import transforms_are_active
 
 __all__ = ["LEAST", "clamped_entropy"]

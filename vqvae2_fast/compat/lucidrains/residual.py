@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2_fast.modules.codebook import all_reduce_
+from vqvae2_fast.modules.batch import all_reduce_
+from vqvae2_fast.modules.host import reading_waits
 from vqvae2_fast.modules.index_range import may_read
-from vqvae2_fast.modules.outside_graphs import reading_waits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

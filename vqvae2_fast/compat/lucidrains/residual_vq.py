@@ -28,9 +28,9 @@ from vqvae2_fast.compat.lucidrains.layout import Layouts
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize, directed
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import stacked_codebooks
-from vqvae2_fast.modules.latest_forward import LatestForward
+from vqvae2_fast.modules.host import LatestForward
 from vqvae2_fast.modules.projections import projections, wide
+from vqvae2_fast.modules.residual_vq import stacked_codebooks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -46,8 +46,7 @@ from vqvae2_fast.compat.lucidrains.codebook import Codebook, recomputable
 from vqvae2_fast.compat.lucidrains.codebook_steps import l2norm
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.binary_entropy import entropy_of
-from vqvae2_fast.modules.latest_forward import LatestForward
-from vqvae2_fast.modules.outside_graphs import inside_backward
+from vqvae2_fast.modules.host import LatestForward, inside_backward
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 if TYPE_CHECKING:
@@ -265,8 +264,7 @@ class VectorQuantize(CodebookAccess):
             TypeError: indices are not int64.
             RuntimeError: A checkpoint recomputes a forward after which the codebook has moved, or
                 one with an in-place optimiser.
-            NotImplementedError: Another argument of the package is given, or the codebook would
-                start or move under `torch.func.vmap`.
+            NotImplementedError: Another argument of the package is given.
         """
         given = {
             "codebook_transform_fn": codebook_transform_fn,

@@ -23,7 +23,7 @@ from vqvae2_fast import BSQ, FSQ, LFQ, ResidualFSQ, ResidualVQ, SimVQ, VectorQua
 from vqvae2_fast.modules import GroupedResidualVQ, MultiHeadVQ
 
 if TYPE_CHECKING:
-    from vqvae2_fast.modules.scalar_rounding import Grid
+    from vqvae2_fast.modules.fsq import Grid
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers.compare import simd_levels  # noqa: E402

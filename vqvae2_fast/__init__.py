@@ -35,11 +35,10 @@ if TYPE_CHECKING:  # what type checkers and editors see: the same names as `_HOM
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.models.vqvae2 import VQVAE2, VQVAE2Output
     from vqvae2_fast.modules.binary import BSQ, LFQ
-    from vqvae2_fast.modules.fsq import FSQ
+    from vqvae2_fast.modules.fsq import FSQ, ResidualFSQ
     from vqvae2_fast.modules.grouped import GroupedResidualVQ
     from vqvae2_fast.modules.learnt_codes import SimVQ
     from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
-    from vqvae2_fast.modules.residual_fsq import ResidualFSQ
     from vqvae2_fast.modules.residual_vq import ResidualVQ
     from vqvae2_fast.presets import preset, preset_names
     from vqvae2_fast.sampling.batches import stream_images
@@ -58,11 +57,10 @@ _HOMES = {
     "models.pixelsnail": ("PixelSNAIL",),
     "models.vqvae2": ("VQVAE2", "VQVAE2Output"),
     "modules.binary": ("BSQ", "LFQ"),
-    "modules.fsq": ("FSQ",),
+    "modules.fsq": ("FSQ", "ResidualFSQ"),
     "modules.grouped": ("GroupedResidualVQ",),
     "modules.learnt_codes": ("SimVQ",),
     "modules.quantizer": ("VectorQuantizerEMA",),
-    "modules.residual_fsq": ("ResidualFSQ",),
     "modules.residual_vq": ("ResidualVQ",),
     "presets": ("preset", "preset_names"),
     "sampling.batches": ("stream_images",),

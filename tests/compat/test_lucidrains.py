@@ -10,7 +10,7 @@ import torch
 import vector_quantize_pytorch
 from helpers.drop_ins import assert_near, assert_same_step
 
-from vqvae2_fast.compat.lucidrains import VectorQuantize, codebook_steps
+from vqvae2_fast.compat.lucidrains import VectorQuantize, codebook
 
 same_step = partial(assert_same_step, return_loss_breakdown=True)
 
@@ -302,7 +302,7 @@ def test_only_dead_codes_are_replaced_when_vectors_are_few():
 
 @pytest.mark.parametrize("waits", [False, True], ids=["cpu", "as_on_a_gpu"])
 def test_few_vectors_that_are_enough_go_to_the_dead_codes_in_the_packages_order(waits, monkeypatch):
-    monkeypatch.setattr(codebook_steps, "reading_waits", lambda _: waits)
+    monkeypatch.setattr(codebook, "reading_waits", lambda _: waits)
     theirs, ours = pair({"threshold_ema_dead_code": 2})
     torch.manual_seed(1)
     x, drawn = torch.randn(1, 6, 12), []

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from vqvae2_fast.modules import evaluating as public
-from vqvae2_fast.modules.evaluating import _held, evaluating
+from vqvae2_fast.modules.contexts import _held, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Callable

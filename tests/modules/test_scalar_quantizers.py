@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vqvae2_fast as vq2
-from vqvae2_fast.modules.binary_entropy import entropy_of_bits, mean_of_codes, tables_of_bits
-from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values
+from vqvae2_fast.modules.binary import entropy_of_bits, mean_of_codes, tables_of_bits
+from vqvae2_fast.modules.fsq import Grid, digits_to_values
 from vqvae2_fast.ops import scalar_quantize
 
 

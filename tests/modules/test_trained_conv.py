@@ -6,8 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqvae2_fast.modules.residual import ResidualBlock
-from vqvae2_fast.modules.trained_conv import DoublingConv2d, HalvingConv2d, PlainConv2d
+from vqvae2_fast.modules.encoder_decoder import (
+    DoublingConv2d,
+    HalvingConv2d,
+    PlainConv2d,
+    ResidualBlock,
+)
 
 SIZE = (4, 64, 32, 32)  # large enough for tiles with 64 output channels
 

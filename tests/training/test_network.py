@@ -22,7 +22,7 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.trained_conv import PlainConv2d
+from vqvae2_fast.modules.encoder_decoder import PlainConv2d
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._training import rounds_convolutions
 from vqvae2_fast.runs.ranks import Ranks

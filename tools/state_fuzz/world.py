@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import vqvae2_fast
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import evaluating
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.sampler import sample_codes
 from vqvae2_fast.training.optimizer import PolyakAverage

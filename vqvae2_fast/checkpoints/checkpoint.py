@@ -50,7 +50,7 @@ from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.stored_weights import DTYPES
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, weights_hash
-from vqvae2_fast.modules.compiled import without_compiler
+from vqvae2_fast.modules.contexts import without_compiler
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.prior import interface_of
 

@@ -28,7 +28,7 @@ from vqvae2_fast.models.prior import PRIORS, Prior
 from vqvae2_fast.models.stored_weights import DTYPES, restored, stored
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import weights_hash
-from vqvae2_fast.modules.unfilled import unfilled
+from vqvae2_fast.modules.contexts import unfilled
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges
 

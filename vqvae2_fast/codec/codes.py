@@ -20,7 +20,7 @@ from vqvae2_fast.codec.bitstream import (
 from vqvae2_fast.codec.engine import check_engine, decode_maps, encode_maps
 from vqvae2_fast.models.code_checks import check_labels, check_maps, is_list
 from vqvae2_fast.models.weights_hash import weights_hash
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.engines.cpu import packed_plan, why_not_cpu
 from vqvae2_fast.sampling.kept import WeightsChangedError, made_of

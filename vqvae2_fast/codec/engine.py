@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.machine.quota import within_quota
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import SCORED_ROWS, draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.noise import DrawNoise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import evaluating
 from vqvae2_fast.sampling.pipeline import decoded
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.codes import use_of_codes
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import kind_of_prior
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.presets import preset
 from vqvae2_fast.report import (
     Section,

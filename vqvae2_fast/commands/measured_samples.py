@@ -23,7 +23,7 @@ from vqvae2_fast.metrics.pipeline import store_reconstructions
 from vqvae2_fast.metrics.results import CasScore, Rejection
 from vqvae2_fast.metrics.set_measures import LEAST_FOR_KERNEL as LEAST_IMAGES
 from vqvae2_fast.metrics.set_measures import most_neighbours
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.report.grids import picture_of_classes
 from vqvae2_fast.report.trade_off import plot_trade_off
 from vqvae2_fast.runs.interrupt import stop_requests

@@ -14,7 +14,7 @@ from vqvae2_fast.commands.common import Result
 from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.console.words import number
 from vqvae2_fast.files.json_file import read_object
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.training.cost import StepCost, free_memory, measure_step, state_bytes
 
 if TYPE_CHECKING:

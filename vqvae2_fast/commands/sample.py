@@ -29,7 +29,7 @@ from vqvae2_fast.files.durable import explained, renamed_into_place
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.report.samples import folder_grid
 from vqvae2_fast.runs.interrupt import stop_requests
 from vqvae2_fast.runs.ranks import Ranks

@@ -31,7 +31,7 @@ from vqvae2_fast.metrics.features import NETWORKS
 from vqvae2_fast.metrics.set_measures import LEAST_FOR_KERNEL as LEAST_IMAGES
 from vqvae2_fast.metrics.set_measures import neighbour_measures, squared_discrepancy
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.sampling.drawing import best_batch_size
 from vqvae2_fast.sampling.pipeline import sample_images
 from vqvae2_fast.sampling.settings import level_settings

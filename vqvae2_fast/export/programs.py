@@ -26,7 +26,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import evaluating
 from vqvae2_fast.ops._registry import OPERATORS
 from vqvae2_fast.ops.scalar_quantize.op import column_of, places_of
 from vqvae2_fast.sampling import Pipeline

@@ -13,8 +13,7 @@ from torch import Tensor
 from vqvae2_fast.data import codes_in_order
 from vqvae2_fast.files.json_file import check_field, integer
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import device_of, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

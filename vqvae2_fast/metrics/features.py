@@ -31,7 +31,7 @@ from vqvae2_fast.data import to_uint8
 from vqvae2_fast.files.durable import explained, renamed_into_place, write_all
 from vqvae2_fast.files.json_file import check_field, one_of
 from vqvae2_fast.metrics.set_measures import Moments
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

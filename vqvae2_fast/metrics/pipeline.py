@@ -31,8 +31,7 @@ from vqvae2_fast.metrics.reconstruction import PairMeasures, PairSums
 from vqvae2_fast.metrics.results import CodecQuality, Evaluation, LevelCost
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import device_of, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

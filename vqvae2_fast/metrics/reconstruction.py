@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.metrics.estimates import ALONE, terms_of_all
-from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import device_of, evaluating, without_autocast
 from vqvae2_fast.ops._checks import dtype_name
 
 if TYPE_CHECKING:

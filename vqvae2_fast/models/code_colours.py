@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2

@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.models.code_checks import check_levels
 from vqvae2_fast.models.configs import VQVAE2Config, level_names
-from vqvae2_fast.modules.decoder import Decoder, upsampler
-from vqvae2_fast.modules.encoder import Encoder
+from vqvae2_fast.modules.encoder_decoder import Decoder, Encoder, PlainConv2d, upsampler
 from vqvae2_fast.modules.level_quantizer import make_quantizer
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA, update_codebooks_
 from vqvae2_fast.modules.quantizer_interface import in_words
-from vqvae2_fast.modules.trained_conv import PlainConv2d
 from vqvae2_fast.ops._checks import dtype_name
 
 if TYPE_CHECKING:

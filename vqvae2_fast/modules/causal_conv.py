@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules.unfilled import is_unfilled
+from vqvae2_fast.modules.contexts import is_unfilled
 from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d, normed_weight
 
 __all__ = ["CausalConv2d", "ConvWeight", "SameConv2d"]

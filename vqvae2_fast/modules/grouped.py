@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_columns, check_indices, check_integers
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.averages import initial_codebook
+from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_indices
-from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_commitment_cost,
     check_sizes,
     check_vectors,
     mean_square_error,
+    wide,
 )
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 

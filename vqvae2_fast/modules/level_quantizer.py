@@ -12,11 +12,10 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vqvae2_fast.modules.binary import BSQ, LFQ
-from vqvae2_fast.modules.fsq import FSQ
+from vqvae2_fast.modules.fsq import FSQ, ResidualFSQ
 from vqvae2_fast.modules.grouped import GroupedResidualVQ, MultiHeadVQ
 from vqvae2_fast.modules.learnt_codes import SimVQ, VectorQuantizer
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
-from vqvae2_fast.modules.residual_fsq import ResidualFSQ
 from vqvae2_fast.modules.residual_vq import ResidualVQ
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.averages import (
     Averages,
     Rule,
@@ -22,9 +21,9 @@ from vqvae2_fast.modules.averages import (
     start_codebook_,
 )
 from vqvae2_fast.modules.batch import NO_VECTORS, Batch, all_reduce_, is_distributed, statistics_of
+from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.host import LatestForward, Phase, inside_backward, register_flag
 from vqvae2_fast.modules.index_range import check_indices
-from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_commitment_cost,
@@ -32,6 +31,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_sizes,
     check_vectors,
     perplexity,
+    wide,
 )
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient

@@ -35,8 +35,36 @@ __all__ = [
     "mean_square_error",
     "perplexity",
     "perplexity_of",
+    "projected",
+    "projections",
     "split_codes",
+    "wide",
 ]
+
+
+def projections(
+    embedding_dim: int, code_dim: int, bias: bool = True
+) -> tuple[nn.Module, nn.Module]:
+    """Linear layers to the numbers of a code and back, or identities where the sizes are equal."""
+    if embedding_dim == code_dim:
+        return nn.Identity(), nn.Identity()
+    return (
+        nn.Linear(embedding_dim, code_dim, bias=bias),
+        nn.Linear(code_dim, embedding_dim, bias=bias),
+    )
+
+
+def projected(layer: nn.Module, x: Tensor) -> Tensor:
+    """x through one of the layers in the type of its weight; through an identity as it is."""
+    weight = getattr(layer, "weight", None)
+    out: Tensor = layer(x if weight is None else x.to(weight.dtype))
+    return out
+
+
+def wide(z: Tensor) -> Tensor:
+    """z as quantisers compute with it: float64 as it is, every other dtype as float32."""
+    return z if z.dtype == torch.float64 else z.float()
+
 
 _LARGEST_JOINT = 2**62
 # Beyond it a count for each code takes longer than sorting the codes of a batch.

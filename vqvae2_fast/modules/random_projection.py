@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.averages import initial_codebook
+from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_indices
-from vqvae2_fast.modules.projections import wide
-from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors
+from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, wide
 
 __all__ = ["RandomProjectionQuantizer"]
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.averages import start_residual_codebooks_
+from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.host import inside_backward
 from vqvae2_fast.modules.index_range import (
     check_columns,
@@ -22,7 +22,6 @@ from vqvae2_fast.modules.index_range import (
     check_integers,
     check_range,
 )
-from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA, filled, masked_mean_square
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -31,6 +30,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_vectors,
     join_codes,
     split_codes,
+    wide,
 )
 from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_DROPOUT, random_words
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient

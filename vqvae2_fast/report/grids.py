@@ -18,7 +18,7 @@ from vqvae2_fast.models.code_checks import (
 )
 from vqvae2_fast.models.code_colours import code_colours, code_shares, codes_of, level_colours
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.report.pictures import write_picture
 

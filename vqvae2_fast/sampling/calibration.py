@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.models.weights_hash import weights_hash
-from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import device_of, evaluating
 from vqvae2_fast.ops._checks import check_tensor, type_in_words
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.noise import DrawNoise

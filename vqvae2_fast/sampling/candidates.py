@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.models.code_checks import check_labels
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.ops.gumbel_noise.op import (
     PURPOSE_CANDIDATE,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.sampling.engines.cpu import cpu_plan_of, draw_cpu, draw_w8a8, why_not_cpu
 from vqvae2_fast.sampling.engines.cuda import card_name, draw_cuda, why_not_cuda, why_not_prior
 from vqvae2_fast.sampling.engines.eager import draw_eager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqvae2_fast.models.code_checks import check_pixels, is_list
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import evaluating
 from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name, given
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.labels import label_tensor

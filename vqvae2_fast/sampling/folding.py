@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vqvae2_fast.modules.causal_conv import ConvWeight
-from vqvae2_fast.modules.compiled import without_compiler
+from vqvae2_fast.modules.contexts import without_compiler
 from vqvae2_fast.ops import _native
 
 if TYPE_CHECKING:

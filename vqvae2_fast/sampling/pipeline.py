@@ -16,9 +16,7 @@ from vqvae2_fast.machine.quota import within_quota
 from vqvae2_fast.models.code_checks import check_known, check_prior_fits
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.compiled import without_compiler
-from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import device_of, evaluating, without_compiler
 from vqvae2_fast.ops._checks import checked_integer, type_in_words
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.modules.contexts import unfilled
 from vqvae2_fast.modules.stem import bias_map
-from vqvae2_fast.modules.unfilled import unfilled
 from vqvae2_fast.sampling.folding import Folding
 from vqvae2_fast.sampling.plan import (
     AttentionPlan,

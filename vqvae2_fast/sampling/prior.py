@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.models.label_layout import LabelLayout
 from vqvae2_fast.models.prior import Prior
-from vqvae2_fast.modules.compiled import without_compiler
+from vqvae2_fast.modules.contexts import without_compiler
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.bounds import ActivationHook, check_plan, check_weights
 from vqvae2_fast.sampling.kept import made_of, tensors_of

@@ -14,8 +14,7 @@ from vqvae2_fast.models.code_checks import (
     check_maps,
     listed_maps,
 )
-from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.modules.contexts import device_of, evaluating
 from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401

@@ -12,7 +12,7 @@ import torch
 
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.weights_hash import weights_hash
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.sampling.choice import choose, tell_once
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.rejection import RejectionRule, class_probability

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.serve.images import as_png
 

@@ -20,8 +20,7 @@ from vqvae2_fast.data import in_order
 from vqvae2_fast.files.json_file import check_field, integer
 from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
-from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.modules.seeded import seeded
+from vqvae2_fast.modules.contexts import device_of, seeded
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig
 from vqvae2_fast.training.images import (

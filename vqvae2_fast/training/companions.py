@@ -20,10 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.files.json_file import Kind, check_fields, integer, number
-from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of, seeded, without_autocast
 from vqvae2_fast.modules.patch_discriminator import LEAST_SIDE, PatchDiscriminator
-from vqvae2_fast.modules.seeded import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

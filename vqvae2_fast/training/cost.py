@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.network import autocast_of, prepared
 from vqvae2_fast.training.optimizer import OPTIMIZERS, make_optimizer

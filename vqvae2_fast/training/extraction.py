@@ -38,7 +38,7 @@ from vqvae2_fast.files.json_file import (
 )
 from vqvae2_fast.files.mapped import check_utf8
 from vqvae2_fast.models.weights_hash import codes_hash
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.sampling.labels import class_numbers
 from vqvae2_fast.training.images import check_images
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.checkpoints.locate import latest, newest_whole, step_folder
 from vqvae2_fast.console.progress import Progress
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside

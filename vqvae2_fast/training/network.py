@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.prior import Prior
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops._training import rounded_convolutions
 from vqvae2_fast.training.sharded import is_sharded
 

@@ -20,7 +20,7 @@ from vqvae2_fast.data.images import check_image_source
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.seeded import seeded
+from vqvae2_fast.modules.contexts import seeded
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.extraction import Variants, extract_codes

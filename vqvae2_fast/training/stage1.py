@@ -22,7 +22,7 @@ from vqvae2_fast.metrics.reconstruction import psnr, reconstruction_error, recon
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import codes_hash, weights_hash
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.modules.level_quantizer import learns_by_averages
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.runs.ranks import Ranks

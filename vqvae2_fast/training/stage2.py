@@ -23,7 +23,7 @@ from vqvae2_fast.data.images import evenly
 from vqvae2_fast.files.json_file import check_field, number
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.metrics.codes import Likelihood, code_nats
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops._batch_part import uniform_of_part
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.extraction import variants_of

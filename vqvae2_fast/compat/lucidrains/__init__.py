@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from vqvae2_fast.compat.lucidrains.fsq import FSQ
+from vqvae2_fast.compat.lucidrains.fsq import FSQ, GroupedResidualFSQ, ResidualFSQ
 from vqvae2_fast.compat.lucidrains.lfq import LFQ, GroupedResidualLFQ, ResidualLFQ
 from vqvae2_fast.compat.lucidrains.random_projection import RandomProjectionQuantizer
-from vqvae2_fast.compat.lucidrains.residual_fsq import GroupedResidualFSQ, ResidualFSQ
 from vqvae2_fast.compat.lucidrains.residual_vq import GroupedResidualVQ, ResidualVQ
 from vqvae2_fast.compat.lucidrains.sequential import Sequential
 from vqvae2_fast.compat.lucidrains.sim_vq import ResidualSimVQ, SimVQ

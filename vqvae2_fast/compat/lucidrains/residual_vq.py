@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
+from vqvae2_fast.compat.lucidrains.access import Layouts
 from vqvae2_fast.compat.lucidrains.arguments import Unsupported, refuse_others
 from vqvae2_fast.compat.lucidrains.codebook import recomputable
-from vqvae2_fast.compat.lucidrains.layout import Layouts
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize, directed
-from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.host import LatestForward
-from vqvae2_fast.modules.projections import projections, wide
+from vqvae2_fast.modules.quantizer_interface import projections, wide
 from vqvae2_fast.modules.residual_vq import stacked_codebooks
 
 if TYPE_CHECKING:

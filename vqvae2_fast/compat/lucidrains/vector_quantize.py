@@ -42,10 +42,9 @@ from vqvae2_fast.compat.lucidrains.arguments import (
     check_together,
     refuse_others,
 )
-from vqvae2_fast.compat.lucidrains.codebook import Codebook, recomputable
-from vqvae2_fast.compat.lucidrains.codebook_steps import l2norm
-from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.binary_entropy import entropy_of
+from vqvae2_fast.compat.lucidrains.codebook import Codebook, l2norm, recomputable
+from vqvae2_fast.modules.binary import entropy_of
+from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.host import LatestForward, inside_backward
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 

@@ -12,7 +12,7 @@ import torch
 
 from vqvae2_fast.compat.rosinality.convert import to_native
 from vqvae2_fast.compat.rosinality.pixelsnail import PixelSNAIL
-from vqvae2_fast.modules.unfilled import unfilled
+from vqvae2_fast.modules.contexts import unfilled
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 from vqvae2_fast.sampling.prior import PriorInterface, alteration, interface_of, layers_of
 

@@ -79,7 +79,7 @@ def test_lfq_without_the_projections_that_it_needs_is_refused():
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_scale_that_gives_no_codes_is_refused(scale):
-    with pytest.raises(ValueError, match="expected codebook_scale > 0 and finite"):
+    with pytest.raises(ValueError, match="expected codebook_scale .* > 0"):
         lucidrains.LFQ(codebook_size=16, codebook_scale=scale)
 
 

@@ -397,17 +397,17 @@ def test_a_training_step_on_a_gpu_reads_nothing_on_the_host(ema_start: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_embeddings": 0}, "expected num_embeddings >= 1, got 0"),
-        ({"embedding_dim": 0}, "expected embedding_dim >= 1, got 0"),
-        ({"init": "zeros"}, "expected init to be one of kmeans, normal, uniform, got 'zeros'"),
-        ({"ema_start": "two"}, "expected ema_start to be one of one, zero, debiased, got 'two'"),
-        ({"gradient": "none"}, "expected gradient to be one of straight_through, rotation"),
-        ({"update": "never"}, "expected update to be one of forward, step, got 'never'"),
-        ({"decay": 1.0}, r"expected decay in \[0, 1\), got 1.0"),
-        ({"restart": 1.5}, r"expected restart in \[0, 1\), got 1.5"),
-        ({"epsilon": -1.0}, "expected a finite epsilon >= 0, .* got -1.0"),
-        ({"epsilon": math.nan}, "expected a finite epsilon >= 0, .* got nan"),
-        ({"epsilon": 0.0, "restart": 0}, "epsilon .* > 0 with restart=0, got 0"),
+        ({"num_embeddings": 0}, "expected num_embeddings .*>= 1, got 0"),
+        ({"embedding_dim": 0}, "expected embedding_dim .*>= 1, got 0"),
+        ({"init": "zeros"}, "expected init to be one of 'kmeans', .*, got 'zeros'"),
+        ({"ema_start": "two"}, "expected ema_start to be one of 'one', .*, got 'two'"),
+        ({"gradient": "none"}, "expected gradient to be one of .straight_through"),
+        ({"update": "never"}, "expected update to be one of 'forward', 'step', got 'never'"),
+        ({"decay": 1.0}, "expected decay .* < 1, got 1.0"),
+        ({"restart": 1.5}, "expected restart .* < 1, got 1.5"),
+        ({"epsilon": -1.0}, "expected epsilon .* >= 0, got -1.0"),
+        ({"epsilon": math.nan}, "expected epsilon .* >= 0, got nan"),
+        ({"epsilon": 0.0, "restart": 0}, "expected epsilon > 0 with restart=0, got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
@@ -442,7 +442,7 @@ def test_an_attribute_of_the_rule_can_be_assigned_during_training() -> None:
     assigned(z)
     made_so(z)
     assert_same_state(assigned, made_so)
-    with pytest.raises(ValueError, match=r"expected decay in \[0, 1\), got 1\.5"):
+    with pytest.raises(ValueError, match=r"expected decay .*< 1, got 1\.5"):
         assigned.decay = 1.5
 
 

@@ -63,6 +63,6 @@ def test_averages_are_of_unit_vectors():
 
 def test_unknown_metric_is_refused():
     with pytest.raises(
-        ValueError, match="expected metric to be one of euclidean, cosine, got 'l1'"
+        ValueError, match="expected metric to be one of 'euclidean', 'cosine', got 'l1'"
     ):
         VectorQuantizerEMA(4, 2, metric="l1")

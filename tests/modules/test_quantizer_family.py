@@ -311,7 +311,7 @@ def test_perplexity_of_many_codes_equals_that_of_a_table():
     ids=["ema", "gradient", "lfq", "residual"],
 )
 def test_the_weight_of_a_loss_is_finite_and_not_negative(make, value):
-    with pytest.raises(ValueError, match=f"expected a finite commitment_cost >= 0, got {value}"):
+    with pytest.raises(ValueError, match=f"expected commitment_cost .* >= 0, got {value}"):
         make(value)
 
 
@@ -325,10 +325,10 @@ def test_the_weight_of_a_loss_is_finite_and_not_negative(make, value):
         (lambda: vq2.FSQ([64] * 6), "product is at most 2..31"),
         (lambda: vq2.LFQ(100), "a power of two >= 2, got 100: use 128"),
         (lambda: vq2.LFQ(2**20), "num_embeddings <= 262144, got 1048576: use BSQ"),
-        (lambda: vq2.BSQ(64, temperature=0.0), "temperature > 0"),
-        (lambda: vq2.BSQ(64, temperature=math.nan), "temperature > 0"),
-        (lambda: vq2.SimVQ(0, 4), "expected num_embeddings >= 1, got 0"),
-        (lambda: vq2.SimVQ(4, 4, gradient="none"), "straight_through, rotation, got 'none'"),
+        (lambda: vq2.BSQ(64, temperature=0.0), "expected temperature .* > 0"),
+        (lambda: vq2.BSQ(64, temperature=math.nan), "expected temperature .* > 0"),
+        (lambda: vq2.SimVQ(0, 4), "expected num_embeddings .*>= 1, got 0"),
+        (lambda: vq2.SimVQ(4, 4, gradient="none"), "'rotation', got 'none'"),
         (lambda: vq2.ResidualVQ(8, 4), "num_quantizers >= 1"),
         (lambda: vq2.ResidualVQ((8, 4), 4, 3), "num_quantizers=2 or none"),
         (lambda: vq2.ResidualVQ((8, 4), 4, shared_codebook=True), "one num_embeddings with"),

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast import ops
+from vqvae2_fast.files.json_file import check_fields, integer, number, one_of
 from vqvae2_fast.modules.batch import (
     Vectors,
     all_reduce_,
@@ -43,13 +44,6 @@ __all__ = [
     "start_residual_codebooks_",
 ]
 
-_CHOICES = {
-    "init": ("kmeans", "normal", "uniform"),
-    "ema_start": ("one", "zero", "debiased"),
-    "update": ("forward", "step"),
-    "metric": ("euclidean", "cosine"),
-}
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -67,27 +61,24 @@ class Rule:
     quantize_after: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if (choice := getattr(self, name)) not in known:
-                raise ValueError(
-                    f"expected {name} to be one of {', '.join(known)}, got {choice!r}."
-                )
-        for name in ("decay", "restart"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"expected {name} in [0, 1), got {value}.")
-        if not 0 <= self.stream < 1 << 16:  # the bits that `random_words` takes of it
+        check_fields(
+            self,
+            init=one_of(("kmeans", "normal", "uniform")),
+            ema_start=one_of(("one", "zero", "debiased")),
+            update=one_of(("forward", "step")),
+            metric=one_of(("euclidean", "cosine")),
+            decay=number(0, below=1),
+            restart=number(0, below=1),
+            epsilon=number(0),
+            quantize_after=integer(0),
+            # The bits that `random_words` takes. Codebook n of a level has its stream + 256·n.
+            stream=integer(0, (1 << 16) - 1),
+        )
+        if not (self.epsilon or self.restart):
             raise ValueError(
-                f"expected stream in [0, 65536), got {self.stream}. Codebook n of a level's "
-                "quantiser has the level's stream + 256·n, so there can be 256 of them."
+                "expected epsilon > 0 with restart=0, got 0: a code that no vector takes would be "
+                "divided by a count of 0. Use epsilon=1e-5, or let unused codes restart."
             )
-        # Divided by a count of 0, a code that no vector takes would be NaN.
-        if not (0 <= self.epsilon < math.inf and (self.epsilon or self.restart)):
-            raise ValueError(
-                "expected a finite epsilon >= 0, and > 0 with restart=0, got "
-                f"{self.epsilon}. Use epsilon=1e-5, or let unused codes restart."
-            )
-        if self.quantize_after < 0:
-            raise ValueError(f"expected quantize_after >= 0, got {self.quantize_after}.")
         if self.quantize_after and (self.init != "kmeans" or self.update != "step"):
             raise ValueError(
                 'expected init="kmeans" and update="step" with quantize_after='

@@ -37,6 +37,7 @@ __all__ = [
     "is_distributed",
     "kmeans",
     "statistics_of",
+    "words_of_step",
 ]
 
 _LLOYD_ITERATIONS = 10
@@ -65,6 +66,12 @@ def _span_of_ranks(own: Tensor) -> Span:
     counts[rank] = own
     dist.all_reduce(counts)
     return counts[:rank].sum(), counts.sum()
+
+
+def words_of_step(numbers: Tensor, step: Tensor, *, seed: int, stream: int, purpose: int) -> Tensor:
+    """Random words of a training step, one for each of int64 numbers; alike on all processes."""
+    sample = torch.zeros_like(step)
+    return random_words(numbers, step, sample, seed=seed, stream=stream, purpose=purpose)
 
 
 class Vectors(NamedTuple):
@@ -117,8 +124,7 @@ class Vectors(NamedTuple):
             stream: Level of the codebook, 0 the coarsest.
         """
         codes = torch.arange(num_embeddings, device=step.device)
-        sample = torch.zeros_like(step)
-        words = random_words(codes, step, sample, seed=seed, stream=stream, purpose=PURPOSE_RESTART)
+        words = words_of_step(codes, step, seed=seed, stream=stream, purpose=PURPOSE_RESTART)
         masks: Sequence[Tensor | None] = self.masks or [None] * len(self.rows)
         found = [
             _rows_at(rows, mask, words, span)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2_fast.files.json_file import check_field, number
 from vqvae2_fast.modules.batch import all_reduce_, is_distributed
 from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_indices
@@ -130,8 +131,7 @@ class _Signs(Quantizer):
                 f"use {1 << max(1, (num_embeddings - 1).bit_length())}."
             )
         check_commitment_cost(commitment_cost)
-        if not temperature > 0:
-            raise ValueError(f"expected temperature > 0, got {temperature}.")
+        check_field("temperature", temperature, number(above=0))
         self.num_embeddings = num_embeddings
         self.num_bits = bits
         self.embedding_dim = bits if embedding_dim is None else embedding_dim

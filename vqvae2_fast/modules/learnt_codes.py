@@ -18,6 +18,7 @@ from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_commitment_cost,
+    check_gradient,
     check_sizes,
     check_vectors,
     mean_square_error,
@@ -38,10 +39,7 @@ class _LearntCodes(Quantizer):
     ) -> None:
         super().__init__()
         check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
-        if gradient not in ("straight_through", "rotation"):
-            raise ValueError(
-                f"expected gradient to be one of straight_through, rotation, got {gradient!r}."
-            )
+        check_gradient(gradient)
         check_commitment_cost(commitment_cost)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim

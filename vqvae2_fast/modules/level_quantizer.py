@@ -26,27 +26,37 @@ if TYPE_CHECKING:
 __all__ = ["check_quantizer", "codebook_numbers", "learns_by_averages", "make_quantizer"]
 
 
-# Those that take all options of `VectorQuantizerEMA`.
-_MOVING_AVERAGES = ("ema", "cosine", "residual", "grouped", "heads")
 _MOST_PARTS, _MOST_CODES = 64, 2**24
 
 
 class _Form(NamedTuple):
-    """How a kind of quantiser is written, counted and made.
+    """How a kind of quantiser is written, counted, checked and made.
 
     Args:
         form: What stands in messages.
+        make: K, D, options of `VectorQuantizerEMA`, numbers -> the quantiser.
         lists: Number of lists of numbers after the name.
         codes: Numbers -> K, or None where any K will do.
         entries: Numbers, K -> vectors in its codebooks.
-        make: K, D, numbers, options of `VectorQuantizerEMA` -> the quantiser.
+        averages: Its codes are moving averages, so that it takes all options.
+        powers: K is a power of two.
+        divides: The first number divides D.
+        least: The least of the numbers of the last list.
     """
 
     form: str
-    lists: int
-    codes: Callable[..., int] | None
-    entries: Callable[..., int]
     make: Callable[..., Quantizer]
+    lists: int = 0
+    codes: Callable[..., int] | None = None
+    entries: Callable[..., int] = lambda k, *_: 0
+    averages: bool = False
+    powers: bool = False
+    divides: bool = False
+    least: int = 1
+
+
+def _all(k: int) -> int:
+    return k
 
 
 def _learnt(options: dict[str, Any]) -> dict[str, Any]:
@@ -54,54 +64,58 @@ def _learnt(options: dict[str, Any]) -> dict[str, Any]:
 
 
 _FORMS = {
-    "ema": _Form("ema", 0, None, lambda k: k, lambda k, d, o: VectorQuantizerEMA(k, d, **o)),
+    "ema": _Form("ema", lambda k, d, o: VectorQuantizerEMA(k, d, **o), entries=_all, averages=True),
     "cosine": _Form(
         "cosine",
-        0,
-        None,
-        lambda k: k,
         lambda k, d, o: VectorQuantizerEMA(k, d, metric="cosine", **o),
+        entries=_all,
+        averages=True,
     ),
     "gradient": _Form(
-        "gradient", 0, None, lambda k: k, lambda k, d, o: VectorQuantizer(k, d, **_learnt(o))
+        "gradient", lambda k, d, o: VectorQuantizer(k, d, **_learnt(o)), entries=_all
     ),
-    "simvq": _Form("simvq", 0, None, lambda k: k, lambda k, d, o: SimVQ(k, d, **_learnt(o))),
-    "lfq": _Form("lfq", 0, None, lambda k: 0, lambda k, d, o: LFQ(k, d, o["commitment_cost"])),
-    "bsq": _Form("bsq", 0, None, lambda k: 0, lambda k, d, o: BSQ(k, d, o["commitment_cost"])),
+    "simvq": _Form("simvq", lambda k, d, o: SimVQ(k, d, **_learnt(o)), entries=_all),
+    "lfq": _Form("lfq", lambda k, d, o: LFQ(k, d, o["commitment_cost"]), powers=True),
+    "bsq": _Form("bsq", lambda k, d, o: BSQ(k, d, o["commitment_cost"]), powers=True),
     "fsq": _Form(
         "fsq:LEVELS, such as fsq:8,8,8",
-        1,
-        math.prod,
-        lambda k, levels: 0,
         lambda k, d, o, levels: FSQ(levels, d),
+        lists=1,
+        codes=math.prod,
+        least=3,
     ),
     "residual-fsq": _Form(
         "residual-fsq:QUANTIZERS:LEVELS, such as residual-fsq:2:5,5",
-        2,
-        lambda q, levels: math.prod(levels) ** q[0],
-        lambda k, q, levels: 0,
         lambda k, d, o, q, levels: ResidualFSQ(levels, q[0], d, joint_code=True),
+        lists=2,
+        codes=lambda q, levels: math.prod(levels) ** q[0],
+        least=2,
     ),
     "residual": _Form(
         "residual:CODES of each quantiser, such as residual:16,32",
-        1,
-        math.prod,
-        lambda k, codes: sum(codes),
         lambda k, d, o, codes: ResidualVQ(codes, d, joint_code=True, **o),
+        lists=1,
+        codes=math.prod,
+        entries=lambda k, codes: sum(codes),
+        averages=True,
     ),
     "grouped": _Form(
         "grouped:GROUPS:CODES of each quantiser of a group, such as grouped:2:4,4",
-        2,
-        lambda g, codes: math.prod(codes) ** g[0],
-        lambda k, g, codes: sum(codes),
         lambda k, d, o, g, codes: GroupedResidualVQ(g[0], codes, d, joint_code=True, **o),
+        lists=2,
+        codes=lambda g, codes: math.prod(codes) ** g[0],
+        entries=lambda k, g, codes: sum(codes),
+        averages=True,
+        divides=True,
     ),
     "heads": _Form(
         "heads:HEADS:CODES of a head, such as heads:2:16",
-        2,
-        lambda h, codes: codes[0] ** h[0],
-        lambda k, h, codes: codes[0],
         lambda k, d, o, h, codes: MultiHeadVQ(h[0], codes[0], d, joint_code=True, **o),
+        lists=2,
+        codes=lambda h, codes: codes[0] ** h[0],
+        entries=lambda k, h, codes: codes[0],
+        averages=True,
+        divides=True,
     ),
 }
 
@@ -138,18 +152,17 @@ def check_quantizer(quantizer: str, num_embeddings: int, embedding_dim: int) -> 
                 f"expected num_embeddings={codes} with quantizer={quantizer!r}, got "
                 f"{num_embeddings}. Set it, or choose other numbers."
             )
-    name = quantizer.partition(":")[0]
-    if name in ("lfq", "bsq") and num_embeddings & (num_embeddings - 1):
+    if form.powers and num_embeddings & (num_embeddings - 1):
         raise ValueError(
-            f"expected num_embeddings to be a power of two with quantizer={name!r}, got "
+            f"expected num_embeddings to be a power of two with quantizer={quantizer!r}, got "
             f"{num_embeddings}."
         )
-    least = {"fsq": 3, "residual-fsq": 2}.get(name, 1)
-    if numbers and min(numbers[-1]) < least:
+    if numbers and min(numbers[-1]) < form.least:
         raise ValueError(
-            f"expected quantizer with levels of at least {least} values each, got {quantizer!r}."
+            f"expected quantizer with levels of at least {form.least} values each, got "
+            f"{quantizer!r}."
         )
-    if name in ("grouped", "heads") and embedding_dim % numbers[0][0]:
+    if form.divides and embedding_dim % numbers[0][0]:
         raise ValueError(
             f"expected embedding_dim to be a multiple of the {numbers[0][0]} parts of "
             f"quantizer={quantizer!r}, got {embedding_dim}."
@@ -159,7 +172,7 @@ def check_quantizer(quantizer: str, num_embeddings: int, embedding_dim: int) -> 
 def learns_by_averages(quantizer: str) -> bool:
     """Whether the codes of a word's quantiser are moving averages, with restarts and a late start
     (`quantize_after`)."""
-    return quantizer.partition(":")[0] in _MOVING_AVERAGES
+    return _parsed(quantizer)[0].averages
 
 
 def codebook_numbers(quantizer: str, num_embeddings: int, embedding_dim: int) -> int:

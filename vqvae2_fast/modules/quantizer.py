@@ -27,6 +27,7 @@ from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_commitment_cost,
+    check_gradient,
     check_mask,
     check_sizes,
     check_vectors,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from vqvae2_fast.ops._batch_part import BatchPart
 
 __all__ = ["VectorQuantizerEMA", "filled", "masked_mean_square", "update_codebooks_"]
-
-_GRADIENTS = ("straight_through", "rotation")
 
 
 class VectorQuantizerEMA(Quantizer):
@@ -142,10 +141,7 @@ class VectorQuantizerEMA(Quantizer):
             )
         check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         check_commitment_cost(commitment_cost)
-        if gradient not in _GRADIENTS:
-            raise ValueError(
-                f"expected gradient to be one of {', '.join(_GRADIENTS)}, got {gradient!r}."
-            )
+        check_gradient(gradient)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost

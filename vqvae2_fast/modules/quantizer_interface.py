@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.console import words
 from vqvae2_fast.console.tables import html_summary
-from vqvae2_fast.console.words import number
-from vqvae2_fast.ops._checks import check_tensor, dtype_name
+from vqvae2_fast.files.json_file import check_field, number, one_of
+from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Quantizer",
     "check_commitment_cost",
+    "check_gradient",
     "check_joint",
     "check_mask",
     "check_sizes",
@@ -152,7 +154,7 @@ def may_keep_tensors() -> bool:
 
 def in_words(value: Tensor | None) -> str:
     """A 0-d tensor for people, in three digits; "" for none. Waits for a GPU."""
-    return "" if value is None or value.is_meta else number(float(value), 3)
+    return "" if value is None or value.is_meta else words.number(float(value), 3)
 
 
 def _sizes_of(quantizer: Quantizer) -> Sequence[int]:
@@ -186,16 +188,19 @@ def check_mask(mask: Tensor | None, z: Tensor) -> None:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError unless sizes, by the names of their arguments, are at least 1."""
+    """Raise ValueError unless sizes, by the names of their arguments, are integers >= 1."""
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"expected {name} >= 1, got {size}.")
+        checked_integer(name, size, 1)
 
 
 def check_commitment_cost(commitment_cost: float) -> None:
     """Raise ValueError unless the weight of a loss is finite and not negative."""
-    if not 0 <= commitment_cost < math.inf:
-        raise ValueError(f"expected a finite commitment_cost >= 0, got {commitment_cost}.")
+    check_field("commitment_cost", commitment_cost, number(0))
+
+
+def check_gradient(gradient: str) -> None:
+    """Raise ValueError for a way that no gradient passes."""
+    check_field("gradient", gradient, one_of(("straight_through", "rotation")))
 
 
 def check_joint(sizes: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.averages import start_residual_codebooks_
+from vqvae2_fast.modules.batch import words_of_step
 from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.host import inside_backward
 from vqvae2_fast.modules.index_range import (
@@ -32,7 +33,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     split_codes,
     wide,
 )
-from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_DROPOUT, random_words
+from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_DROPOUT
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 if TYPE_CHECKING:
@@ -247,11 +248,8 @@ class ResidualVQ(Quantizer):
             return quantizers
         if not inside_backward():
             # A checkpoint's recomputation uses as many as its forward.
-            zero = torch.zeros_like(steps)
-            level = self.stream & 0xFF
-            word = random_words(
-                zero, steps, zero, seed=self.seed, stream=level, purpose=PURPOSE_DROPOUT
-            )
+            zero, level = torch.zeros_like(steps), self.stream & 0xFF
+            word = words_of_step(zero, steps, seed=self.seed, stream=level, purpose=PURPOSE_DROPOUT)
             self._latest_in_use = int(word % quantizers) + 1
         return self._latest_in_use
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
+from vqvae2_fast.files.json_file import check_field, number
 from vqvae2_fast.modules.binary import (
     bits_of,
     entropy_of,
@@ -191,17 +192,10 @@ class LFQ(nn.Module):
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         if num_codebooks > 1 and not keep:
             raise ValueError(f"expected keep_num_codebooks_dim with num_codebooks={num_codebooks}.")
-        if not 0 < frac_per_sample_entropy <= 1:
-            raise ValueError(
-                f"expected frac_per_sample_entropy in (0, 1], got {frac_per_sample_entropy}."
-            )
-        if not 0 < codebook_scale < math.inf:
-            raise ValueError(f"expected codebook_scale > 0 and finite, got {codebook_scale}.")
-        if soft_clamp_input_value is not None and soft_clamp_input_value < codebook_scale:
-            raise ValueError(
-                f"expected soft_clamp_input_value >= codebook_scale={codebook_scale}, got "
-                f"{soft_clamp_input_value}."
-            )
+        check_field("frac_per_sample_entropy", frac_per_sample_entropy, number(high=1, above=0))
+        check_field("codebook_scale", codebook_scale, number(above=0))
+        if soft_clamp_input_value is not None:
+            check_field("soft_clamp_input_value", soft_clamp_input_value, number(codebook_scale))
         inner = bits * num_codebooks
         dim = inner if dim is None else dim
         projects = dim != inner if has_projections is None else has_projections
@@ -403,8 +397,8 @@ class ResidualLFQ(Residual):
         self.project_in, self.project_out = projections(dim, bits)
         self.layers = nn.ModuleList()
         clamp = soft_clamp_input_value
-        for number in range(num_quantizers):
-            layer = LFQ(dim=bits, codebook_scale=2**-number, soft_clamp_input_value=clamp, **kwargs)
+        for part in range(num_quantizers):
+            layer = LFQ(dim=bits, codebook_scale=2**-part, soft_clamp_input_value=clamp, **kwargs)
             self.layers.append(layer)
             clamp = None if clamp is None else clamp * 0.5
 

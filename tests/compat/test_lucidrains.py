@@ -302,7 +302,7 @@ def test_only_dead_codes_are_replaced_when_vectors_are_few():
 
 @pytest.mark.parametrize("waits", [False, True], ids=["cpu", "as_on_a_gpu"])
 def test_few_vectors_that_are_enough_go_to_the_dead_codes_in_the_packages_order(waits, monkeypatch):
-    monkeypatch.setattr(codebook, "reading_waits", lambda _: waits)
+    monkeypatch.setattr(codebook, "reading_synchronises", lambda _: waits)
     theirs, ours = pair({"threshold_ema_dead_code": 2})
     torch.manual_seed(1)
     x, drawn = torch.randn(1, 6, 12), []

@@ -33,7 +33,7 @@ def pair(**arguments):
 def _reading(request, monkeypatch):
     """Buffers are read in every step on a CPU, and on a GPU until the codebook has started."""
     if request.param == "as_on_a_gpu":
-        monkeypatch.setattr(host, "reading_waits", lambda _: True)
+        monkeypatch.setattr(host, "reading_synchronises", lambda _: True)
 
 
 def set_buffers(module: VectorQuantize, codes: torch.Tensor) -> None:
@@ -89,7 +89,7 @@ class ReadNoFlag(TorchDispatchMode):
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_a_started_residual_quantiser_waits_for_no_flag_on_a_gpu(training, monkeypatch) -> None:
-    monkeypatch.setattr(host, "reading_waits", lambda _: True)
+    monkeypatch.setattr(host, "reading_synchronises", lambda _: True)
     module = ResidualVQ(dim=DIM, num_quantizers=3, codebook_size=NUM_CODES, kmeans_init=True)
     x = torch.randn(2, 30, DIM)
     module(x)

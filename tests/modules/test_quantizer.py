@@ -377,13 +377,13 @@ class NoHostReads(TorchDispatchMode):
 
 
 @pytest.fixture
-def _reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def _reading_synchronises(monkeypatch: pytest.MonkeyPatch) -> None:
     """Applies the rule for a GPU on the CPU, where buffers are otherwise read at every step."""
     for module in (averages, host):
-        monkeypatch.setattr(module, "reading_waits", lambda _: True)
+        monkeypatch.setattr(module, "reading_synchronises", lambda _: True)
 
 
-@pytest.mark.usefixtures("_reads_wait")
+@pytest.mark.usefixtures("_reading_synchronises")
 @pytest.mark.parametrize("ema_start", ["one", "debiased"])
 def test_a_training_step_on_a_gpu_reads_nothing_on_the_host(ema_start: str) -> None:
     quantizer = VectorQuantizerEMA(K, D, ema_start=ema_start, restart=0.5)

@@ -23,7 +23,7 @@ def _reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Buffers are read in every step on a CPU, and on a GPU until the codebook has started."""
     if request.param == "as_on_a_gpu":
         for module in (averages, host):
-            monkeypatch.setattr(module, "reading_waits", lambda _: True)
+            monkeypatch.setattr(module, "reading_synchronises", lambda _: True)
 
 
 def quantizer(**arguments: object) -> VectorQuantizerEMA:

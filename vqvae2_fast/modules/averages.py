@@ -28,7 +28,7 @@ from vqvae2_fast.modules.batch import (
     is_distributed,
     kmeans,
 )
-from vqvae2_fast.modules.host import has_started, outside_graphs, reading_waits
+from vqvae2_fast.modules.host import has_started, outside_graphs, reading_synchronises
 from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_RESTART, random_word
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def move_codebook_(
         if is_distributed():
             own.restart_(unused, drawn.view(own.codebook.shape), mean)
         # Drawing the vectors takes longer than everything else here, and most steps need none.
-        elif reading_waits(unused) or bool(unused.any()):
+        elif reading_synchronises(unused) or bool(unused.any()):
             found = vectors.drawn(len(counts), spans, own.steps, seed=rule.seed, stream=rule.stream)
             own.restart_(unused, found, mean)
     return (all_counts > 0).float().mean()

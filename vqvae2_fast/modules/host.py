@@ -27,7 +27,7 @@ __all__ = [
     "has_values",
     "inside_backward",
     "outside_graphs",
-    "reading_waits",
+    "reading_synchronises",
     "register_flag",
 ]
 
@@ -74,8 +74,8 @@ def has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
-def reading_waits(tensor: Tensor) -> bool:
-    """Whether the host has to wait for the tensor's device to read a value of it, or cannot."""
+def reading_synchronises(tensor: Tensor) -> bool:
+    """Whether reading a value of it synchronises its device with the host, or is impossible."""
     return not (tensor.is_cpu and has_values(tensor))
 
 
@@ -131,7 +131,7 @@ class Phase:
         self.look_at(initialised)
         if not quantize_after or steps.is_meta:  # there nothing can be read
             return False
-        may_read = self._waits or not reading_waits(steps)
+        may_read = self._waits or not reading_synchronises(steps)
         if may_read and not torch.compiler.is_compiling():
             self.read_wait(steps, initialised, quantize_after)
         return self._waits
@@ -159,7 +159,7 @@ def has_started(initialised: Tensor, settled: Tensor) -> bool:
         return True
     while _functorch.is_functorch_wrapped_tensor(initialised):  # one flag of each sample of `vmap`
         initialised = _functorch.get_unwrapped(initialised)
-    if not reading_waits(initialised) or transforms_are_active():
+    if not reading_synchronises(initialised) or transforms_are_active():
         return bool(initialised.all())
     if not settled:
         settled.copy_(initialised.all())

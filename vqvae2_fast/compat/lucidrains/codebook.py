@@ -21,7 +21,7 @@ from vqvae2_fast.modules.host import (
     has_values,
     inside_backward,
     outside_graphs,
-    reading_waits,
+    reading_synchronises,
     register_flag,
 )
 from vqvae2_fast.modules.quantizer_interface import perplexity
@@ -174,7 +174,7 @@ def replace_codes_(
     a later batch.
     """
     # The package draws nothing where no code is dead.
-    if not reading_waits(dead) and not bool(dead.any()):
+    if not reading_synchronises(dead) and not bool(dead.any()):
         return
     num_codes = embed.shape[1]
     for codebook, rows in enumerate(_compressed(x, mask)):
@@ -188,7 +188,7 @@ def replace_codes_(
         else:
             too_few = gone.sum() > limit
             # The package draws for a choice of codes only where it needs one.
-            if limit < num_codes and (reading_waits(too_few) or bool(too_few)):
+            if limit < num_codes and (reading_synchronises(too_few) or bool(too_few)):
                 key = torch.rand(num_codes, device=rows.device, dtype=torch.float32)
                 key = key.masked_fill(~gone, 2.0)  # the dead ones first, in random order
                 rank = torch.where(gone & too_few, key.argsort().argsort(), rank)

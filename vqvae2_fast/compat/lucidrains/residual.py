@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.batch import all_reduce_
-from vqvae2_fast.modules.host import reading_waits
+from vqvae2_fast.modules.host import reading_synchronises
 from vqvae2_fast.modules.index_range import may_read
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Residual(nn.Module):
                 f"{list(indices.shape)}: only a quantiser with quantize_dropout does with fewer."
             )
         # On a GPU the host would have to wait.
-        if may_read(indices) and not reading_waits(indices) and bool((indices < -1).any()):
+        if may_read(indices) and not reading_synchronises(indices) and bool((indices < -1).any()):
             raise ValueError(f"expected indices from 0, or -1 for none, got {int(indices.min())}.")
         indices = F.pad(indices, (0, missing), value=-1)
         codes = []

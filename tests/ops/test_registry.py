@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,10 +172,11 @@ print(ops.owner("nearest_code", z, codebook))
 
 
 def test_tests_of_simd_levels_run_once_without_the_compiled_module():
-    code = """
+    code = f"""
 import sys, warnings
 warnings.simplefilter("ignore")
 sys.modules["vqvae2_fast._C"] = None
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from helpers.compare import simd_level, simd_levels
 for level in simd_levels():
     with simd_level(level):

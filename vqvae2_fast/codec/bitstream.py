@@ -195,7 +195,7 @@ def read_segments(data: bytes | IO[bytes], *, max_images: int | None = None) -> 
     file = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
     if not hasattr(file, "read"):
         raise TypeError(
-            f"expected data to be bytes, or a file opened for reading, got a "
+            "expected data to be bytes, or a file opened for reading, got a "
             f"{type(data).__name__}. Open the file of a path with open_compressed."
         )
     if hasattr(file, "encoding"):

@@ -327,7 +327,7 @@ def _check_codes(pipeline: Pipeline, codes: Sequence[Tensor], levels: int) -> No
         if can_be_maps:
             got += f" of {', '.join(sorted({type(maps).__name__ for maps in codes}))}"
         raise TypeError(
-            f"expected codes to be a list of tensors, int64 [B, h, w], one per level, "
+            "expected codes to be a list of tensors, int64 [B, h, w], one per level, "
             f"coarse to fine, got {got}. The encode of a VQVAE2 gives such a list."
         )
     if len(codes) > len(pipeline.priors):

@@ -39,7 +39,7 @@ def check_engine(prior: nn.Module, engine: str) -> None:
     """Raises unless `engine` gives portable probabilities of this prior."""
     if engine != "cpu":
         raise ValueError(
-            f"expected engine 'cpu', whose probabilities are the same bits on every "
+            "expected engine 'cpu', whose probabilities are the same bits on every "
             f"machine, got {engine!r}: what it encodes, another machine could not decode."
         )
     device = device_of(prior)

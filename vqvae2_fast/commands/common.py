@@ -127,7 +127,7 @@ class Command:
         device = self.prepare()
         if self.device != "auto" and device.type != "cpu":
             raise ValueError(
-                f"--device: expected cpu or auto, since this command runs on the CPU only, got "
+                "--device: expected cpu or auto, since this command runs on the CPU only, got "
                 f"{self.device}."
             )
         return torch.device("cpu")

@@ -85,7 +85,7 @@ class Compress(Command):
             raise ValueError(f"--levels: expected one of {', '.join(names)}, got {self.levels!r}.")
         if self.seed and self.levels is None:
             raise ValueError(
-                f"--seed: expected --levels with it, as the noise is for the levels that are left "
+                "--seed: expected --levels with it, as the noise is for the levels that are left "
                 f"out, got only --seed {self.seed}."
             )
         levels = None if self.levels is None else names.index(self.levels) + 1

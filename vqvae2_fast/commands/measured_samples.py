@@ -173,7 +173,7 @@ class Samples:
             )
         if options.cas_images and not options.cas_epochs:
             raise ValueError(
-                f"--cas-images: expected --cas-epochs too, for how long the classifiers of the "
+                "--cas-images: expected --cas-epochs too, for how long the classifiers of the "
                 f"score are trained, got only --cas-images {options.cas_images}."
             )
         if options.cas_images > train:
@@ -200,7 +200,7 @@ class Samples:
             )
         if without and (self.options.cas_epochs or self.classifier is not None):
             raise ValueError(
-                f"--samples: expected samples of classes, which --cas-epochs and --classifier "
+                "--samples: expected samples of classes, which --cas-epochs and --classifier "
                 f"need, got {without} of {count} in {path} without one; draw them without "
                 "`--label none`."
             )

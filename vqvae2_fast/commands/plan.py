@@ -182,7 +182,7 @@ def _check_memory(
         )
     raise ValueError(
         f"this training needs about {size(needed)} of memory ({size(state)} for weights, "
-        f"gradients, optimiser and average"
+        "gradients, optimiser and average"
         + (f", {size(needed - state)} for activations" if needed > state else "")
         + f"), and {size(free)} are free on {device}. {remedy}, or try all the same with "
         "ignore_memory=True."

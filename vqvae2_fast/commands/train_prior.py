@@ -217,7 +217,7 @@ def _open_codes(folder: Path, split: str) -> CodeStore:
         own = "is a code store itself" if (folder / MANIFEST).is_file() else f"has no {path.name}/"
         what = why_no_folder(folder) or own
         raise ValueError(
-            f"--codes: expected a folder with the code stores train/ and held_out/, as "
+            "--codes: expected a folder with the code stores train/ and held_out/, as "
             f"`vqvae2-fast extract` leaves it; {folder} {what}."
         )
     store = CodeStore(path)

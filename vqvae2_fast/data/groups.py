@@ -274,7 +274,7 @@ class Subclasses:
         """
         if (images.class_names or (_ONE_CLASS,)) != self.class_names:
             raise ValueError(
-                f"subclasses: expected images of the classes that were split "
+                "subclasses: expected images of the classes that were split "
                 f"({short(', '.join(self.class_names))}), got images of "
                 f"{short(', '.join(images.class_names)) or 'no class'}."
             )

@@ -177,7 +177,7 @@ def checked_shape(image_size: int | tuple[int, int], image_channels: int) -> tup
         height = width = 0
     if min(height, width) < 1:
         raise ValueError(
-            f"image_size must be (height, width) >= 1, or one integer for both, got "
+            "image_size must be (height, width) >= 1, or one integer for both, got "
             f"{short(image_size)}."
         )
     check_field("image_channels", image_channels, one_of((1, 3)))

@@ -168,7 +168,7 @@ def frechet_distance(real: Moments, fake: Moments, *, interval: bool = True) -> 
     for moments in (real, fake):
         if not isinstance(moments, Moments):
             raise TypeError(
-                f"expected the Moments of both sets, got a "
+                "expected the Moments of both sets, got a "
                 f"{type(moments).__name__}: use Moments.of([features]) for features [N, D]."
             )
     if real.dim != fake.dim:
@@ -382,7 +382,7 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     for name, norms in (("real", real_norms), ("fake", fake_norms)):
         if not norms.isfinite().all():
             raise ValueError(
-                f"expected finite features, got NaN, infinity or numbers too "
+                "expected finite features, got NaN, infinity or numbers too "
                 f"large for float32 in {name}."
             )
     real_groups, fake_groups = _groups(len(real)), _groups(len(fake))

@@ -53,7 +53,7 @@ def listed_maps(condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
     """`as_maps`, after a check that `condition` is a tensor or a list."""
     if not (condition is None or isinstance(condition, Tensor) or is_list(condition)):
         raise TypeError(
-            f"expected condition to be a tensor or a list of them, coarse to fine, got "
+            "expected condition to be a tensor or a list of them, coarse to fine, got "
             f"{given('condition', condition)}."
         )
     return as_maps(condition)

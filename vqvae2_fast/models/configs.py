@@ -141,7 +141,7 @@ class VQVAE2Config:
             )
         if len(self.quantizer) not in (1, self.num_levels):
             raise ValueError(
-                f"quantizer must name one quantiser, or one for each of the "
+                "quantizer must name one quantiser, or one for each of the "
                 f"{self.num_levels} levels, got {self.quantizer}."
             )
         for quantizer in self.quantizer:

@@ -84,7 +84,7 @@ class VQVAE2(nn.Module):
         super().__init__()
         if not isinstance(config, VQVAE2Config):
             raise TypeError(
-                f'expected a VQVAE2Config, such as `preset("emoji32").vqvae`, got '
+                'expected a VQVAE2Config, such as `preset("emoji32").vqvae`, got '
                 f"{type(config).__name__}."
             )
         self.config = config
@@ -362,7 +362,7 @@ class VQVAE2(nn.Module):
             )
         if not images.is_floating_point():
             raise TypeError(
-                f"expected floating images in [-1, 1], got "
+                "expected floating images in [-1, 1], got "
                 f"{dtype_name(images.dtype)}: use images / 127.5 - 1 for bytes."
             )
         if any(side < stride or side % stride for side in images.shape[2:]):

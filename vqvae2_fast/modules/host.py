@@ -211,7 +211,7 @@ class LatestForward:
             is_latest = number >= self._number and not self._shares_checkpoint
         if not is_latest:
             raise RuntimeError(
-                f"A checkpoint recomputes another forward than the latest, and the "
+                "A checkpoint recomputes another forward than the latest, and the "
                 "codebook has moved since. Compute the gradients of each forward before the next, "
                 f"or {remedy}."
             )

@@ -207,7 +207,7 @@ def check_joint(sizes: Sequence[int]) -> None:
     """Raise ValueError if the parts have too many codes together for one int64."""
     if math.prod(sizes) > _LARGEST_JOINT:
         raise ValueError(
-            f"expected sizes whose product fits 62 bits for a joint code, got "
+            "expected sizes whose product fits 62 bits for a joint code, got "
             f"{list(sizes)}. Leave joint_code out: then each part has an index of its own."
         )
 

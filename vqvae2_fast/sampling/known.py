@@ -176,7 +176,7 @@ def open_known(
         warn_of_folder(known)
         if config.image_channels != 3 or config.image_size[0] != config.image_size[1]:
             raise ValueError(
-                f"known: emoji are square images of 3 channels, but the model is for "
+                "known: emoji are square images of 3 channels, but the model is for "
                 f"{config.image_channels} of {config.image_size[0]}x{config.image_size[1]}."
             )
         dataset, source = load_emoji("held_out", config.image_size[0]), "emoji"

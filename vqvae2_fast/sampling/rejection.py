@@ -43,7 +43,7 @@ class RejectionRule:
     def __post_init__(self) -> None:
         if not 1 <= self.keep <= self.among:
             raise ValueError(
-                f"expected to keep the best M of every N, 1 <= M <= N, got "
+                "expected to keep the best M of every N, 1 <= M <= N, got "
                 f"best={self.keep} of every {self.among}."
             )
         if self.threshold is not None and (self.among != 1 or not 0 <= self.threshold <= 1):

@@ -252,7 +252,7 @@ def _check_stored(model: nn.Module) -> None:
     for name, weight in model.named_parameters():
         if weight.dtype != torch.float32:
             raise TypeError(
-                f"expected weights in float32, which the checkpoints in `out` hold, got "
+                "expected weights in float32, which the checkpoints in `out` hold, got "
                 f"{name} in {dtype_name(weight.dtype)}. Call model.float() before the stage is "
                 "made, or train without `out`."
             )

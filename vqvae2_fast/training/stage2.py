@@ -228,7 +228,7 @@ def _check_same_classes(
     )
     if found != others:
         raise ValueError(
-            f"expected the same classes in both stores, got "
+            "expected the same classes in both stores, got "
             f"{short(', '.join(found))} in {train_set.folder} and {short(', '.join(others))} in "
             f"{held_out.folder}; extract both from one set."
         )

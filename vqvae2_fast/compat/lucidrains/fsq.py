@@ -223,7 +223,7 @@ class FSQ(nn.Module):
     def _checked_basis(self) -> Tensor:
         if self._basis is None:
             raise ValueError(
-                f"expected levels with a product of at most 2**31 for indices, got "
+                "expected levels with a product of at most 2**31 for indices, got "
                 f"{list(self.grid.levels)}."
             )
         return self._basis

@@ -92,7 +92,7 @@ class Residual(nn.Module):
         missing = self.num_quantizers - indices.shape[-1]
         if missing < 0:
             raise ValueError(
-                f"expected indices [B, ..., Q] of at most "
+                "expected indices [B, ..., Q] of at most "
                 f"{self.num_quantizers} quantisers, got {list(indices.shape)}."
             )
         if missing and not self.quantize_dropout:

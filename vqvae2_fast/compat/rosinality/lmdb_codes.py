@@ -117,7 +117,7 @@ class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
         entries = self._env.stat()["entries"]
         if length is None or not length.isdigit() or len(length) > 18 or int(length) > entries:
             raise ValueError(
-                f"expected a key `length` with the number of records in "
+                "expected a key `length` with the number of records in "
                 f"{printable(path)}, which has {entries} entries, got {short(length)}: the store "
                 "was not written by extract_code.py, or not to its end."
             )

@@ -1,4 +1,4 @@
-"""Engine `cuda` on a GPU: the port's default priors, one image and many, against captured `eager`.
+"""Engine `cuda` on a GPU: the port's default priors, one image and many, against `eager`.
 
     python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save] [--json FILE]
     python benchmarks/gpu_sampler.py --plan h100 [--top-k 100] [--top-p 0.9]
@@ -10,7 +10,7 @@ fit_sampler_model.py reads the file.
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, with random weights, on which time does not
 depend. Engines draw in turns in one process; ratios are those of medians, without their spread.
-`eager` replays the graphs that its first draw of a batch size captured. Sample 0 of every batch
+Sample 0 of every batch
 must be the same: its codes are compared as they are drawn, and a difference fails the script once
 all is measured. What is saved is written again after every round, so that a run that is stopped
 leaves what it has.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.models import tiny_pipeline, tiny_prior
 
+from vqvae2_fast.ops.draw_codes.op import guided
 from vqvae2_fast.sampling import sample_codes, sample_images, sample_levels, stream_images
 from vqvae2_fast.sampling.settings import DrawSettings, level_settings
 
@@ -88,8 +89,8 @@ def test_temperature_zero_is_the_best_code_whatever_the_noise():
 
 def test_guidance_is_linear_between_without_and_with():
     conditional, unconditional = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 3.0]])
-    assert DrawSettings(guidance_scale=0.0).guide(conditional, unconditional).tolist() == [[1, 3]]
-    assert DrawSettings(guidance_scale=3.0).guide(conditional, unconditional).tolist() == [[4, -3]]
+    assert guided(conditional, unconditional, 0.0).tolist() == [[1, 3]]
+    assert guided(conditional, unconditional, 3.0).tolist() == [[4, -3]]
 
 
 def test_draws_follow_the_softmax():

@@ -146,8 +146,8 @@ def _emoji32() -> Preset:
 
 
 def _avatars64() -> Preset:
-    """The models of emoji64. The bottom prior still gains at 1,500 steps, since there are three
-    times as many images: 515 bits held out, with 25.5 dB of the VQ-VAE and 271 bits of the top."""
+    """The models of emoji64, with a longer bottom prior, since there are three times as many
+    images. It has not been trained to the end yet."""
     top, bottom = _TRAINING.priors
     longer = replace(bottom, steps=1500, validate_every=300, save_every=750)
     return Preset(

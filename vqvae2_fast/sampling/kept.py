@@ -45,32 +45,21 @@ class Kept(Generic[Owner, Value]):
         """The value kept under a key, or a new one. It may be in use elsewhere at the same time.
 
         Threads that ask at the same time wait for the first, because they would make the same
-        value.
-        """
-        with self._lock:
-            value = self.take(owner, key, make)
-            self.put_back(owner, key, value)
-            return value
-
-    def take(self, owner: Owner, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value kept under a key, or a new one, which nobody else has until it is put back.
-
-        So two draws that run at once, or one inside another's `progress`, never share it. The least
-        recently used values are dropped before a new one is made, which may need their memory.
+        value. The least recently used values are dropped before a new one is made, which may need
+        their memory.
         """
         with self._lock:
             values = self._of_owner.get(owner, {})
             if key in values:
-                return values.pop(key)
-            self._drop(values, self._capacity - 1)
-        return make()
-
-    def put_back(self, owner: Owner, key: Hashable, value: Value) -> None:
-        with self._lock:
+                value = values.pop(key)
+            else:
+                self._drop(values, self._capacity - 1)
+                value = make()
+            # `make` may have kept others of this owner.
             values = self._of_owner.setdefault(owner, {})
-            values.pop(key, None)
             values[key] = value
             self._drop(values, self._capacity)
+            return value
 
     def count(self, owner: Owner) -> int:
         """How many values are kept for an owner."""

@@ -15,17 +15,13 @@ from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.ops.draw_codes.op import (
     DRAW_CODES,
     check_rule,
-    drawn,
     filtered,
-    guided,
     share_kept,
     tempered,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from vqvae2_fast.ops.draw_codes.op import DrawScratch
 
 __all__ = ["DrawSettings", "level_settings"]
 
@@ -86,9 +82,6 @@ class DrawSettings:
         """The settings on which the steps of a draw depend, to compare draws."""
         return replace(self, seed=0, engine="auto")
 
-    def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        return guided(conditional, unconditional, self.guidance_scale)
-
     def draw(
         self,
         logits: Tensor,
@@ -110,22 +103,6 @@ class DrawSettings:
             False,
         )
         return codes
-
-    def draw_into(
-        self,
-        codes: Tensor,
-        logits: Tensor,
-        noise: Tensor,
-        unconditional: Tensor | None,
-        scratch: DrawScratch,
-    ) -> None:
-        """The same, written into `codes`; on a CPU it uses the buffers of `scratch`."""
-        if logits.device.type != "cpu":
-            codes.copy_(self.draw(logits, noise, unconditional))
-            return
-        if unconditional is not None:
-            logits = guided(logits, unconditional, self.guidance_scale, scratch)
-        drawn(logits, noise, self.temperature, self.top_k or 0, self.top_p or 1.0, scratch, codes)
 
     def tempered(self, logits: Tensor) -> Tensor:
         return tempered(logits, self.temperature)

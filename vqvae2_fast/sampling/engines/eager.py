@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops.code_conv2d.op import gather_columns, with_outside
-from vqvae2_fast.ops.draw_codes.op import DrawScratch
 from vqvae2_fast.sampling.bounds import check_logits, outside
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.eager_layers import (
@@ -128,9 +127,6 @@ class _Network:
             width, batch, plan.num_embeddings, dtype=torch.float32, device=plan.device
         )
         self._known = torch.zeros_like(self.codes)
-        self._is_known = torch.zeros_like(self.codes, dtype=torch.bool)
-        self._drawn = torch.zeros_like(self.codes[0])
-        self._scratch = DrawScratch.like(self._noise[0])
         self._steps = [self._column_steps(j, groups) for j in range(width)]
 
     def start_row(self, i: int) -> None:
@@ -144,7 +140,6 @@ class _Network:
         self._noise.copy_(request.noise.row(i).transpose(0, 1))
         if request.known is not None:
             self._known.copy_(request.known[:, i].t())
-            torch.ge(self._known, 0, out=self._is_known)
         background = self.plan.background[i]  # [W, 2]
         self._background.copy_(background[:, None])
         if self.plan.merge is not None and self.plan.merge_bias is not None:
@@ -230,26 +225,22 @@ class _Network:
             *steps,
             elu(self._last, out=self._activated[j]),
             linear(self._activated[j], plan.head, plan.head_bias, out=self.logits[j]),
-            *self._draw_steps(j),
+            self._draw_step(j),
             *self.stem.take(j, self.codes[j]),
             *self.positions.steps(),
         ]
 
-    def _draw_steps(self, j: int) -> list[Step]:
+    def _draw_step(self, j: int) -> Step:
         """From the logits of column j to its codes."""
-        settings, scratch = self._request.settings, self._scratch
-        batch, logits, noise = self._request.batch_size, self.logits[j], self._noise[j]
-        keeps_known = self._request.known is not None
-        code = self._drawn if keeps_known else self.codes[j]
+        settings, batch = self._request.settings, self._request.batch_size
+        logits, noise, codes = self.logits[j], self._noise[j], self.codes[j]
+        known = None if self._request.known is None else self._known[j]
 
         def draw() -> None:
             without = logits[batch:].float() if settings.guided else None
-            settings.draw_into(code, logits[:batch].float(), noise, without, scratch)
+            codes.copy_(settings.draw(logits[:batch].float(), noise, without, known=known))
 
-        if not keeps_known:
-            return [draw]
-        keep = partial(torch.where, self._is_known[j], self._known[j], code, out=self.codes[j])
-        return [draw, keep]
+        return draw
 
 
 class _Stem:

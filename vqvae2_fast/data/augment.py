@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.data.images import stable_hash
-from vqvae2_fast.files.json_file import check_field, integer
+from vqvae2_fast.files.kinds import check_field, integer
 from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_AUGMENT, random_words
 
 __all__ = ["augment", "crop_offsets", "flips", "recoloured", "zoomed"]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from vqvae2_fast.data.augment import augment
 from vqvae2_fast.data.images import ImageTensorDataset, check_image_source, stable_hash, to_float
-from vqvae2_fast.files.json_file import check_field, integer
+from vqvae2_fast.files.kinds import check_field, integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -25,16 +25,8 @@ from torch import Tensor
 
 from vqvae2_fast.data.images import check_class_names
 from vqvae2_fast.files.durable import replace_file
-from vqvae2_fast.files.json_file import (
-    TEXT,
-    Kind,
-    damaged,
-    integer,
-    json_field,
-    list_of,
-    object_in,
-    one_of,
-)
+from vqvae2_fast.files.json_file import damaged, json_field, object_in
+from vqvae2_fast.files.kinds import TEXT, Kind, integer, list_of, one_of
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import check_regular, read_untrusted
 from vqvae2_fast.models.code_checks import describe_maps

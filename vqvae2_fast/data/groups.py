@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.data.batches import in_order
-from vqvae2_fast.files.json_file import check_field, integer
+from vqvae2_fast.files.kinds import check_field, integer
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.label_layout import LabelLayout
 

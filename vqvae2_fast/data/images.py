@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2_fast.files.json_file import check_field, number, one_of
+from vqvae2_fast.files.kinds import check_field, number, one_of
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.ops._checks import dtype_name
 

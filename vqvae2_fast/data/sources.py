@@ -32,7 +32,7 @@ from vqvae2_fast.data.hugging_face import (
 from vqvae2_fast.data.image_cache import cache_key, cached_images, open_cache
 from vqvae2_fast.data.images import held_out_of
 from vqvae2_fast.data.web_dataset import load_web_dataset
-from vqvae2_fast.files.json_file import check_field, integer
+from vqvae2_fast.files.kinds import check_field, integer
 from vqvae2_fast.files.printable import short, why_no_folder
 
 if TYPE_CHECKING:

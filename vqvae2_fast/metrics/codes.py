@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.data import codes_in_order
-from vqvae2_fast.files.json_file import check_field, integer
+from vqvae2_fast.files.kinds import check_field, integer
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.contexts import device_of, evaluating
 

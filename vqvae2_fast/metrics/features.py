@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.data import to_uint8
 from vqvae2_fast.files.durable import explained, renamed_into_place, write_all
-from vqvae2_fast.files.json_file import check_field, one_of
+from vqvae2_fast.files.kinds import check_field, one_of
 from vqvae2_fast.metrics.set_measures import Moments
 from vqvae2_fast.modules.contexts import device_of
 

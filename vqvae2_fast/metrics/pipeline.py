@@ -17,7 +17,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import in_order, to_uint8
 from vqvae2_fast.data.image_cache import store_images
 from vqvae2_fast.data.images import check_image_source, evenly
-from vqvae2_fast.files.json_file import check_field, integer, one_of
+from vqvae2_fast.files.kinds import check_field, integer, one_of
 from vqvae2_fast.metrics.codecs import CODECS, CodecCurve, codec_at_bits
 from vqvae2_fast.metrics.codes import (
     CodebookUse,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.files.json_file import check_fields, integer, number, one_of
+from vqvae2_fast.files.kinds import check_fields, integer, number, one_of
 from vqvae2_fast.modules.batch import (
     Vectors,
     all_reduce_,

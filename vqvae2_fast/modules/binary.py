@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.files.json_file import check_field, number
+from vqvae2_fast.files.kinds import check_field, number
 from vqvae2_fast.modules.batch import all_reduce_, is_distributed
 from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_indices

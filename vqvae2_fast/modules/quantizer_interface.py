@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.console import words
 from vqvae2_fast.console.tables import html_summary
-from vqvae2_fast.files.json_file import check_field, number, one_of
+from vqvae2_fast.files.kinds import check_field, number, one_of
 from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 

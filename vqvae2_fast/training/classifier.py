@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.data import in_order
-from vqvae2_fast.files.json_file import check_field, integer
+from vqvae2_fast.files.kinds import check_field, integer
 from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.contexts import device_of, seeded

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2_fast.files.json_file import Kind, check_fields, integer, number
+from vqvae2_fast.files.kinds import Kind, check_fields, integer, number
 from vqvae2_fast.modules.contexts import device_of, seeded, without_autocast
 from vqvae2_fast.modules.patch_discriminator import LEAST_SIDE, PatchDiscriminator
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vqvae2_fast.data.batches import BatchCut
-from vqvae2_fast.files.json_file import check_fields, integer, number, one_of
+from vqvae2_fast.files.kinds import check_fields, integer, number, one_of
 from vqvae2_fast.runs.ranks import Ranks
 
 if TYPE_CHECKING:

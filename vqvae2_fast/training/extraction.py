@@ -24,17 +24,15 @@ from vqvae2_fast.data.augment import flips, recoloured, zoomed
 from vqvae2_fast.data.code_format import MANIFEST, CodeLayout, read_manifest
 from vqvae2_fast.data.code_writer import share
 from vqvae2_fast.files.durable import locked, replace_file
-from vqvae2_fast.files.json_file import (
+from vqvae2_fast.files.json_file import damaged, json_field, read_object
+from vqvae2_fast.files.kinds import (
     BOOLEAN,
     TEXT,
     check_field,
     check_fields,
-    damaged,
     integer,
-    json_field,
     list_of,
     number,
-    read_object,
 )
 from vqvae2_fast.files.mapped import check_utf8
 from vqvae2_fast.models.weights_hash import codes_hash

@@ -20,7 +20,7 @@ from vqvae2_fast.data.groups import (
     labels_of_prior,
 )
 from vqvae2_fast.data.images import evenly
-from vqvae2_fast.files.json_file import check_field, number
+from vqvae2_fast.files.kinds import check_field, number
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.metrics.codes import Likelihood, code_nats
 from vqvae2_fast.modules.contexts import device_of

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
-from vqvae2_fast.files.json_file import check_field, number
+from vqvae2_fast.files.kinds import check_field, number
 from vqvae2_fast.modules.binary import (
     bits_of,
     entropy_of,

@@ -20,7 +20,9 @@ def test_a_path_that_does_not_exist_is_told(tmp_path):
 
 def test_a_code_store_is_no_checkpoint_and_called_by_its_name(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="expected the folder of a.* is a code store"):
+    with pytest.raises(
+        FileNotFoundError, match="expected path to be the folder of a.* is a code store"
+    ):
         load(tmp_path)
 
 
@@ -37,7 +39,9 @@ def test_a_folder_of_stores_or_of_runs_is_told_by_what_it_holds(tmp_path):
 
 def test_a_file_is_no_checkpoint(tmp_path):
     (tmp_path / "vqvae_560.pt").write_bytes(b"\x80\x02")
-    with pytest.raises(FileNotFoundError, match="expected the folder of a checkpoint.* is a file"):
+    with pytest.raises(
+        FileNotFoundError, match="expected path to be the folder of a checkpoint.* is a file"
+    ):
         load(tmp_path / "vqvae_560.pt")
 
 

@@ -52,11 +52,13 @@ def as_path(
 
 def checkpoint_folder(
     path: str | os.PathLike[str],
+    name: str = "path",
     expected: str = "the folder of a checkpoint, a pipeline or a run",
 ) -> Path:
     """The checkpoint that `path` means: the one there, or the latest of the run there.
 
     Args:
+        name: Of the argument or option, for an error message.
         expected: What an error message says was expected.
 
     Raises:
@@ -74,7 +76,7 @@ def checkpoint_folder(
             f"{folder} is missing, but {aside(folder)} holds the checkpoint that an "
             f"interrupted save was replacing. Rename it to {folder.name}."
         )
-    raise FileNotFoundError(f"expected {expected}; {folder} {_what_is_there(folder)}.")
+    raise FileNotFoundError(f"expected {name} to be {expected}; {folder} {_what_is_there(folder)}.")
 
 
 def latest(run: str | os.PathLike[str]) -> Path | None:

@@ -235,7 +235,7 @@ def open_preset(name: str, device: torch.device) -> Pipeline:
 
 def _load(flag: str, path: Path, device: torch.device) -> Model | Pipeline:
     """What is saved at the path that an option names. Raises as `load` does."""
-    return load(checkpoint_folder(path), device)
+    return load(checkpoint_folder(path, flag), device)
 
 
 def load_vqvae(path: Path, device: torch.device) -> VQVAE2:

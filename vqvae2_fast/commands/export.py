@@ -85,7 +85,7 @@ class Export(Command):
         if self.path is None:
             assert self.preset is not None
             return open_preset(self.preset, torch.device("cpu"))
-        model = load(checkpoint_folder(self.path), torch.device("cpu"))
+        model = load(checkpoint_folder(self.path, "PATH"), torch.device("cpu"))
         if not isinstance(model, VQVAE2 | Pipeline):
             raise ValueError(
                 f"export: expected a VQ-VAE or a pipeline at {self.path}, found a {named(model)}."

@@ -274,7 +274,7 @@ def _config_of(folder: Path) -> Any:
 
 
 def _checkpoint(path: Path) -> Result:
-    folder = checkpoint_folder(path, _EXPECTED)
+    folder = checkpoint_folder(path, "PATH", _EXPECTED)
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
     if (folder / SHARDS).exists():

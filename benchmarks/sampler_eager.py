@@ -20,13 +20,12 @@ import torch
 from sampler import PRIORS, add_naive_rows, naive_seconds, prepared, seconds_of
 from shared import measure
 
-from vqvae2_fast.sampling.engines.eager import Kind, _Network, draw_eager
+from vqvae2_fast.sampling.engines.eager import _Network, draw_eager
 
 
 @torch.inference_mode()
 def profile(plan, request) -> None:
-    network = _Network(plan, Kind.of(request))
-    network.start_map(request)
+    network = _Network(plan, request)
     row = min(seconds_of(lambda: network.start_row(0)) for _ in range(3))
     network.draw_row()
     column = plan.size[1] // 2

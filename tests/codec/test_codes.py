@@ -17,6 +17,8 @@ from vqvae2_fast import codec
 from vqvae2_fast.codec.engine import check_engine
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, score_codes
+from vqvae2_fast.sampling.engines.cpu import cpu_plan_of
+from vqvae2_fast.sampling.prior import interface_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +55,11 @@ def test_codes_come_back(pipeline: Pipeline, batch: int) -> None:
     assert_equal(
         codec.decode_codes(pipeline, codec.encode_codes(pipeline, codes, labels=labels)), codes
     )
+
+
+def test_weights_are_packed_once_for_coding_and_drawing(pipeline: Pipeline) -> None:
+    prior = pipeline.priors[1]
+    assert codec.codes.Coder.of(pipeline).plan(1) is cpu_plan_of(prior, interface_of(prior))
 
 
 def test_codes_without_labels_come_back(pipeline: Pipeline) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from vqvae2_fast import PixelSNAIL
+from vqvae2_fast.modules import as_made
 from vqvae2_fast.modules.causal_conv import SameConv2d
 from vqvae2_fast.sampling import choose_engine, sample_codes, score_codes
 from vqvae2_fast.sampling.bounds import watched_activations
@@ -139,3 +140,15 @@ def test_a_draw_by_the_reference_does_not_alter_the_prior_for_others() -> None:
     engine = choose_engine("auto", prior)
     with watched_activations(prior):
         assert choose_engine("auto", prior) == engine
+
+
+def test_an_altered_prior_of_another_process_is_recognised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, altered = tiny_prior(), tiny_prior()
+    altered.stem.left.padding = (1, 1)
+    monkeypatch.setattr(as_made, "_remembered", {})  # as after unpickling both
+    assert choose_engine("auto", plain)[0] != "reference"
+    engine, why = choose_engine("auto", altered)
+    assert engine == "reference"
+    assert "stem.left has another padding" in why

@@ -23,10 +23,10 @@ from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.engines.cpu import packed_plan, why_not_cpu
-from vqvae2_fast.sampling.kept import WeightsChangedError, made_of
+from vqvae2_fast.sampling.kept import WeightsChangedError, made_of, made_together
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import check_is_pipeline, sample_levels
-from vqvae2_fast.sampling.prior import interface_of, made_from
+from vqvae2_fast.sampling.prior import from_plan, interface_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -75,9 +75,10 @@ def _packed_and_hashed(prior: nn.Module) -> tuple[CpuPlan | None, str]:
     if interface.why_no_plan or why_not_cpu(device_of(prior), next(prior.parameters()).dtype):
         return None, _weights_hash(prior)
 
-    return made_from(
-        prior, interface, "codec", lambda plan, copy: (packed_plan(plan), weights_hash(copy))
-    )
+    # The plan is what a draw by `cpu` keeps, under the same name.
+    plan = from_plan(lambda plan, _: packed_plan(plan))
+    made = made_together(prior, {"cpu": plan, "hash": weights_hash})
+    return made["cpu"], made["hash"]
 
 
 def pipeline_hash(pipeline: Pipeline) -> bytes:

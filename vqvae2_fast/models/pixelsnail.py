@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.prior import Prior, register_prior
+from vqvae2_fast.modules.as_made import remember_layers
 from vqvae2_fast.modules.attention import CausalAttention
 from vqvae2_fast.modules.causal_conv import SameConv2d
 from vqvae2_fast.modules.conditioning import ConditionStack
@@ -165,6 +166,7 @@ class PixelSNAIL(Prior):
         self.head = SameConv2d(
             config.channels, config.num_embeddings, weight_norm=config.weight_norm
         )
+        remember_layers(self, config)
 
     def segments(self) -> list[nn.Module]:
         first = () if self.condition is None else self.condition.layers

@@ -7,6 +7,7 @@ was made from one state of the weights, and has no memory in common with them.
 from __future__ import annotations
 
 import os
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -14,11 +15,11 @@ from weakref import WeakKeyDictionary, WeakSet
 from vqvae2_fast.sampling.fingerprint import fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Mapping
 
     from torch import Tensor, nn
 
-__all__ = ["Kept", "WeightsChangedError", "made_of", "tensors_of"]
+__all__ = ["Kept", "WeightsChangedError", "made_of", "made_together", "tensors_of"]
 
 Owner = TypeVar("Owner")
 Value = TypeVar("Value")
@@ -102,11 +103,18 @@ def made_of(module: nn.Module, form: Hashable, make: Callable[[nn.Module], Value
     Raises:
         WeightsChangedError: They changed at each of three attempts.
     """
+    return made_together(module, {form: make})[form]
+
+
+def made_together(
+    module: nn.Module, makes: Mapping[Hashable, Callable[[nn.Module], Any]]
+) -> dict[Hashable, Any]:
+    """`made_of` for each form, all of the same weights."""
     attempts = 3
     while True:
         before = _state_of(module)
 
-        def checked(before: Hashable = before) -> Value:
+        def checked(make: Callable[[nn.Module], Any], before: Hashable = before) -> Any:
             # The copy is compared: weights that are swapped with others and back, while they are
             # read, look the same afterwards.
             copy = _copy_of(module)
@@ -115,8 +123,10 @@ def made_of(module: nn.Module, form: Hashable, make: Callable[[nn.Module], Value
             return make(copy)
 
         try:
-            value: Value = _made.get(_states.get(module, before, _State), form, checked)
-            return value
+            state = _states.get(module, before, _State)
+            return {
+                form: _made.get(state, form, partial(checked, make)) for form, make in makes.items()
+            }
         except WeightsChangedError:
             attempts -= 1
             if not attempts:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.modules.contexts import unfilled
+from vqvae2_fast.modules.as_made import layers_as_made
 from vqvae2_fast.modules.stem import bias_map
 from vqvae2_fast.sampling.folding import Folding
 from vqvae2_fast.sampling.plan import (
@@ -28,13 +27,11 @@ from vqvae2_fast.sampling.prior import (
     alteration,
     interface_of,
     interface_of_prior,
-    layers_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vqvae2_fast.models.configs import PixelSNAILConfig
     from vqvae2_fast.modules.causal_conv import ConvWeight
     from vqvae2_fast.modules.stem import CausalStem, CodeConv2d
 
@@ -46,15 +43,8 @@ def _interface_of_pixelsnail(prior: PixelSNAIL) -> PriorInterface:
     return interface_of_prior(
         prior,
         lambda: pixelsnail_plan(prior),
-        lambda: alteration(prior, _layers_of(prior.config)),
+        lambda: alteration(prior, layers_as_made(PixelSNAIL, prior.config)),
     )
-
-
-@lru_cache(maxsize=8)
-def _layers_of(config: PixelSNAILConfig) -> list[Any]:
-    """Those that `pixelsnail_plan` knows how to fold."""
-    with torch.device("meta"), unfilled():
-        return layers_of(PixelSNAIL(config))
 
 
 def pixelsnail_plan(prior: PixelSNAIL) -> SamplingPlan:

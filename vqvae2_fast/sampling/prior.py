@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, singledispatch
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.models.label_layout import LabelLayout
 from vqvae2_fast.models.prior import Prior
+from vqvae2_fast.modules.as_made import UNREAD
 from vqvae2_fast.modules.contexts import without_compiler
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.bounds import ActivationHook, check_plan, check_weights
@@ -23,6 +24,7 @@ from vqvae2_fast.sampling.request import EngineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from vqvae2_fast.modules.as_made import LayerAsMade
     from vqvae2_fast.sampling.plan import SamplingPlan
 
 __all__ = [
@@ -31,9 +33,9 @@ __all__ = [
     "alteration",
     "check_prior",
     "checked_interface",
+    "from_plan",
     "interface_of",
     "interface_of_prior",
-    "layers_of",
     "made_from",
     "plan_of",
 ]
@@ -128,41 +130,18 @@ def _unknown(prior: object) -> TypeError:
     return TypeError(f"do not know how to draw from a {type(prior).__name__}. {remedy}")
 
 
-# What nn.Module keeps of itself, and what drawing never reads: the rates and places of dropout.
-_UNREAD = {*vars(nn.Module()), "_compiled_call_impl", "dropout", "dropout_on", "p"}
 # What a subclass may define without any effect on a draw, beside special methods.
 _OF_TRAINING = {"extra_repr", "load_state_dict", "loss", "mean_nats", "segments", "state_dict"}
 _CALLS = {"__call__", "__getattr__", "__getattribute__"}
 
 
-class _Layer(NamedTuple):
-    """A module as it was made: its type and settings, and which weights and children it has. The
-    shapes of weights are not among them, because a plan takes them from the weights."""
-
-    path: str
-    kind: type[nn.Module]
-    names: frozenset[str]
-    settings: tuple[tuple[str, object], ...]
-    has: tuple[tuple[str, bool], ...]
-
-
-def layers_of(made: nn.Module, path: str = "") -> list[_Layer]:
-    """What `alteration` compares a prior with: another one that was made from the same settings and
-    never changed."""
-    own = vars(made)
-    settings = tuple((name, value) for name, value in own.items() if name not in _UNREAD)
-    held = {**made._parameters, **made._modules}
-    has = tuple((name, value is not None) for name, value in held.items())
-    layers = [_Layer(path, type(made), frozenset(own), settings, has)]
-    for name, child in made._modules.items():
-        if child is not None:
-            layers += layers_of(child, f"{path}.{name}" if path else name)
-    return layers
-
-
-def alteration(prior: nn.Module, layers: list[_Layer]) -> str | None:
+def alteration(prior: nn.Module, layers: list[LayerAsMade]) -> str | None:
     """How a prior was changed in a way of which its plan knows nothing: a layer of another type, a
-    hook, a parametrization, another forward or setting. None if it was not."""
+    hook, a parametrization, another forward or setting. None if it was not.
+
+    Args:
+        layers: The modules that its plan knows how to read: `layers_as_made` of its type.
+    """
     left: list[nn.Module] = [prior]
     for path, kind, names, settings, has in layers:
         module = left.pop()
@@ -188,7 +167,7 @@ def alteration(prior: nn.Module, layers: list[_Layer]) -> str | None:
                 if name not in found or found[name] != value:
                     change = f"has another {name}: {found.get(name)!r}, not {value!r}"
             if found.keys() != names:
-                for name in found.keys() - names - _UNREAD:
+                for name in found.keys() - names - UNREAD:
                     if callable(getattr(kind, name, None)):
                         change = f"has another {name}"
         if change is not None:
@@ -258,6 +237,11 @@ def made_from(
     """
     if interface.why_no_plan:  # before looking for what was kept: the prior may be altered
         interface.new_plan()
+    return made_of(prior, form, from_plan(make))
+
+
+def from_plan(make: Callable[[SamplingPlan, nn.Module], Value]) -> Callable[[nn.Module], Value]:
+    """For `made_of`: `make`, called with the plan of the copy too."""
 
     def made(copy: nn.Module) -> Value:
         check_weights(tensors_of(copy))
@@ -266,7 +250,7 @@ def made_from(
             check_plan(plan)
             return make(plan, copy)
 
-    return made_of(prior, form, made)
+    return made
 
 
 def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:

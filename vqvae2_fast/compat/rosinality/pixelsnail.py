@@ -52,6 +52,7 @@ from vqvae2_fast.compat.rosinality.layers import (
     wn_linear,
 )
 from vqvae2_fast.models.code_checks import check_codes
+from vqvae2_fast.modules.as_made import remember_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -299,6 +300,8 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         ]
         self.out = nn.Sequential(*out, nn.ELU(inplace=True), WNConv2d(channel, n_class, 1))
         self.activated_skip = activated_skip
+        if not activated_skip:
+            remember_layers(self, *self._arguments)
 
     @property
     def activated_skip(self) -> bool:

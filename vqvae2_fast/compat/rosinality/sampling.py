@@ -5,16 +5,13 @@ The port's own forward defines the prior; its plan is that of the native prior o
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from vqvae2_fast.compat.rosinality.convert import to_native
 from vqvae2_fast.compat.rosinality.pixelsnail import PixelSNAIL
-from vqvae2_fast.modules.contexts import unfilled
+from vqvae2_fast.modules.as_made import layers_as_made
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
-from vqvae2_fast.sampling.prior import PriorInterface, alteration, interface_of, layers_of
+from vqvae2_fast.sampling.prior import PriorInterface, alteration, interface_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +37,7 @@ def _interface_of_port(prior: PixelSNAIL) -> PriorInterface:
             return "its layers add ELU(x) (activated_skip)"
         if 0 in prior._arguments[4:6]:
             return "it has no gated layers (n_block or n_res_block is 0)"
-        return alteration(prior, _layers_of(prior._arguments))
+        return alteration(prior, layers_as_made(PixelSNAIL, *prior._arguments))
 
     return PriorInterface(
         size=(height, width),
@@ -51,13 +48,6 @@ def _interface_of_port(prior: PixelSNAIL) -> PriorInterface:
         plan=plan,
         altered=altered,
     )
-
-
-@lru_cache(maxsize=8)
-def _layers_of(arguments: tuple[Any, ...]) -> list[Any]:
-    """Those that `to_native` knows how to read."""
-    with torch.device("meta"), unfilled():
-        return layers_of(PixelSNAIL(*arguments))
 
 
 interface_of.register(PixelSNAIL, _interface_of_port)

@@ -66,7 +66,7 @@ def test_similarity_is_measured_where_its_window_fits():
         model = Shifted(0.0)
         model.config = VQVAE2Config(image_size=(side, side), strides=(2, 2))
         found = reconstruction_measures(model, [torch.rand(2, 3, side, side)])
-        assert isinstance(found, PairMeasures) == (side == 12)
+        assert (getattr(found, "ssim", None) is not None) == (side == 12)
         assert found.mse == 0
 
 

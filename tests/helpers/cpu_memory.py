@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.sampling.engines.cpu_description import HALF_PANEL, PANEL
+from vqvae2_fast.sampling.engines.cpu_pack import HALF_PANEL, PANEL
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.plan import SamplingPlan

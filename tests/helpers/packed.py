@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.sampling.engines.cpu_description import PANEL, Format
+from vqvae2_fast.sampling.engines.cpu_pack import PANEL, Format
 from vqvae2_fast.sampling.quantized import quantized
 
 if TYPE_CHECKING:
-    from vqvae2_fast.sampling.engines.cpu_description import Packing
+    from vqvae2_fast.sampling.engines.cpu_pack import Packing
 
 __all__ = ["packed_words", "panels_of", "with_panels"]
 

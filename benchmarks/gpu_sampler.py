@@ -34,8 +34,7 @@ from shared import measure, stage_times
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.sampling.engines.cuda import plan_values
-from vqvae2_fast.sampling.engines.cuda_card import PRECISIONS, THREADS, Card
+from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_values
 from vqvae2_fast.sampling.engines.cuda_library import Library, native_library
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 

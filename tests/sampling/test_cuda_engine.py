@@ -26,7 +26,7 @@ from vqvae2_fast.sampling import (
     teacher_forced_logits,
 )
 from vqvae2_fast.sampling.bounds import SAMPLING_BOUND
-from vqvae2_fast.sampling.engines import cuda, cuda_workspace
+from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.settings import DrawSettings
 
 CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
@@ -247,8 +247,8 @@ def test_out_of_memory_says_which_batch_would_fit(sampler_on_cpu, monkeypatch):
     plan = plan_of(tiny_prior(), interface_of(tiny_prior()))
     values = cuda.plan_values(plan, CARD, cuda.PRECISIONS["cuda"], 40, guided=False)
     needed = [sampler_on_cpu.sizes({**values, "batch": b}).workspace_bytes for b in (16, 17)]
-    assert cuda_workspace.largest_batch(sampler_on_cpu, values, needed[1] - 1) == 16
-    assert cuda_workspace.largest_batch(sampler_on_cpu, values, 0) == 0
+    assert cuda.largest_batch(sampler_on_cpu, values, needed[1] - 1) == 16
+    assert cuda.largest_batch(sampler_on_cpu, values, 0) == 0
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("full")
@@ -256,7 +256,7 @@ def test_out_of_memory_says_which_batch_would_fit(sampler_on_cpu, monkeypatch):
     monkeypatch.setattr(torch, "zeros", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (needed[0], 1 << 40))
     with pytest.raises(torch.OutOfMemoryError, match=r"a batch of 40 needs .* 16 would fit"):
-        cuda_workspace.zeroed_workspace(sampler_on_cpu, values, 1 << 40, torch.device("cpu"))
+        cuda.zeroed_workspace(sampler_on_cpu, values, 1 << 40, torch.device("cpu"))
 
 
 def test_a_prior_too_large_for_the_card_is_refused_with_the_reason(sampler_on_cpu):

@@ -9,6 +9,7 @@ No synchronisation happens between rows, unless `progress` or `on_row` is given.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,10 +19,8 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.condition import condition_features
-from vqvae2_fast.sampling.engines.cuda_card import PRECISIONS, Card, Precision
 from vqvae2_fast.sampling.engines.cuda_library import address, driver_version, native_library
 from vqvae2_fast.sampling.engines.cuda_pack import pack, sizes_of
-from vqvae2_fast.sampling.engines.cuda_workspace import zeroed_workspace
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, EngineError
 
@@ -34,18 +33,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRECISIONS",
+    "THREADS",
     "Card",
     "LaunchError",
     "Precision",
     "card_name",
     "draw_cuda",
     "draw_with",
+    "largest_batch",
     "plan_values",
     "why_not_cuda",
     "why_not_plan",
     "why_not_prior",
+    "zeroed_workspace",
 ]
 
+THREADS = 512  # kMaxThreads of pixel_phase.cuh
 MAX_ROWS_ABOVE = 8  # kMaxSegments of row_product.h
 # The oldest architecture for which the kernels are compiled.
 MIN_CAPABILITY = (8, 0)
@@ -63,6 +66,49 @@ _DTYPES = {
     "too_large": torch.int32,
     "clamped": torch.int64,
 }
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How products are computed.
+
+    Args:
+        pixel: dtype of the weights of the pixel phase; its sums are float32.
+        row: dtype of the weights of the row phase.
+        row_mode: `RowMode` of planner.h: 0 float32, 1 tf32, 2 bfloat16 on tensor cores.
+    """
+
+    pixel: torch.dtype
+    row: torch.dtype
+    row_mode: int
+
+
+PRECISIONS = {
+    "cuda": Precision(torch.float32, torch.float32, 0),
+    "cuda_tf32": Precision(torch.float32, torch.float32, 1),
+    "cuda_bfloat16": Precision(torch.bfloat16, torch.bfloat16, 2),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card offers: how many blocks of the persistent launch fit on it, and their size.
+
+    Args:
+        clusters16: How many clusters of 16 blocks it holds at once; 0 without such clusters.
+        clusters8: Of 8 blocks.
+    """
+
+    blocks: int
+    shared_bytes: int
+    threads: int = THREADS
+    clusters16: int = 0
+    clusters8: int = 0
+
+    @staticmethod
+    def current(library: Library) -> Card:
+        blocks, shared_bytes, clusters16, clusters8 = library.card()
+        return Card(blocks, shared_bytes, clusters16=clusters16, clusters8=clusters8)
 
 
 class LaunchError(RuntimeError):
@@ -273,6 +319,39 @@ def draw_with(
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     return Drawn(codes, log_prob, logits)
+
+
+def zeroed_workspace(
+    library: Library, values: dict[str, int | float], size: int, device: torch.device
+) -> Tensor:
+    """Zeroed memory of a draw, uint8 `[size]`.
+
+    Raises:
+        torch.OutOfMemoryError: The message names the largest batch that would have fitted.
+    """
+    try:
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        free = torch.cuda.mem_get_info(device)[0]
+        batch = int(values["batch"])
+        fits = largest_batch(library, values, free)
+        remedy = f"a batch of {fits} would fit" if fits else "not even a batch of 1 would fit"
+        raise torch.OutOfMemoryError(
+            f"engine cuda: a batch of {batch} needs {size / 2**20:.0f} MiB besides the weights, "
+            f"but {free / 2**20:.0f} MiB are free: {remedy}."
+        ) from error
+
+
+def largest_batch(library: Library, values: dict[str, int | float], free: int) -> int:
+    """The largest batch whose memory fits into `free` bytes; 0 if none does."""
+    fitting, beyond = 0, int(values["batch"]) + 1
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        if library.sizes({**values, "batch": middle}).workspace_bytes <= free:
+            fitting = middle
+        else:
+            beyond = middle
+    return fitting
 
 
 def _first_line(error: RuntimeError) -> str:

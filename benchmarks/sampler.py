@@ -41,8 +41,7 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling import calibrate, interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import CpuPlan, draw_cpu_timed, packed_plan
-from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.request import DrawRequest
+from vqvae2_fast.sampling.request import DrawNoise, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from vqvae2_fast.models.code_checks import as_maps
 from vqvae2_fast.modules.contexts import evaluating
-from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.request import DrawNoise
 from vqvae2_fast.sampling.sampler import teacher_forced_logits
 from vqvae2_fast.sampling.settings import DrawSettings
 

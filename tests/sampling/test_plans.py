@@ -8,9 +8,8 @@ import torch
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, packed_plan
 from vqvae2_fast.sampling.engines.eager import draw_eager
-from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.plan import GatedPlan, SamplingPlan, conv_plan, stem_plan
-from vqvae2_fast.sampling.request import DrawRequest
+from vqvae2_fast.sampling.request import DrawNoise, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
 K, C, INNER, HEIGHT, WIDTH = 16, 8, 6, 3, 5

@@ -8,9 +8,8 @@ from helpers.models import DRAWING_RULES, MASKS, prior_inputs, tiny_prior
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate, interface_of, sample_codes
 from vqvae2_fast.sampling.engines.cpu import cpu_plan_of, draw_cpu_timed, packed_plan
-from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
-from vqvae2_fast.sampling.request import DrawRequest
+from vqvae2_fast.sampling.request import DrawNoise, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
 pytestmark = pytest.mark.skipif(

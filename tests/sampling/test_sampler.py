@@ -9,7 +9,7 @@ from helpers.models import prior_inputs, tiny_prior
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import choose_engine, interface_of, plan_of, sample_codes
-from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.request import DrawNoise
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings
 

@@ -17,9 +17,8 @@ from vqvae2_fast.machine.quota import within_quota
 from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import SCORED_ROWS, draw_cpu, why_not_cpu
-from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import interface_of
-from vqvae2_fast.sampling.request import Drawn, DrawRequest
+from vqvae2_fast.sampling.request import Drawn, DrawNoise, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.contexts import device_of, evaluating
 from vqvae2_fast.ops._checks import check_tensor, type_in_words
 from vqvae2_fast.sampling.engines.eager import draw_eager
-from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import checked_interface, made_from
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs
-from vqvae2_fast.sampling.request import DrawRequest
+from vqvae2_fast.sampling.request import DrawNoise, DrawRequest
 from vqvae2_fast.sampling.sampler import check_codes, checked_context
 from vqvae2_fast.sampling.settings import DrawSettings
 

@@ -28,9 +28,8 @@ from vqvae2_fast.sampling.choice import (
 )
 from vqvae2_fast.sampling.engines.cuda import LaunchError
 from vqvae2_fast.sampling.labels import label_tensor
-from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import PriorInterface, checked_interface
-from vqvae2_fast.sampling.request import Drawn, DrawRequest
+from vqvae2_fast.sampling.request import Drawn, DrawNoise, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:

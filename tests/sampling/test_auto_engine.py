@@ -97,7 +97,7 @@ def gpu(sampler_on_cpu, card, monkeypatch):
     for module in (cuda, choice_module):
         monkeypatch.setattr(module, "why_not_cuda", lambda _, dtype: why_not(prior_device, dtype))
     monkeypatch.setattr(choice_module, "device_of", lambda _: prior_device)
-    monkeypatch.setattr(choice_module, "_told", set())
+    monkeypatch.setattr(choice_module, "_warned", set())
     return state
 
 

@@ -31,7 +31,7 @@ from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.runs.folder import best_record
-from vqvae2_fast.sampling.choice import not_used
+from vqvae2_fast.sampling.choice import cuda_fallback_message
 from vqvae2_fast.sampling.engines.cuda import card_name, why_not_cuda
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.quantized import Calibration
@@ -234,7 +234,7 @@ def _engine_cuda() -> list[str]:
         device = torch.device("cuda", index)
         reason = why_not_cuda(device, torch.float32)
         runs = f"engine cuda runs on {card_name(device)}"
-        sentences.append(runs if reason is None else not_used(device, reason))
+        sentences.append(runs if reason is None else cuda_fallback_message(device, reason))
     return sentences
 
 

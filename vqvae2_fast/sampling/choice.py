@@ -32,8 +32,8 @@ __all__ = [
     "Choice",
     "choose",
     "choose_engine",
-    "not_used",
-    "tell_once",
+    "cuda_fallback_message",
+    "warn_once",
 ]
 
 # An engine is a function of the prior, its interface and the request.
@@ -127,7 +127,7 @@ def _automatic(
         reason = why_not_prior(plan_of(prior, interface), batch_size, guided=guided)
         if reason is None:
             return Choice("cuda", "the persistent kernels take this prior on this card")
-    return Choice("eager", f"not cuda: {reason}", warning=not_used(device, reason))
+    return Choice("eager", f"not cuda: {reason}", warning=cuda_fallback_message(device, reason))
 
 
 def _automatic_on_cpu(device: torch.device, dtype: torch.dtype) -> Choice:
@@ -138,21 +138,18 @@ def _automatic_on_cpu(device: torch.device, dtype: torch.dtype) -> Choice:
     return Choice("eager", f"not cpu: {reason}")
 
 
-def not_used(device: torch.device, reason: str) -> str:
-    """The sentence about a GPU on which engine `cuda` does not draw, though it might be expected.
-
-    On ROCm it says nothing: nobody expects it there.
-    """
+def cuda_fallback_message(device: torch.device, reason: str) -> str:
+    """What a user is told whose GPU engine `cuda` does not use; on ROCm nobody expects it to."""
     if torch.version.hip is not None:
         return ""
     return f"engine cuda is not used on {card_name(device)}: {reason}. Engine eager draws instead."
 
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-def tell_once(warning: str) -> None:
-    """Warns, if there is something to say that this process has not been told."""
-    if warning and warning not in _told:
-        _told.add(warning)
+def warn_once(warning: str) -> None:
+    """Warn of it, unless it is empty or this process has been warned of it before."""
+    if warning and warning not in _warned:
+        _warned.add(warning)
         warnings.warn(warning, RuntimeWarning, stacklevel=2)

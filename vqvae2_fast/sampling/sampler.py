@@ -23,8 +23,8 @@ from vqvae2_fast.sampling.choice import (
     ROUNDING_ENGINES,
     choose,
     choose_engine,
-    not_used,
-    tell_once,
+    cuda_fallback_message,
+    warn_once,
 )
 from vqvae2_fast.sampling.engines.cuda import LaunchError
 from vqvae2_fast.sampling.labels import label_tensor
@@ -296,7 +296,7 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
         batch_size=request.batch_size,
         guided=settings.guided,
     )
-    tell_once(choice.warning)
+    warn_once(choice.warning)
     with evaluating(prior):
         try:
             drawn = engines[choice.engine](prior, interface, request)
@@ -306,7 +306,7 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
                     f"engine {choice.engine}: {error}; draw with engine='eager', which does "
                     "without these kernels."
                 ) from error
-            tell_once(not_used(device_of(prior), str(error)))
+            warn_once(cuda_fallback_message(device_of(prior), str(error)))
             drawn = engines["eager"](prior, interface, request)
     # Clones are ordinary tensors. The engine's tensors are inference tensors, which cannot be used
     # where a gradient is wanted.

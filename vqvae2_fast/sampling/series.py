@@ -13,7 +13,7 @@ import torch
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.contexts import device_of
-from vqvae2_fast.sampling.choice import choose, tell_once
+from vqvae2_fast.sampling.choice import choose, warn_once
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.rejection import RejectionRule, class_probability
 from vqvae2_fast.sampling.settings import level_settings
@@ -200,7 +200,7 @@ def resolved_settings(
         )
     ]
     for choice in choices:
-        tell_once(choice.warning)
+        warn_once(choice.warning)
     if len({choice.engine for choice in choices}) > 1:
         return levels
     return tuple(

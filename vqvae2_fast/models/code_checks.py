@@ -8,16 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vqvae2_fast.modules.index_range import check_integers, check_range, may_read
-from vqvae2_fast.ops._checks import check_tensor, dtype_name, given, type_in_words
+from vqvae2_fast.modules.index_range import check_range, may_read
+from vqvae2_fast.ops._checks import check_int64, check_tensor, given, type_in_words
 
 __all__ = [
     "as_maps",
-    "check_codes",
-    "check_int64",
     "check_known",
     "check_labels",
     "check_levels",
+    "check_map",
     "check_maps",
     "check_pixels",
     "check_prior_fits",
@@ -79,21 +78,14 @@ def check_pixels(images: Tensor) -> None:
         )
 
 
-def check_int64(name: str, values: Tensor) -> None:
-    check_tensor(name, values)
-    if values.dtype != torch.int64:
-        raise TypeError(f"expected {name} int64, got {dtype_name(values.dtype)}.")
-
-
-def check_codes(name: str, codes: Tensor, num_embeddings: int) -> None:
-    """Codes of any shape, int64 or int32, for modules that take both.
-
-    Raises:
-        TypeError: Another type or dtype.
-        ValueError: Codes outside 0..K-1, where values can be read.
-    """
-    check_integers(name, codes)
-    check_range(name, codes, 0, num_embeddings)
+def check_map(
+    name: str, codes: Tensor, shape: tuple[int, ...], num_embeddings: int, *, lowest: int = 0
+) -> None:
+    """Codes int64 of this shape in lowest..K-1; -1 stands for a code that is not known."""
+    check_int64(name, codes)
+    if codes.shape != shape:
+        raise ValueError(f"expected {name} {list(shape)}, got {list(codes.shape)}.")
+    check_range(name, codes, lowest, num_embeddings)
 
 
 def check_maps(
@@ -114,11 +106,7 @@ def check_maps(
             f"coarse to fine, got {len(maps)}."
         )
     for index, (codes, size) in enumerate(zip(maps, sizes, strict=True)):
-        item = f"{name}[{index}]"
-        check_int64(item, codes)
-        if codes.shape != (batch_size, *size):
-            raise ValueError(f"expected {item} {[batch_size, *size]}, got {list(codes.shape)}.")
-        check_range(item, codes, 0, num_embeddings)
+        check_map(f"{name}[{index}]", codes, (batch_size, *size), num_embeddings)
 
 
 def check_known(known: Sequence[Tensor | None] | None, num_levels: int) -> None:
@@ -154,11 +142,7 @@ def check_levels(
     if len(codes) != len(names):
         raise ValueError(f"expected {len(names)} code maps ({', '.join(names)}), got {len(codes)}.")
     for level, (name, level_codes) in enumerate(zip(names, codes, strict=True)):
-        check_tensor(f"codes[{level}]", level_codes)
-        if level_codes.dtype != torch.int64:
-            raise TypeError(
-                f"expected int64 codes, got {dtype_name(level_codes.dtype)} at level {name}."
-            )
+        check_int64(f"codes[{level}]", level_codes)
         if level_codes.dim() != 3:
             raise ValueError(
                 f"expected codes [B, h, w], got {list(level_codes.shape)} at level {name}."

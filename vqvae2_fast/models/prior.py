@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from vqvae2_fast.models.code_checks import (
     as_maps,
-    check_int64,
     check_labels,
     check_maps,
 )
 from vqvae2_fast.models.label_layout import LabelLayout
 from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.ops._checks import check_int64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -36,10 +36,10 @@ def check_columns(indices: Tensor, *columns: int) -> None:
         raise ValueError(f"expected indices [{expected}], got {list(indices.shape)}.")
 
 
-def check_indices(indices: Tensor, num_embeddings: int) -> None:
+def check_indices(indices: Tensor, num_embeddings: int, name: str = "indices") -> None:
     """`check_integers` and `check_range` of a module's indices below K."""
-    check_integers("indices", indices)
-    check_range("indices", indices, 0, num_embeddings)
+    check_integers(name, indices)
+    check_range(name, indices, 0, num_embeddings)
 
 
 def check_range(name: str, values: Tensor, first: int, end: int) -> None:

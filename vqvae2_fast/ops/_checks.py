@@ -149,11 +149,10 @@ def check_floating(**tensors: Tensor) -> None:
             raise TypeError(f"expected {name} of a floating dtype, got {described(tensor)}.")
 
 
-def check_int64(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        check_tensor(name, tensor)
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"expected {name} int64, got {described(tensor)}.")
+def check_int64(name: str, tensor: Tensor) -> None:
+    check_tensor(name, tensor)
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"expected {name} int64, got {described(tensor)}.")
 
 
 def check_seed(seed: Tensor) -> None:
@@ -162,7 +161,7 @@ def check_seed(seed: Tensor) -> None:
         raise TypeError(
             f"expected seed to be an int64 tensor, got {seed!r}: pass torch.tensor(seed)."
         )
-    check_int64(seed=seed)
+    check_int64("seed", seed)
     if seed.shape not in ((), (2,)):
         raise ValueError(f"expected seed 0-d or [2], got {described(seed)}.")
 

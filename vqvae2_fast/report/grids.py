@@ -14,12 +14,12 @@ from vqvae2_fast.data.images import ImageSubset, spread_evenly, to_float
 from vqvae2_fast.data.pixels import pictures
 from vqvae2_fast.models.code_checks import (
     as_maps,
-    check_int64,
 )
 from vqvae2_fast.models.code_colours import code_colours, code_shares, codes_of, level_colours
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.modules.index_range import check_range
+from vqvae2_fast.ops._checks import check_int64
 from vqvae2_fast.report.pictures import write_picture
 
 if TYPE_CHECKING:

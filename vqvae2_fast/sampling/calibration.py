@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.models.code_checks import check_map
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.contexts import device_of, evaluating
 from vqvae2_fast.ops._checks import check_tensor, type_in_words
@@ -18,7 +19,7 @@ from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.prior import checked_interface, made_from
 from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs
 from vqvae2_fast.sampling.request import DrawNoise, DrawRequest
-from vqvae2_fast.sampling.sampler import check_codes, checked_context
+from vqvae2_fast.sampling.sampler import checked_context
 from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def calibrate(
             codes, condition, labels = _parts(f"batches[{number}]", batch)
             check_tensor("codes", codes)
             size = codes.shape[0] if codes.ndim == 3 else 1
-            check_codes("codes", codes, interface, size, lowest=0)
+            check_map("codes", codes, (size, *interface.size), interface.num_embeddings)
             maps, numbers = checked_context(interface, size, condition, labels, device)
             if size:
                 checked.append((codes.to(device), maps, numbers))

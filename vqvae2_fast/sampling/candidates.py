@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.models.code_checks import check_labels
+from vqvae2_fast.models.code_checks import check_labels, check_map
 from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.ops.gumbel_noise.op import (
@@ -18,7 +18,7 @@ from vqvae2_fast.ops.gumbel_noise.op import (
 )
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.request import Drawn
-from vqvae2_fast.sampling.sampler import check_codes, check_not_capturing, draw
+from vqvae2_fast.sampling.sampler import check_not_capturing, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +80,8 @@ def draw_candidates(
     check_not_capturing(device)
     if known is None:
         known = torch.full((batch_size, *interface.size), -1, device="cpu", dtype=torch.int64)
-    check_codes("known", known, interface, batch_size, lowest=-1)
+    shape = (batch_size, *interface.size)
+    check_map("known", known, shape, interface.num_embeddings, lowest=-1)
     known = known.to(device)
     free = known < 0
     # Without a free code all candidates are the same.

@@ -13,7 +13,7 @@ from torch import Tensor
 from vqvae2_fast.console.words import did_you_mean
 from vqvae2_fast.data.groups import group_names, group_of
 from vqvae2_fast.files.printable import short
-from vqvae2_fast.models.code_checks import check_int64
+from vqvae2_fast.ops._checks import check_int64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

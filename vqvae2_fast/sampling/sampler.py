@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from vqvae2_fast.machine.quota import within_quota
 from vqvae2_fast.models.code_checks import (
-    check_int64,
     check_labels,
+    check_map,
     check_maps,
     listed_maps,
 )
 from vqvae2_fast.modules.contexts import device_of, evaluating
-from vqvae2_fast.modules.index_range import check_range
 from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.choice import (
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
-    "check_codes",
     "check_not_capturing",
     "choose_engine",
     "sample_codes",
@@ -175,7 +173,8 @@ def draw(
         )
     if known is not None:
         known = _copied(known)
-        check_codes("known", known, interface, batch_size, lowest=-1)
+        shape = (batch_size, *interface.size)
+        check_map("known", known, shape, interface.num_embeddings, lowest=-1)
     if noise is not None:
         _check_noise(noise, interface, batch_size)
     drawn_noise = DrawNoise(
@@ -267,7 +266,7 @@ def _teacher_forced(
     check_not_capturing(device)
     check_tensor("codes", codes)
     batch_size = codes.shape[0] if codes.ndim == 3 else 1
-    check_codes("codes", codes, interface, batch_size, lowest=0)
+    check_map("codes", codes, (batch_size, *interface.size), interface.num_embeddings)
     context = checked_context(interface, batch_size, condition, labels, device)
     if not batch_size:
         empty = torch.zeros(
@@ -348,21 +347,6 @@ def _copied(codes: Tensor) -> Tensor:
     """What is checked is a copy, which no callback of a draw can change: a code out of range would
     have a compiled engine read outside its tables."""
     return codes.clone() if isinstance(codes, Tensor) else codes
-
-
-def check_codes(
-    name: str,
-    codes: Tensor,
-    interface: PriorInterface,
-    batch_size: int,
-    *,
-    lowest: int,
-) -> None:
-    shape = (batch_size, *interface.size)
-    check_int64(name, codes)
-    if codes.shape != shape:
-        raise ValueError(f"expected {name} {list(shape)}, got {list(codes.shape)}.")
-    check_range(name, codes, lowest, interface.num_embeddings)
 
 
 def _check_noise(noise: Tensor, interface: PriorInterface, batch_size: int) -> None:

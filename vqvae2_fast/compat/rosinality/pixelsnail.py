@@ -51,8 +51,8 @@ from vqvae2_fast.compat.rosinality.layers import (
     shift_right,
     wn_linear,
 )
-from vqvae2_fast.models.code_checks import check_codes
 from vqvae2_fast.modules.as_made import remember_layers
+from vqvae2_fast.modules.index_range import check_indices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -343,7 +343,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
                 f"expected codes [B, h, {width}] with h <= {height}, the shape that it "
                 f"was made for, got {list(input.shape)}."
             )
-        check_codes("input", input, self.n_class)
+        check_indices(input, self.n_class, "input")
         rows = input.shape[1]
         one_hot = self._one_hot(input)
         out = shift_down(self.horizontal(one_hot)) + shift_right(self.vertical(one_hot))
@@ -380,7 +380,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
                 f"expected condition [B, {rows}, {columns}], half of the map in both "
                 f"directions, got {list(condition.shape)}."
             )
-        check_codes("condition", condition, self.n_class)
+        check_indices(condition, self.n_class, "condition")
         features = self.cond_resnet(self._one_hot(condition))
         features = F.interpolate(features, scale_factor=2)  # nearest
         cache["condition"] = features.detach().clone()

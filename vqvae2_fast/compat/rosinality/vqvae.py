@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.compat.rosinality.checkpoint import LoadsPortFiles
-from vqvae2_fast.models.code_checks import check_codes
+from vqvae2_fast.modules.index_range import check_indices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -365,7 +365,7 @@ class VQVAE(LoadsPortFiles, nn.Module):
                 f"width of the one before, got {shapes}."
             )
         for name, each in zip(self.levels, maps, strict=True):
-            check_codes(f"code_{name}", each, self.quantize_b.n_embed)
+            check_indices(each, self.quantize_b.n_embed, f"code_{name}")
         return self.decode(
             *(
                 self._module("quantize", name).embed_code(each).permute(0, 3, 1, 2)  # [B, D, h, w]

@@ -206,7 +206,7 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
         models check the codes that they are given.
     """
     check_floating(table=table)
-    check_int64(codes=codes)
+    check_int64("codes", codes)
     check_same_device(codes=codes, table=table)
     if codes.dim() != 3:
         raise ValueError(f"expected codes [B, H, W], got {described(codes)}.")

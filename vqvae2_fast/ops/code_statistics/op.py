@@ -78,7 +78,7 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
         Deterministic on the CPU for any number of threads. No gradient flows.
     """
     check_floating(z=z)
-    check_int64(indices=indices)
+    check_int64("indices", indices)
     if z.dim() == 0 or indices.shape != z.shape[:-1]:
         raise ValueError(
             f"expected indices {list(z.shape[:-1])} for z {list(z.shape)}, "

@@ -219,7 +219,7 @@ def draw_codes(
                 f"expected {name} {list(logits.shape)} as logits, got {described(tensor)}."
             )
     if known is not None:
-        check_int64(known=known)
+        check_int64("known", known)
         if known.shape != logits.shape[:1]:
             raise ValueError(f"expected known [{logits.shape[0]}], got {described(known)}.")
         floats["known"] = known

@@ -208,7 +208,8 @@ def gumbel_noise(
         TypeError: samples or positions not an int64 tensor.
         RuntimeError: Tensors on different devices.
     """
-    check_int64(samples=samples, positions=positions)
+    check_int64("samples", samples)
+    check_int64("positions", positions)
     for name, tensor in (("samples", samples), ("positions", positions)):
         if tensor.dim() != 1:
             raise ValueError(f"expected {name} 1-d, got {described(tensor)}.")

@@ -79,7 +79,7 @@ def residual_code_statistics(
         Deterministic on the CPU for any number of threads. No gradient flows.
     """
     check_codebooks(z, codebooks)
-    check_int64(indices=indices)
+    check_int64("indices", indices)
     expected = [*z.shape[:-1], len(codebooks)]
     if list(indices.shape) != expected:
         raise ValueError(

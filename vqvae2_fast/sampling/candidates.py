@@ -71,8 +71,6 @@ def draw_candidates(
         ValueError, TypeError: As `sample_codes`, or candidates out of range.
     """
     interface = interface_of(prior)
-    batch_size = checked_integer("batch_size", batch_size, 1, 2**32)
-    first_sample = checked_integer("first_sample", first_sample, 0, 2**32 - batch_size)
     most = 2**32 // (first_sample + batch_size)  # the noise has 32 bits for a sample's number
     candidates = checked_integer("candidates", candidates, 1, most)
     check_labels(labels, interface.num_classes, batch_size, interface.num_labels)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.models.code_checks import as_maps
 from vqvae2_fast.modules.contexts import evaluating
+from vqvae2_fast.ops.draw_codes.op import guided
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.request import DrawNoise
 from vqvae2_fast.sampling.sampler import teacher_forced_logits
@@ -117,7 +118,8 @@ def near_tie(
     largest_logit = torch.stack([one.abs().max() for one, _ in pairs]).max()
     reference, own = pairs[0]
     if settings.guided:
-        reference, own = (settings.guide(*both) for both in zip(*pairs, strict=True))
+        scale = settings.guidance_scale
+        reference, own = (guided(*both, scale) for both in zip(*pairs, strict=True))
     error = float((reference - own).abs().max())
     source = DrawNoise(
         codes.shape[0], width, num_embeddings, codes.device, seed, first_sample, stream, noise

@@ -96,7 +96,7 @@ def test_the_command_most_like_an_unknown_one_is_named(error_of):
     ("arguments", "message"),
     [
         (["--train.steps", "0"], "expected --train.steps to be an integer >= 1, got 0"),
-        (["--model.strides", "3"], "error: each of --model.strides must be a power of two"),
+        (["--model.strides", "3"], "expected --model.strides to be 1 to 4 powers of two"),
         (
             ["--train.average-decay", "2"],
             "expected --train.average-decay to be a finite number >= 0 and < 1, got 2",

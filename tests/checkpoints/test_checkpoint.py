@@ -252,7 +252,7 @@ def test_a_version_that_is_no_number_is_refused(saved, version):
         ({"depth": 3}, "has no field 'depth'"),
         ({"num_embeddings": "8"}, "num_embeddings of VQVAE2Config to be int, got '8'"),
         ({"num_embeddings": True}, "num_embeddings of VQVAE2Config to be int, got True"),
-        ({"strides": [3]}, "power of two"),
+        ({"strides": [3]}, "strides to be 1 to 4 powers of two"),
         ({"strides": ["a"]}, r"strides of VQVAE2Config to be tuple\[int, ...\], got \['a'\]"),
     ],
     ids=["nan", "infinite", "unknown", "type", "bool", "value", "inner"],

@@ -149,9 +149,9 @@ def test_the_small_network_halves_images_of_48_pixels_first():
         assert settings.precision == "float32"
         maps, _ = Classifier(config).maps_and_features(torch.zeros(2, 3, side, side))
         assert maps.shape[-2:] == (12 // stride, 12 // stride)
-    with pytest.raises(ValueError, match="first_stride must be 1 or 2, got 3"):
+    with pytest.raises(ValueError, match="first_stride to be one of 1, 2, got 3"):
         ClassifierConfig((48, 48), 3, 5, "small", 8, first_stride=3)
-    with pytest.raises(ValueError, match="network must be one of .*, got 'resnet18'"):
+    with pytest.raises(ValueError, match="network to be one of .*, got 'resnet18'"):
         ClassifierConfig(network="resnet18")
 
 

@@ -147,7 +147,7 @@ def test_settings_of_a_discriminator_are_checked(setting):
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_the_weight_of_lpips_is_checked(weight):
-    with pytest.raises(ValueError, match="expected a finite perceptual_weight >= 0"):
+    with pytest.raises(ValueError, match="expected perceptual_weight to be a finite number >= 0"):
         Fidelity(None, weight)
 
 

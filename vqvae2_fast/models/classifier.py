@@ -12,12 +12,16 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.files.kinds import Kind, check_fields, integer, number, one_of
 from vqvae2_fast.ops._batch_part import dropout_seed
 from vqvae2_fast.ops.dropout_mask.op import dropout_mask
 
 __all__ = ["Classifier", "ClassifierConfig"]
 
 Network = Literal["small", "resnet50"]
+_CHANNELS = Kind(
+    "a multiple of 8", lambda value: type(value) is int and value >= 8 and value % 8 == 0
+)
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,18 @@ class ClassifierConfig:
     first_stride: int = 1
 
     def __post_init__(self) -> None:
-        if self.network not in get_args(Network):
-            raise ValueError(f"network must be one of {get_args(Network)}, got {self.network!r}.")
+        check_fields(
+            self,
+            network=one_of(get_args(Network)),
+            image_channels=integer(1),
+            channels=_CHANNELS,
+            first_stride=one_of((1, 2)),
+            dropout=number(0, below=1),
+        )
         if self.num_classes < 2:
             raise ValueError(
-                f"num_classes must be >= 2, got {self.num_classes}: the images "
-                "have no labels, or all have the same one."
-            )
-        if self.image_channels < 1 or self.channels < 8 or self.channels % 8:
-            raise ValueError(
-                "image_channels must be >= 1 and channels a multiple of 8, got "
-                f"{self.image_channels} and {self.channels}."
+                f"expected num_classes >= 2, got {self.num_classes}: the images have no labels, or "
+                "all have the same one."
             )
         least = 64 if self.network == "resnet50" else 8
         if min(self.image_size) < least:
@@ -63,10 +68,6 @@ class ClassifierConfig:
                 f"{self.network} needs images of at least {least} pixels per "
                 f"side, got {self.image_size}; network='small' takes 8."
             )
-        if self.first_stride not in (1, 2):
-            raise ValueError(f"first_stride must be 1 or 2, got {self.first_stride}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
     def at_least(self) -> tuple[int, int]:
         """How many tensors and numbers the weights have at least: each network has its own."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
+from vqvae2_fast.files.kinds import Kind, check_field, check_fields, integer, number, one_of
 from vqvae2_fast.models.prior import PriorConfig
 from vqvae2_fast.modules.level_quantizer import check_quantizer, codebook_numbers
 
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 Mask = Literal["exclude", "include", "down", "downright"]
+_0, _1 = integer(0), integer(1)
 
 
 def level_names(num_levels: int) -> tuple[str, ...]:
@@ -32,23 +34,18 @@ def level_names(num_levels: int) -> tuple[str, ...]:
     return ("top", *between, "bottom")
 
 
-def _check_least(config: Any, least: int, *names: str) -> None:
-    """Raise ValueError unless these fields are at least that."""
-    for name in names:
-        if not getattr(config, name) >= least:
-            raise _misfit(config, f"{name} must be >= {least}", getattr(config, name))
-
-
-def _check_size(config: Any, name: str, size: Any) -> None:
-    """Raise ValueError unless a size is (height, width), each at least 1."""
-    if not isinstance(size, tuple | list) or len(size) != 2:
-        raise _misfit(config, f"{name} must be (height, width)", size)
-    if min(size) < 1:
-        raise _misfit(config, f"{name} must be >= 1 in both directions", size)
-
-
-def _misfit(config: Any, expected: str, got: object) -> ValueError:
-    return ValueError(f"{type(config).__name__}: {expected}, got {got}.")
+_STRIDES = Kind(
+    "1 to 4 powers of two >= 2, one for each level",
+    lambda strides: (
+        isinstance(strides, tuple | list)
+        and 1 <= len(strides) <= 4
+        and all(integer(2).fits(stride) and not stride & (stride - 1) for stride in strides)
+    ),
+)
+_SIZE = Kind(
+    "(height, width), each an integer >= 1",
+    lambda size: isinstance(size, tuple | list) and len(size) == 2 and all(map(_1.fits, size)),
+)
 
 
 @dataclass(frozen=True)
@@ -108,47 +105,33 @@ class VQVAE2Config:
     quantizer: tuple[str, ...] = ("ema",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.strides, tuple | list) or not 1 <= len(self.strides) <= 4:
-            raise _misfit(self, "strides must name 1 to 4 levels", self.strides)
-        for stride in self.strides:
-            if stride < 2 or stride & (stride - 1):
-                raise _misfit(self, "each of strides must be a power of two >= 2", self.strides)
-        _check_least(
+        check_fields(self, strides=_STRIDES)
+        check_fields(
             self,
-            1,
-            "image_channels",
-            "hidden_channels",
-            "residual_channels",
-            "num_embeddings",
-            "embedding_dim",
+            image_size=_SIZE,
+            image_channels=_1,
+            hidden_channels=_1,
+            residual_channels=_1,
+            num_residual_blocks=_0,
+            num_embeddings=_1,
+            embedding_dim=_1,
+            commitment_cost=number(0),
+            epsilon=number(0),
+            quantize_after=_0,
         )
-        _check_least(self, 0, "num_residual_blocks", "quantize_after")
-        for name in ("commitment_cost", "epsilon"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise _misfit(self, f"{name} must be finite and >= 0", getattr(self, name))
         total = math.prod(self.strides)
-        _check_size(self, "image_size", self.image_size)
-        if any(side < total or side % total for side in self.image_size):
+        if any(side % total for side in self.image_size):
             raise ValueError(
-                f"image_size must be a multiple of {total} (strides {self.strides}) "
-                f"in both directions, got {self.image_size}."
+                f"expected image_size to be a multiple of {total} (strides {self.strides}) in both "
+                f"directions, got {self.image_size}."
             )
-
-        if isinstance(self.quantizer, str):
+        if isinstance(self.quantizer, str) or len(self.quantizer) not in (1, self.num_levels):
             raise ValueError(
-                "quantizer must be a tuple of names, such as "
-                f"({self.quantizer!r},), got {self.quantizer!r}."
-            )
-        if len(self.quantizer) not in (1, self.num_levels):
-            raise ValueError(
-                "quantizer must name one quantiser, or one for each of the "
-                f"{self.num_levels} levels, got {self.quantizer}."
+                'expected quantizer to be a tuple of names, such as ("ema",): one for all, or '
+                f"one for each of the {self.num_levels} levels, got {self.quantizer!r}."
             )
         for quantizer in self.quantizer:
-            try:
-                check_quantizer(quantizer, self.num_embeddings, self.embedding_dim)
-            except ValueError as error:
-                raise ValueError(f"{error}") from None
+            check_quantizer(quantizer, self.num_embeddings, self.embedding_dim)
 
     @property
     def num_levels(self) -> int:
@@ -231,53 +214,44 @@ class PixelSNAILConfig(PriorConfig):
     weight_norm: bool = True
 
     def __post_init__(self) -> None:
-        if self.mask not in ("exclude", "include", "down", "downright"):
-            raise ValueError(
-                f"mask must be one of 'exclude', 'include', 'down', 'downright', got {self.mask!r}."
-            )
+        check_fields(
+            self,
+            size=_SIZE,
+            num_embeddings=_1,
+            channels=_1,
+            residual_channels=_1,
+            num_blocks=_1,
+            layers_per_block=_1,
+            kernel_size=integer(2),
+            mask=one_of(get_args(Mask)),
+            dropout=number(0, below=1),
+            attention_dropout=number(0, below=1),
+            num_output_layers=_0,
+            num_condition_layers=_0,
+            num_classes=_0,
+            num_subclasses=_0,
+            num_variants=_0,
+        )
         if self.kernel_size % 2 == 0 and self.mask != "downright":
             raise ValueError(
-                f"kernel_size must be odd for mask {self.mask!r}, got {self.kernel_size}."
+                f"expected kernel_size to be odd for mask {self.mask!r}, got {self.kernel_size}."
             )
-        _check_size(self, "size", self.size)
-        _check_least(
-            self,
-            1,
-            "num_embeddings",
-            "channels",
-            "residual_channels",
-            "num_blocks",
-            "layers_per_block",
-        )
-        _check_least(self, 2, "kernel_size")
-        _check_least(
-            self,
-            0,
-            "num_output_layers",
-            "num_condition_layers",
-            "num_classes",
-            "num_subclasses",
-            "num_variants",
-        )
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise _misfit(self, f"{name} must be in [0, 1)", getattr(self, name))
         if self.attention:
-            _check_least(self, 1, "num_heads")
+            check_fields(self, num_heads=_1)
             if self.channels < 2 or (self.channels // 2) % self.num_heads:
                 raise ValueError(
-                    "channels // 2 must be num_heads or a multiple of it, got "
+                    "expected channels // 2 to be num_heads or a multiple of it, got "
                     f"channels={self.channels} and num_heads={self.num_heads}."
                 )
         if self.condition_sizes:
-            _check_least(self, 1, "condition_channels", "condition_kernel_size")
+            check_fields(self, condition_channels=_1, condition_kernel_size=_1)
         for size in self.condition_sizes:
-            _check_size(self, "each of condition_sizes", size)
+            check_field("each of condition_sizes", size, _SIZE)
             height, width = size
             if self.size[0] % height or self.size[1] % width:
                 raise ValueError(
-                    f"size {self.size} must be a multiple of each of "
-                    f"condition_sizes, got {(height, width)}."
+                    f"expected size to be a multiple of each of condition_sizes, got {self.size} "
+                    f"and {(height, width)}."
                 )
 
     @property

@@ -10,7 +10,6 @@ which the prior models best. docs/reports has the figures. None of this is in th
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -243,11 +242,11 @@ class Fidelity:
     adversary: Adversary | None = None
 
     def __post_init__(self) -> None:
-        lacks_lpips = self.perceptual_weight > 0 and self.perceptual is None
-        if not 0 <= self.perceptual_weight < math.inf or lacks_lpips:
+        check_fields(self, perceptual_weight=number(0))
+        if self.perceptual_weight and self.perceptual is None:
             raise ValueError(
-                "expected a finite perceptual_weight >= 0, and LPIPS if it is above 0, "
-                f"got {self.perceptual_weight} and {'LPIPS' if self.perceptual else None}."
+                f"expected LPIPS as perceptual with perceptual_weight={self.perceptual_weight}, "
+                "got None."
             )
 
     def added_to(

@@ -9,7 +9,7 @@ Sizes: K codes, D embedding_dim.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vqvae2_fast.modules.binary import BSQ, LFQ
 from vqvae2_fast.modules.fsq import FSQ, ResidualFSQ
@@ -27,6 +27,7 @@ __all__ = ["check_quantizer", "codebook_numbers", "learns_by_averages", "make_qu
 
 
 _MOST_PARTS, _MOST_CODES = 64, 2**24
+_List = Literal["count", "number", "numbers"]
 
 
 class _Form(NamedTuple):
@@ -35,7 +36,7 @@ class _Form(NamedTuple):
     Args:
         form: What stands in messages.
         make: K, D, options of `VectorQuantizerEMA`, numbers -> the quantiser.
-        lists: Number of lists of numbers after the name.
+        lists: What follows the name: a "count" of parts, one "number" of codes, "numbers".
         codes: Numbers -> K, or None where any K will do.
         entries: Numbers, K -> vectors in its codebooks.
         averages: Its codes are moving averages, so that it takes all options.
@@ -46,7 +47,7 @@ class _Form(NamedTuple):
 
     form: str
     make: Callable[..., Quantizer]
-    lists: int = 0
+    lists: tuple[_List, ...] = ()
     codes: Callable[..., int] | None = None
     entries: Callable[..., int] = lambda k, *_: 0
     averages: bool = False
@@ -80,21 +81,21 @@ _FORMS = {
     "fsq": _Form(
         "fsq:LEVELS, such as fsq:8,8,8",
         lambda k, d, o, levels: FSQ(levels, d),
-        lists=1,
+        lists=("numbers",),
         codes=math.prod,
         least=3,
     ),
     "residual-fsq": _Form(
         "residual-fsq:QUANTIZERS:LEVELS, such as residual-fsq:2:5,5",
         lambda k, d, o, q, levels: ResidualFSQ(levels, q[0], d, joint_code=True),
-        lists=2,
+        lists=("count", "numbers"),
         codes=lambda q, levels: math.prod(levels) ** q[0],
         least=2,
     ),
     "residual": _Form(
         "residual:CODES of each quantiser, such as residual:16,32",
         lambda k, d, o, codes: ResidualVQ(codes, d, joint_code=True, **o),
-        lists=1,
+        lists=("numbers",),
         codes=math.prod,
         entries=lambda k, codes: sum(codes),
         averages=True,
@@ -102,7 +103,7 @@ _FORMS = {
     "grouped": _Form(
         "grouped:GROUPS:CODES of each quantiser of a group, such as grouped:2:4,4",
         lambda k, d, o, g, codes: GroupedResidualVQ(g[0], codes, d, joint_code=True, **o),
-        lists=2,
+        lists=("count", "numbers"),
         codes=lambda g, codes: math.prod(codes) ** g[0],
         entries=lambda k, g, codes: sum(codes),
         averages=True,
@@ -111,13 +112,19 @@ _FORMS = {
     "heads": _Form(
         "heads:HEADS:CODES of a head, such as heads:2:16",
         lambda k, d, o, h, codes: MultiHeadVQ(h[0], codes[0], d, joint_code=True, **o),
-        lists=2,
+        lists=("count", "number"),
         codes=lambda h, codes: codes[0] ** h[0],
         entries=lambda k, h, codes: codes[0],
         averages=True,
         divides=True,
     ),
 }
+
+
+def _fits(kind: _List, numbers: tuple[int, ...]) -> bool:
+    longest = _MOST_PARTS if kind == "numbers" else 1
+    largest = _MOST_PARTS if kind == "count" else _MOST_CODES
+    return len(numbers) <= longest and all(1 <= number <= largest for number in numbers)
 
 
 def _parsed(quantizer: str) -> tuple[_Form, list[tuple[int, ...]]]:
@@ -129,15 +136,7 @@ def _parsed(quantizer: str) -> tuple[_Form, list[tuple[int, ...]]]:
         numbers = [tuple(int(number) for number in part.split(",")) for part in lists]
     except ValueError:
         numbers = []
-    # How often comes first, and "heads" has one number of codes.
-    single = numbers if name == "heads" else numbers[:-1]
-    if (
-        len(numbers) != form.lists
-        or any(len(part) > _MOST_PARTS for part in numbers)
-        or any(not 1 <= number <= _MOST_CODES for part in numbers for number in part)
-        or any(len(part) != 1 or part[0] > _MOST_PARTS for part in numbers[:-1])
-        or any(len(part) != 1 for part in single)
-    ):
+    if len(numbers) != len(form.lists) or not all(map(_fits, form.lists, numbers)):
         raise ValueError(f"expected quantizer {form.form}, got {quantizer[:80]!r}.")
     return form, numbers
 

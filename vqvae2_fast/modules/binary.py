@@ -20,7 +20,6 @@ from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
-    check_commitment_cost,
     check_vectors,
     mean_square_error,
     projected,
@@ -130,7 +129,7 @@ class _Signs(Quantizer):
                 f"expected num_embeddings to be a power of two >= 2, got {num_embeddings}: "
                 f"use {1 << max(1, (num_embeddings - 1).bit_length())}."
             )
-        check_commitment_cost(commitment_cost)
+        check_field("commitment_cost", commitment_cost, number(0))
         check_field("temperature", temperature, number(above=0))
         self.num_embeddings = num_embeddings
         self.num_bits = bits

@@ -17,9 +17,7 @@ from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
-    check_commitment_cost,
-    check_gradient,
-    check_sizes,
+    check_codebook_fields,
     check_vectors,
     mean_square_error,
     wide,
@@ -38,13 +36,11 @@ class _LearntCodes(Quantizer):
         self, num_embeddings: int, embedding_dim: int, commitment_cost: float, gradient: Gradient
     ) -> None:
         super().__init__()
-        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
-        check_gradient(gradient)
-        check_commitment_cost(commitment_cost)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
         self.gradient = gradient
+        check_codebook_fields(self)
 
     def extra_repr(self) -> str:
         return (

@@ -26,10 +26,8 @@ from vqvae2_fast.modules.host import LatestForward, Phase, inside_backward, regi
 from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
-    check_commitment_cost,
-    check_gradient,
+    check_codebook_fields,
     check_mask,
-    check_sizes,
     check_vectors,
     perplexity,
     wide,
@@ -139,13 +137,11 @@ class VectorQuantizerEMA(Quantizer):
                 "num_embeddings, their dimension embedding_dim; compat.lucidrains.VectorQuantize "
                 "takes the names of vector-quantize-pytorch."
             )
-        check_sizes(num_embeddings=num_embeddings, embedding_dim=embedding_dim)
-        check_commitment_cost(commitment_cost)
-        check_gradient(gradient)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
         self.gradient = gradient
+        check_codebook_fields(self)
         self.rule = Rule(
             decay=decay,
             epsilon=epsilon,

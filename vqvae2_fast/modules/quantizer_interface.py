@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.console import words
 from vqvae2_fast.console.tables import html_summary
-from vqvae2_fast.files.kinds import check_field, number, one_of
+from vqvae2_fast.files.kinds import check_fields, number, one_of
 from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
 
@@ -25,11 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Quantizer",
-    "check_commitment_cost",
-    "check_gradient",
+    "check_codebook_fields",
     "check_joint",
     "check_mask",
-    "check_sizes",
     "check_vectors",
     "in_words",
     "join_codes",
@@ -187,20 +185,15 @@ def check_mask(mask: Tensor | None, z: Tensor) -> None:
         raise ValueError(f"expected mask {expected} for z {list(z.shape)}, got {list(mask.shape)}.")
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raise ValueError unless sizes, by the names of their arguments, are integers >= 1."""
-    for name, size in sizes.items():
-        checked_integer(name, size, 1)
-
-
-def check_commitment_cost(commitment_cost: float) -> None:
-    """Raise ValueError unless the weight of a loss is finite and not negative."""
-    check_field("commitment_cost", commitment_cost, number(0))
-
-
-def check_gradient(gradient: str) -> None:
-    """Raise ValueError for a way that no gradient passes."""
-    check_field("gradient", gradient, one_of(("straight_through", "rotation")))
+def check_codebook_fields(quantizer: Quantizer) -> None:
+    """Raise ValueError unless K, D, commitment_cost and gradient are those of a codebook."""
+    checked_integer("num_embeddings", quantizer.num_embeddings, 1)
+    checked_integer("embedding_dim", quantizer.embedding_dim, 1)
+    check_fields(
+        quantizer,
+        commitment_cost=number(0),
+        gradient=one_of(("straight_through", "rotation")),
+    )
 
 
 def check_joint(sizes: Sequence[int]) -> None:

@@ -213,7 +213,7 @@ def encoded(
 ) -> Segment:
     """A segment of these maps."""
     pipeline, batch = coder.pipeline, len(codes[0])
-    given = _told(pipeline, labels, batch)
+    class_labels = _labels_or_no_class(pipeline, labels, batch)
     streams = []
     for level in range(header.num_levels):
         plan, maps = coder.plan(level, engine), list(codes[:level])
@@ -225,8 +225,8 @@ def encoded(
             batch,
             "codes",
         )
-        told = given if interface.num_classes else None
-        streams.append(encode_maps(plan, codes[level], maps, told))
+        level_labels = class_labels if interface.num_classes else None
+        streams.append(encode_maps(plan, codes[level], maps, level_labels))
     found = [] if labels is None else labels.tolist()
     if len(set(found)) == 1:
         return Segment(replace(header, label=found[0]), streams)
@@ -247,11 +247,11 @@ def decoded_codes(
         labels = torch.tensor(segment.labels, device="cpu", dtype=torch.int64)
     elif header.label != NO_LABEL:
         labels = torch.full((batch,), header.label, device="cpu", dtype=torch.int64)
-    given = _told(pipeline, labels, batch)
+    class_labels = _labels_or_no_class(pipeline, labels, batch)
     maps: list[Tensor] = []
     for level, streams in enumerate(segment.streams):
-        told = given if interface_of(pipeline.priors[level]).num_classes else None
-        codes, finished = decode_maps(coder.plan(level), streams, maps, told)
+        level_labels = class_labels if interface_of(pipeline.priors[level]).num_classes else None
+        codes, finished = decode_maps(coder.plan(level), streams, maps, level_labels)
         if not all(finished):
             image = first_sample + finished.index(False)
             raise ValueError(
@@ -264,7 +264,7 @@ def decoded_codes(
         drawn = sample_levels(
             pipeline,
             batch,
-            labels=given,
+            labels=class_labels,
             seed=header.seed,
             first_sample=first_sample,
             known=[*maps, *[None] * missing],
@@ -297,7 +297,7 @@ def parts_of(segment: Segment, size: int) -> Iterator[Segment]:
         )
 
 
-def _told(pipeline: Pipeline, labels: Tensor | None, batch: int) -> Tensor | None:
+def _labels_or_no_class(pipeline: Pipeline, labels: Tensor | None, batch: int) -> Tensor | None:
     """Labels for the priors, "no class" if there are none."""
     num_classes = pipeline.num_classes
     if labels is None:

@@ -56,7 +56,7 @@ def group_of(class_name: str) -> str:
 
 
 def class_of_part(class_name: str) -> str:
-    """What stands before the last " - ": the class of which `Subclasses` made this part."""
+    """What stands before the last " - ": the class that `Subclasses` split into such parts."""
     return class_name.rpartition(SEPARATOR)[0] or class_name
 
 

@@ -59,8 +59,8 @@ def explained(message: str, remedy: str = "", then: str = "") -> Iterator[None]:
     Args:
         message: What failed: "cannot write x".
         remedy: A sentence without its full stop, which follows the system's own words.
-        then: What to do once the cause is gone: "start again" is told as "Make room and start
-            again" where the disk is full.
+        then: What to do once the cause is gone, such as "start again", which becomes "Make room
+            and start again" if the disk is full.
     """
     try:
         yield

@@ -186,7 +186,7 @@ class PixelSNAILConfig(PriorConfig):
         condition_kernel_size: Side of the convolutions of the conditioning stack, odd.
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
         num_subclasses: Hidden parts of each class, see `PriorConfig`.
-        num_variants: Kinds of changed images that it is told of, see `PriorConfig`.
+        num_variants: Kinds of changed images that have labels of their own, see `PriorConfig`.
         weight_norm: Weight-normalised convolutions (https://arxiv.org/abs/1602.07868).
     """
 

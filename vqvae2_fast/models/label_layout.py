@@ -48,7 +48,7 @@ class LabelLayout:
         return self.no_class + 1 + classes * self.num_subclasses + parts
 
     def of_variant(self, labels: Tensor, variants: Tensor) -> Tensor:
-        """The labels of changed images, of which nothing tells the part; variants count from 1."""
+        """The labels of changed images, without the parts of classes; variants count from 1."""
         of_class = torch.where(self.is_part(labels), self.class_of_part(labels), labels)
         return self._first_of_variants + (variants - 1) * (self.num_classes + 1) + of_class
 

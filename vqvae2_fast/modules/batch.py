@@ -42,7 +42,7 @@ __all__ = [
 
 _LLOYD_ITERATIONS = 10
 
-# Number of the first of some rows among those of all processes, and how many all are.
+# The number of the first of some rows, counted over all processes, and the number of all rows.
 Span = tuple[Tensor | int, Tensor | int]
 
 

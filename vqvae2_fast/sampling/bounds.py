@@ -135,7 +135,7 @@ def _folded(value: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 
 class ActivationHook:
-    """A hook of `watched_activations`, which is known from those of others.
+    """A hook of `watched_activations`; its type distinguishes it from a user's hooks.
 
     Args:
         see: Called with a module and what PyTorch calls its hooks with.

@@ -1,4 +1,4 @@
-"""Fillings of a map's holes, of which one is taken by how well the known codes follow from it."""
+"""Draws several fillings of a map's holes, and takes one by how likely it makes the known codes."""
 
 from __future__ import annotations
 

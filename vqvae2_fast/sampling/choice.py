@@ -139,7 +139,7 @@ def _automatic_on_cpu(device: torch.device, dtype: torch.dtype) -> Choice:
 
 
 def cuda_fallback_message(device: torch.device, reason: str) -> str:
-    """What a user is told whose GPU engine `cuda` does not use; on ROCm nobody expects it to."""
+    """Why engine `cuda` does not use this GPU; empty on ROCm, where nobody expects it to."""
     if torch.version.hip is not None:
         return ""
     return f"engine cuda is not used on {card_name(device)}: {reason}. Engine eager draws instead."

@@ -32,7 +32,7 @@ def best_batch_size(pipeline: Pipeline) -> int:
 
 @dataclass(frozen=True)
 class Batches:
-    """One process's batches of consecutive samples, of which there may be billions.
+    """One process's batches of consecutive samples; there may be billions of samples.
 
     Args:
         missing: The samples to draw, ascending; whole groups.

@@ -246,15 +246,17 @@ def draw_levels(
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others use them.
-        interface, told = interface_of(prior), None
+        interface, level_labels = interface_of(prior), None
         has_classes = interface.num_classes > 0
         if has_classes and numbers is not None:
             samples = torch.arange(first_sample, first_sample + len(numbers), device="cpu")
-            told = subclass_labels(interface, numbers, samples, seed=own.seed, known=known or ())
+            level_labels = subclass_labels(
+                interface, numbers, samples, seed=own.seed, known=known or ()
+            )
         common: dict[str, Any] = {
             "settings": own if has_classes else replace(own, guidance_scale=1.0),
             "condition": [coarser.codes for coarser in drawn],
-            "labels": told,
+            "labels": level_labels,
             "known": None if known is None else known[level],
             "first_sample": first_sample,
             "stream": level,

@@ -34,8 +34,7 @@ class OtherRunError(ValueError):
 
     Args:
         what: How they differ.
-        remedy: What a caller of `train` can do. Whoever calls it on behalf of others has other
-            arguments, and says what those can do.
+        remedy: What a caller of `train` can do. A command replaces it by what its options can do.
     """
 
     def __init__(self, what: str, remedy: str) -> None:

@@ -423,7 +423,7 @@ def _numbers(count: int) -> Tensor:
 
 
 def _channels(plan: ConvPlan | CentredPlan, gates: bool) -> list[int]:
-    """The outputs, or the values of which each has a gate."""
+    """The number of outputs, or of the values if each of them has a gate."""
     return [plan.kernels[0].shape[0] // (2 if gates else 1)]
 
 

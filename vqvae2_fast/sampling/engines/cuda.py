@@ -115,7 +115,7 @@ class LaunchError(RuntimeError):
     """A kernel of a row did not start.
 
     Args:
-        row: Before row 0 nobody has been told of any code, so another engine can draw the map.
+        row: If it is row 0, no code was reported yet, and another engine can draw the map.
     """
 
     def __init__(self, text: str, row: int) -> None:
@@ -252,7 +252,7 @@ def draw_with(
 
     Args:
         stage_times: Zeroed int64 `[W, blocks, stages, moments]` on the card, to which each row
-            writes when each block's step was ready, computed and told, in nanoseconds
+            writes when each block's step was ready, computed and announced, in nanoseconds
             (`stage_times.cuh`).
 
     Raises:

@@ -126,14 +126,16 @@ def test_every_preset_has_a_training_for_each_of_its_models(name):
 
 
 def test_a_preset_needs_a_prior_and_a_training_for_each_level():
-    with pytest.raises(ValueError, match="priors to have one entry for each of .* 3 levels, got 2"):
+    with pytest.raises(ValueError, match="expected priors to be 3, one for each level .* got 2"):
         replace(TINY, priors=TINY.priors[:2])
     with pytest.raises(ValueError, match=r"training\.priors to have one entry .* 3 levels, got 1"):
         replace(TINY, training=PresetTraining(TRAIN, (TRAIN,)))
 
 
 def test_a_preset_whose_prior_models_other_codes_is_refused():
-    with pytest.raises(ValueError, match="expected prior bottom .* num_embeddings 8 .* 16"):
+    with pytest.raises(
+        ValueError, match=r"expected priors\[2\] .* num_embeddings 8 .* 16"
+    ):
         replace(TINY, priors=(*TINY.priors[:2], replace(TINY.priors[2], num_embeddings=16)))
 
 

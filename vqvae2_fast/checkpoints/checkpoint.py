@@ -44,7 +44,7 @@ from vqvae2_fast.checkpoints.models import (
 from vqvae2_fast.checkpoints.shards import has_part, new_save, part_headers, part_path, read_part
 from vqvae2_fast.checkpoints.sums import CALIBRATION, SHARDS, check_sums, write_index, write_sums
 from vqvae2_fast.files.printable import short
-from vqvae2_fast.models.code_checks import check_prior_fits
+from vqvae2_fast.models.code_checks import check_priors_fit
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.stored_weights import DTYPES
@@ -288,18 +288,9 @@ def _load_pipeline(
     priors: list[Prior] = [
         _load(folder / f"prior_{level}", device, Prior, check_finite) for level in levels
     ]
-    if len(levels) != vqvae.config.num_levels:
-        raise ValueError(
-            f"{folder}: expected priors of the VQ-VAE's {vqvae.config.num_levels} levels, "
-            f"got {len(levels)}."
-        )
-    for number, (prior, level) in enumerate(zip(priors, levels, strict=True)):
-        check_prior_fits(
-            f"{folder}/prior_{level}",
-            prior.config,
-            vqvae.config.num_embeddings,
-            vqvae.config.level_sizes[: number + 1],
-        )
+    config = vqvae.config
+    by_path = {f"{folder}/prior_{n}": p.config for n, p in zip(levels, priors, strict=True)}
+    check_priors_fit(by_path, config.num_embeddings, config.level_sizes, f"priors of {folder}")
     made_for = {f"{folder}/prior_{n}": p.vqvae_hash for n, p in zip(levels, priors, strict=True)}
     check_made_for(vqvae, made_for)
     tuned_for = header["recommended_for"]

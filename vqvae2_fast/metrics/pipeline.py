@@ -29,7 +29,7 @@ from vqvae2_fast.metrics.codes import (
 from vqvae2_fast.metrics.estimates import ALONE, terms_of_all
 from vqvae2_fast.metrics.reconstruction import PairMeasures, PairSums
 from vqvae2_fast.metrics.results import CodecQuality, Evaluation, LevelCost
-from vqvae2_fast.models.code_checks import check_prior_fits
+from vqvae2_fast.models.code_checks import check_priors_fit
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.contexts import device_of, evaluating
 
@@ -92,7 +92,9 @@ def evaluate_pipeline(
     check_image_source("held_out", held_out)
     if train_set is not None:
         check_image_source("train_set", train_set)
-    _check_priors(vqvae.config, priors)
+    config = vqvae.config
+    by_name = {f"priors[{level}]": prior.config for level, prior in enumerate(priors)}
+    check_priors_fit(by_name, config.num_embeddings, config.level_sizes)
     progress = progress or Progress(quiet=True)
     check_field("codec_images", codec_images, integer(1))
     curves = {
@@ -225,20 +227,6 @@ def _one_pass(
         processes.gathered([level.tolist() for level in counts]), device="cpu", dtype=torch.int64
     ).sum(0)
     return _Found(reconstruction, likelihoods, list(histograms))
-
-
-def _check_priors(config: VQVAE2Config, priors: Sequence[Prior]) -> None:
-    if len(priors) != config.num_levels:
-        raise ValueError(
-            f"expected one prior for each of {config.num_levels} levels, got {len(priors)}."
-        )
-    for level, prior in enumerate(priors):
-        check_prior_fits(
-            f"priors[{level}]",
-            prior.config,
-            config.num_embeddings,
-            config.level_sizes[: level + 1],
-        )
 
 
 def _levels(config: VQVAE2Config, found: _Found, trained: _Found | None) -> dict[str, LevelCost]:

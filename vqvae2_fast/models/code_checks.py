@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "check_maps",
     "check_pixels",
     "check_prior_fits",
+    "check_priors_fit",
     "describe_maps",
     "is_list",
     "listed_maps",
@@ -217,3 +218,25 @@ def check_prior_fits(
         f"fine, its own last), got one of {describe_maps(prior.num_embeddings, sizes)}."
     )
     raise ValueError(f"{message} {remedy}".rstrip())
+
+
+def check_priors_fit(
+    priors: Mapping[str, _ModelsAMap],
+    num_embeddings: int,
+    level_sizes: Sequence[Size],
+    what: str = "priors",
+) -> None:
+    """Raise ValueError unless there is one prior for each level, and each fits the codes.
+
+    Args:
+        priors: Coarse to fine, by the arguments or files that they came as.
+        num_embeddings, level_sizes: Of the VQ-VAE.
+        what: The priors, for the message.
+    """
+    if len(priors) != len(level_sizes):
+        raise ValueError(
+            f"expected {what} to be {len(level_sizes)}, one for each level of the VQ-VAE, coarse "
+            f"to fine, got {len(priors)}."
+        )
+    for level, (name, prior) in enumerate(priors.items()):
+        check_prior_fits(name, prior, num_embeddings, level_sizes[: level + 1])

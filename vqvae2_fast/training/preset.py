@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.models.code_checks import check_prior_fits
-from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.code_checks import check_priors_fit
 from vqvae2_fast.training.extraction import Variants
 
 if TYPE_CHECKING:
@@ -60,19 +59,13 @@ class Preset:
 
     def __post_init__(self) -> None:
         sizes = self.vqvae.level_sizes
-        for what, found in (
-            ("priors", len(self.priors)),
-            ("training.priors", len(self.training.priors)),
-        ):
-            if found != len(sizes):
-                raise ValueError(
-                    f"expected {what} to have one entry for each of the VQ-VAE's "
-                    f"{len(sizes)} levels, got {found}."
-                )
-        for level, (name, prior) in enumerate(
-            zip(level_names(len(sizes)), self.priors, strict=True)
-        ):
-            check_prior_fits(f"prior {name}", prior, self.vqvae.num_embeddings, sizes[: level + 1])
+        by_name = {f"priors[{level}]": prior for level, prior in enumerate(self.priors)}
+        check_priors_fit(by_name, self.vqvae.num_embeddings, sizes)
+        if len(self.training.priors) != len(sizes):
+            raise ValueError(
+                f"expected training.priors to have one entry for each of the VQ-VAE's {len(sizes)} "
+                f"levels, got {len(self.training.priors)}."
+            )
 
     def scaled(self, share: float) -> Preset:
         """The same preset with this share of the steps of its trainings; codebooks that wait begin

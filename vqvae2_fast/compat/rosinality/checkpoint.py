@@ -81,10 +81,7 @@ def load_checkpoint(path: str | Path, *, check_finite: bool = True) -> Checkpoin
     source = printable(path)
     if path.suffix == ".safetensors":
         return Checkpoint(_plain_keys(read_tensors(path, check_finite=check_finite), source))
-    try:
-        loaded = read_torch_file(path)
-    except ValueError as error:
-        raise ValueError(f"{error}") from error
+    loaded = read_torch_file(path)
     args = loaded.get("args") if isinstance(loaded, dict) else None
     if isinstance(args, dict):
         args = argparse.Namespace(**{str(name): value for name, value in args.items()})

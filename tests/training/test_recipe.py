@@ -133,9 +133,7 @@ def test_a_preset_needs_a_prior_and_a_training_for_each_level():
 
 
 def test_a_preset_whose_prior_models_other_codes_is_refused():
-    with pytest.raises(
-        ValueError, match=r"expected priors\[2\] .* num_embeddings 8 .* 16"
-    ):
+    with pytest.raises(ValueError, match=r"expected priors\[2\] .* num_embeddings 8 .* 16"):
         replace(TINY, priors=(*TINY.priors[:2], replace(TINY.priors[2], num_embeddings=16)))
 
 

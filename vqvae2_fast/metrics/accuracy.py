@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.models.classifier import check_class_labels
 from vqvae2_fast.modules.contexts import device_of, evaluating
 
 if TYPE_CHECKING:
@@ -56,11 +57,7 @@ def classification_accuracy(
     among_five = 0
     with evaluating(model):
         for images, labels in batches:
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-                raise ValueError(
-                    f"expected labels in [0, {classes}), the classes of the classifier, "
-                    f"got labels from {int(labels.min())} to {int(labels.max())}."
-                )
+            check_class_labels(labels, classes)
             ranked = model(images.to(device)).topk(min(5, classes), dim=1).indices.cpu()  # [B, 5]
             labels = labels.cpu()
             right = ranked[:, 0] == labels

@@ -16,7 +16,7 @@ from vqvae2_fast.files.kinds import Kind, check_fields, integer, number, one_of
 from vqvae2_fast.ops._batch_part import dropout_seed
 from vqvae2_fast.ops.dropout_mask.op import dropout_mask
 
-__all__ = ["Classifier", "ClassifierConfig"]
+__all__ = ["Classifier", "ClassifierConfig", "check_class_labels"]
 
 Network = Literal["small", "resnet50"]
 _CHANNELS = Kind(
@@ -177,3 +177,13 @@ class _Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = F.relu(self.second(F.relu(self.first(x))))
         return F.relu(self.shortcut(x) + self.third(inner))
+
+
+def check_class_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless labels are classes of a classifier."""
+    low, high = (int(end) for end in labels.aminmax()) if len(labels) else (0, 0)
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"expected labels in 0..{num_classes - 1}, the classes of the classifier, got values "
+            f"in {low}..{high}."
+        )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.models.classifier import check_class_labels
 from vqvae2_fast.modules.contexts import device_of, evaluating
 
 if TYPE_CHECKING:
@@ -83,12 +84,7 @@ def class_probability(classifier: Classifier, images: Tensor, labels: Tensor) ->
     Raises:
         ValueError: A label that is not one of the classifier's classes.
     """
-    classes = classifier.config.num_classes
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f"expected labels in [0, {classes}), the classes of the classifier, "
-            f"got {int(labels.min())} to {int(labels.max())}."
-        )
+    check_class_labels(labels, classifier.config.num_classes)
     device = device_of(classifier)
     with evaluating(classifier):
         probabilities = classifier(images.to(device)).float().softmax(1)

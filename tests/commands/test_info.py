@@ -284,7 +284,7 @@ def test_what_is_none_of_these_is_told(tmp_path, run, what):
         path.write_text("x")
     code, _, error = run("info", path)
     assert code == 2
-    assert "expected a run, checkpoint, pipeline, code store, .vq2 file or folder of" in error
+    assert "a run, checkpoint, pipeline, code store, .vq2 file or folder of samples" in error
     assert str(path) in error
     assert "Traceback" not in error
 

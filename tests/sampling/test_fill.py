@@ -181,6 +181,7 @@ def test_progress_counts_the_rows_of_all_batches(monkeypatch):
         ({"candidates": 0}, ValueError, "candidates to be an integer from 1 .*, got 0"),
         ({"candidates": 2**31}, ValueError, "candidates to be an integer from 1 to 1431655765"),
         ({"first_sample": -1}, ValueError, "first_sample to be an integer from 0"),
+        ({"first_sample": 1.5}, ValueError, "first_sample to be an integer from 0 .*, got 1.5"),
         ({"mask": MASK.float()}, TypeError, "mask bool, True where to draw, got float32"),
         ({"mask": MASK[:8]}, ValueError, r"mask \[3, 16, 16\] or \[16, 16\], got \[8, 16\]"),
         ({"mask": [MASK]}, ValueError, "mask to be bool .* a list of 2 masks .* got a list of 1"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from vqvae2_fast.models.code_checks import check_pixels, is_list
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.contexts import evaluating
-from vqvae2_fast.ops._checks import check_tensor, dtype_name, given
+from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name, given
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import num_levels_of
@@ -91,6 +91,7 @@ def fill(
     if not images.is_floating_point():
         raise TypeError(f"expected images of a floating dtype, got {dtype_name(images.dtype)}.")
     check_pixels(images)
+    first_sample = checked_integer("first_sample", first_sample, 0, 2**32 - len(images))
     masks = masks_of_levels(config, mask, len(images))
     numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
     known = [

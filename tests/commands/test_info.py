@@ -284,7 +284,9 @@ def test_what_is_none_of_these_is_told(tmp_path, run, what):
         path.write_text("x")
     code, _, error = run("info", path)
     assert code == 2
-    assert "a run, checkpoint, pipeline, code store, .vq2 file or folder of samples" in error
+    assert (
+        "expected PATH to be a run, checkpoint, pipeline, code store, .vq2 file or folder" in error
+    )
     assert str(path) in error
     assert "Traceback" not in error
 

@@ -3,8 +3,8 @@
 //
 // Every group of channels is padded with zeros to whole panels; weights of padded channels are
 // zero, so padded activations stay zero. Outputs that go through a gate are ordered in panels of
-// kHalfPanel values and kHalfPanel gates. `cpu_pack.py` and `cpu_describer.py` of
-// vqvae2_fast/sampling/engines say what is packed where, pack.h packs.
+// kHalfPanel values and kHalfPanel gates. `cpu_pack.py` of vqvae2_fast/sampling/engines says what
+// is packed where, pack.h packs.
 #pragma once
 
 #include <map>

@@ -1,8 +1,7 @@
 """Engine `cpu`: the two phases in the compiled library, a whole map in one call.
 
 The bits of a sample's codes and logits do not depend on the batch, the number of threads or the
-SIMD level: see README.md in this folder. `cpu_pack.py` says how the weights are
-packed.
+SIMD level: see README.md in this folder. `cpu_pack.py` says how the weights are packed.
 """
 
 from __future__ import annotations

@@ -33,9 +33,10 @@ class LayerAsMade(NamedTuple):
 
 
 def remember_layers(made: nn.Module, *arguments: Hashable) -> None:
-    """To be called where a constructor ends, with what its modules follow from.
+    """To be called where a constructor ends, with the arguments that its modules follow from.
 
-    Looking at them takes 0.2 ms; making another network, only to look at it, took 3 to 7.
+    Without it the first draw would make another network only to look at its modules, which takes
+    ten times as long.
     """
     if (type(made), arguments) not in _remembered:
         if len(_remembered) >= _MOST:

@@ -4,12 +4,14 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers.models import SMALL_TOP, SMALL_VQVAE
 
 from vqvae2_fast import preset
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling import sample_codes
 
 CONDITIONED = replace(SMALL_TOP, size=(4, 6), condition_sizes=((2, 3),))
 
@@ -61,6 +63,19 @@ NO_VQVAES = {
 def test_a_vqvae_that_cannot_be_is_refused_by_its_field(name, value):
     with pytest.raises(ValueError, match=rf"^.*\b{name}\b.* got "):
         replace(SMALL_VQVAE, **{name: value})
+
+
+def test_a_prior_of_lists_is_the_prior_of_tuples():
+    tuples = replace(SMALL_TOP, size=(4, 4), condition_sizes=((2, 2),))
+    lists = replace(SMALL_TOP, size=[4, 4], condition_sizes=[[2, 2]])
+    assert lists == tuples
+    maps = [torch.zeros(1, 2, 2, dtype=torch.int64)]
+    assert sample_codes(PixelSNAIL(lists), 1, condition=maps).shape == (1, 4, 4)
+
+
+def test_a_vqvae_of_lists_is_the_vqvae_of_tuples():
+    lists = {"image_size": list(SMALL_VQVAE.image_size), "strides": list(SMALL_VQVAE.strides)}
+    assert replace(SMALL_VQVAE, **lists, quantizer=list(SMALL_VQVAE.quantizer)) == SMALL_VQVAE
 
 
 def test_models_without_residual_layers_are_models():

@@ -22,7 +22,6 @@ __all__ = [
 ]
 
 Mask = Literal["exclude", "include", "down", "downright"]
-_0, _1 = integer(0), integer(1)
 
 
 def level_names(num_levels: int) -> tuple[str, ...]:
@@ -44,8 +43,16 @@ _STRIDES = Kind(
 )
 _SIZE = Kind(
     "(height, width), each an integer >= 1",
-    lambda size: isinstance(size, tuple | list) and len(size) == 2 and all(map(_1.fits, size)),
+    lambda size: (
+        isinstance(size, tuple | list) and len(size) == 2 and all(map(integer(1).fits, size))
+    ),
 )
+
+
+def _as_tuples(config: object, *names: str) -> None:
+    """Keep lists, which callers may pass, as tuples: what a model is made from is a key."""
+    for name in names:
+        object.__setattr__(config, name, tuple(getattr(config, name)))
 
 
 @dataclass(frozen=True)
@@ -109,16 +116,17 @@ class VQVAE2Config:
         check_fields(
             self,
             image_size=_SIZE,
-            image_channels=_1,
-            hidden_channels=_1,
-            residual_channels=_1,
-            num_residual_blocks=_0,
-            num_embeddings=_1,
-            embedding_dim=_1,
+            image_channels=integer(1),
+            hidden_channels=integer(1),
+            residual_channels=integer(1),
+            num_residual_blocks=integer(0),
+            num_embeddings=integer(1),
+            embedding_dim=integer(1),
             commitment_cost=number(0),
             epsilon=number(0),
-            quantize_after=_0,
+            quantize_after=integer(0),
         )
+        _as_tuples(self, "strides", "image_size")
         total = math.prod(self.strides)
         if any(side % total for side in self.image_size):
             raise ValueError(
@@ -130,6 +138,7 @@ class VQVAE2Config:
                 'expected quantizer to be a tuple of names, such as ("ema",): one for all, or '
                 f"one for each of the {self.num_levels} levels, got {self.quantizer!r}."
             )
+        _as_tuples(self, "quantizer")
         for quantizer in self.quantizer:
             check_quantizer(quantizer, self.num_embeddings, self.embedding_dim)
 
@@ -217,34 +226,35 @@ class PixelSNAILConfig(PriorConfig):
         check_fields(
             self,
             size=_SIZE,
-            num_embeddings=_1,
-            channels=_1,
-            residual_channels=_1,
-            num_blocks=_1,
-            layers_per_block=_1,
+            num_embeddings=integer(1),
+            channels=integer(1),
+            residual_channels=integer(1),
+            num_blocks=integer(1),
+            layers_per_block=integer(1),
             kernel_size=integer(2),
             mask=one_of(get_args(Mask)),
             dropout=number(0, below=1),
             attention_dropout=number(0, below=1),
-            num_output_layers=_0,
-            num_condition_layers=_0,
-            num_classes=_0,
-            num_subclasses=_0,
-            num_variants=_0,
+            num_output_layers=integer(0),
+            num_condition_layers=integer(0),
+            num_classes=integer(0),
+            num_subclasses=integer(0),
+            num_variants=integer(0),
         )
+        _as_tuples(self, "size")
         if self.kernel_size % 2 == 0 and self.mask != "downright":
             raise ValueError(
                 f"expected kernel_size to be odd for mask {self.mask!r}, got {self.kernel_size}."
             )
         if self.attention:
-            check_fields(self, num_heads=_1)
+            check_fields(self, num_heads=integer(1))
             if self.channels < 2 or (self.channels // 2) % self.num_heads:
                 raise ValueError(
                     "expected channels // 2 to be num_heads or a multiple of it, got "
                     f"channels={self.channels} and num_heads={self.num_heads}."
                 )
         if self.condition_sizes:
-            check_fields(self, condition_channels=_1, condition_kernel_size=_1)
+            check_fields(self, condition_channels=integer(1), condition_kernel_size=integer(1))
         for size in self.condition_sizes:
             check_field("each of condition_sizes", size, _SIZE)
             height, width = size
@@ -253,6 +263,7 @@ class PixelSNAILConfig(PriorConfig):
                     f"expected size to be a multiple of each of condition_sizes, got {self.size} "
                     f"and {(height, width)}."
                 )
+        object.__setattr__(self, "condition_sizes", tuple(map(tuple, self.condition_sizes)))
 
     @property
     def num_layers(self) -> int:

@@ -165,7 +165,7 @@ def _fashion(name: str, wanted: _Wanted) -> ImageSource:
 
 @_source(
     "avatars",
-    "avatars[:STYLE+STYLE][,count=N][,seed=N]",
+    "avatars[:STYLE+STYLE,count=N,seed=N]",
     "avatars that are drawn in any number, with their styles as classes",
 )
 def _avatars(name: str, wanted: _Wanted) -> ImageSource:

@@ -361,13 +361,13 @@ def test_lookup_refuses_indices_out_of_range(name, wrong):
 @pytest.mark.parametrize(
     ("quantizer", "expected"),
     [
-        (vq2.ResidualVQ(8, 4, num_quantizers=3), r"\[\.\.\., 3\]"),
-        (vq2.ResidualFSQ([3, 3], 3), r"\[\.\.\., 3\]"),
+        (vq2.ResidualVQ(8, 4, num_quantizers=3), r"\[\.\.\., 1\.\.3\]"),
+        (vq2.ResidualFSQ([3, 3], 3), r"\[\.\.\., 1\.\.3\]"),
         (MultiHeadVQ(2, 8, 4), r"\[\.\.\., 2\]"),
-        (vq2.GroupedResidualVQ(2, 8, 4, num_quantizers=3), r"\[\.\.\., 2, 3\]"),
+        (vq2.GroupedResidualVQ(2, 8, 4, num_quantizers=3), r"\[\.\.\., 2, 1\.\.3\]"),
     ],
 )
-@pytest.mark.parametrize("shape", [(), (5,), (2, 5)])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5), (2, 0)])
 def test_lookup_names_the_columns_that_are_missing(quantizer, expected, shape):
     message = f"expected indices {expected}, got "
     with pytest.raises(ValueError, match=message + re.escape(str(list(shape)))):

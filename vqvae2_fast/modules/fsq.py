@@ -17,6 +17,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,
     check_vectors,
+    checked_prefix,
     join_codes,
     projected,
     projections,
@@ -199,13 +200,14 @@ class ResidualFSQ(Quantizer):
         table = torch.stack(numbers).view(len(rows), len(levels))
         return table[:-1], table[-1]
 
-    def _codes(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The clamped numbers, the sum of their codes, both `[..., d]`, and int64 `[..., Q]`."""
+    def _codes(self, numbers: Tensor, first: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The clamped numbers, the sum of their codes, both `[..., d]`, and int64 `[..., Q]`, or of
+        only the first quantisers."""
         scales, bound = self.constants(numbers)
         clamped = soft_clamp(numbers, bound)
         residual, indices = clamped.detach(), []
         total = torch.zeros_like(residual)
-        for scale in scales:
+        for scale in scales[:first]:
             values, index = scalar_quantize(residual / scale, *self.grid)
             residual = residual - values * scale
             total = total + values * scale
@@ -235,24 +237,30 @@ class ResidualFSQ(Quantizer):
         return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 
     @torch.no_grad()
-    def encode(self, z: Tensor) -> Tensor:
+    def encode(self, z: Tensor, num_quantizers: int | None = None) -> Tensor:
+        """Only the indices, int64 `[..., Q]`, or of the first: see `ResidualVQ.encode`."""
         check_vectors(z, self.embedding_dim)
+        first = checked_prefix(num_quantizers, self.sizes, self.joint_code)
         with without_autocast(z.device):
-            parts = self._codes(wide(projected(self.project_in, z)))[-1]
+            parts = self._codes(wide(projected(self.project_in, z)), first)[-1]
         return join_codes(parts, self.sizes) if self.joint_code else parts
 
     def lookup(self, indices: Tensor) -> Tensor:
+        """The sums of codes: int64 `[..., Q]` (or joint `[...]`) -> `[..., D]`.
+
+        The first columns `[..., q]` alone give the sums of the first q codes.
+        """
         end = math.prod(self.sizes) if self.joint_code else self.sizes[0]
         check_indices(indices, end)
         if not self.joint_code:
-            check_columns(indices, len(self.sizes))
+            check_columns(indices, len(self.sizes), or_fewer=True)
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         weight = getattr(self.project_out, "weight", None)
         is_double = weight is not None and weight.dtype == torch.float64
         dtype = torch.float64 if is_double else torch.float32
         scales, _ = self.constants(torch.empty(0, dtype=dtype, device=indices.device))
         total: Tensor | None = None
-        for part, scale in zip(parts.unbind(-1), scales, strict=True):
+        for part, scale in zip(parts.unbind(-1), scales, strict=False):
             digits = split_codes(part, self.grid.levels)
             values = digits_to_values(self.grid, digits, dtype) * scale
             total = values if total is None else total + values

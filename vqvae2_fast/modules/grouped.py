@@ -18,6 +18,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,
     check_vectors,
+    checked_prefix,
     join_codes,
     may_keep_tensors,
     split_codes,
@@ -117,7 +118,7 @@ class _Parts(Quantizer):
                 indices = indices.unflatten(-1, (self.groups, len(self.sizes)))
         else:
             columns = (self.groups, len(self.sizes))[: -self._group_dim]
-            check_columns(indices, *columns)
+            check_columns(indices, *columns, or_fewer=self._group_dim == -2)
         if len(self.parts) == 1:
             return self._own()[0].lookup(indices).flatten(-2)
         own = zip(self._own(), indices.unbind(self._group_dim), strict=True)
@@ -155,7 +156,7 @@ class GroupedResidualVQ(_Parts):
         ValueError: G does not divide D, or as `ResidualVQ`.
 
     Note:
-        Indices are `[..., G, Q]`.
+        Indices are `[..., G, Q]`; `lookup` also takes the first q of each group, `[..., G, q]`.
     """
 
     _group_dim = -2
@@ -183,6 +184,13 @@ class GroupedResidualVQ(_Parts):
             next_stream += len(part.sizes) << 8
             parts.append(part)
         super().__init__(parts, groups, embedding_dim, parts[0].sizes, joint_code)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor, num_quantizers: int | None = None) -> Tensor:
+        """Only the indices, int64 `[..., G, Q]`, or of the first: see `ResidualVQ.encode`."""
+        first = checked_prefix(num_quantizers, self.sizes, self.joint_code)
+        own = zip(self._own(), self._split(z), strict=True)
+        return self._gather([cast("ResidualVQ", part).encode(x, first) for part, x in own])
 
 
 class MultiHeadVQ(_Parts):

@@ -29,10 +29,18 @@ def check_integers(name: str, values: Tensor) -> None:
         )
 
 
-def check_columns(indices: Tensor, *columns: int) -> None:
-    """Raise ValueError unless the last sizes of a quantiser's indices are these."""
-    if tuple(indices.shape[-len(columns) :]) != columns:
-        expected = ", ".join(map(str, ("...", *columns)))
+def check_columns(indices: Tensor, *columns: int, or_fewer: bool = False) -> None:
+    """Raise ValueError unless the last sizes of a quantiser's indices are these.
+
+    Args:
+        or_fewer: The very last size may also be a smaller one, at least 1.
+    """
+    *others, most = columns
+    sizes = list(indices.shape[-len(columns) :])
+    numbers = range(1, most + 1) if or_fewer else [most]
+    if len(sizes) < len(columns) or sizes[:-1] != others or sizes[-1] not in numbers:
+        last = f"1..{most}" if len(numbers) > 1 else most
+        expected = ", ".join(map(str, ("...", *others, last)))
         raise ValueError(f"expected indices [{expected}], got {list(indices.shape)}.")
 
 

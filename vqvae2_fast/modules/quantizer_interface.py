@@ -29,6 +29,7 @@ __all__ = [
     "check_joint",
     "check_mask",
     "check_vectors",
+    "checked_prefix",
     "in_words",
     "join_codes",
     "may_keep_tensors",
@@ -203,6 +204,18 @@ def check_joint(sizes: Sequence[int]) -> None:
             "expected sizes whose product fits 62 bits for a joint code, got "
             f"{list(sizes)}. Leave joint_code out: then each part has an index of its own."
         )
+
+
+def checked_prefix(num_quantizers: int | None, sizes: Sequence[int], joint_code: bool) -> int:
+    """How many quantisers `encode(z, num_quantizers=...)` uses; all of them without a number."""
+    if num_quantizers is None:
+        return len(sizes)
+    if joint_code:
+        raise ValueError(
+            f"expected num_quantizers=None with joint_code=True, got {num_quantizers}: a joint "
+            "code does not tell how many parts it has. Leave joint_code out."
+        )
+    return checked_integer("num_quantizers", num_quantizers, 1, len(sizes))
 
 
 def join_codes(indices: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -29,6 +29,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_joint,
     check_mask,
     check_vectors,
+    checked_prefix,
     join_codes,
     split_codes,
     wide,
@@ -177,22 +178,36 @@ class ResidualVQ(Quantizer):
         return torch.where(mask[..., None], z_q, given), indices.masked_fill(~shown, -1), loss
 
     @torch.no_grad()
-    def encode(self, z: Tensor) -> Tensor:
+    def encode(self, z: Tensor, num_quantizers: int | None = None) -> Tensor:
+        """Only the indices, int64 `[..., Q]`; nothing is learnt from z in either mode.
+
+        Args:
+            z: `[..., D]`, floating.
+            num_quantizers: Use only the first q of them, whose indices `[..., q]` equal the first
+                of all. The others are not searched. Not with joint_code.
+
+        Raises:
+            ValueError: num_quantizers is not in 1..Q, or as `forward`.
+        """
         check_vectors(z, self.embedding_dim)
+        first = checked_prefix(num_quantizers, self.sizes, self.joint_code)
         with without_autocast(z.device):
-            codebooks = self._stacked([book.codebook for book in self._codebooks()])
+            codebooks = self._stacked([book.codebook for book in self._codebooks()])[:first]
             return self._indices(ops.residual_nearest_code(z, codebooks)[1])
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """The sums of codes: int64 `[..., Q]` (or joint `[...]`) -> `[..., D]`; −1 adds nothing."""
+        """The sums of codes: int64 `[..., Q]` (or joint `[...]`) -> `[..., D]`; −1 adds nothing.
+
+        The first columns `[..., q]` alone give the sums of the first q codes.
+        """
         check_integers("indices", indices)
         if self.joint_code:
             check_indices(indices, math.prod(self.sizes))
         else:
-            check_columns(indices, len(self.sizes))
+            check_columns(indices, len(self.sizes), or_fewer=True)
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
         total: Tensor | None = None
-        own = zip(self._codebooks(), parts.unbind(-1), self.sizes, strict=True)
+        own = zip(self._codebooks(), parts.unbind(-1), self.sizes, strict=False)
         for number, (book, index, size) in enumerate(own):
             check_range(f"indices[..., {number}]", index, -1, size)
             rows = book.lookup(index.clamp(min=0))

@@ -154,7 +154,7 @@ def test_a_compressed_file_of_more_images_than_a_request_may_have_is_refused(pip
         answer = client.post("/v1/decode", json={"vq2": base64.b64encode(file).decode()})
     assert answer.status_code == 413
     expected = answer.json()["error"]["expected"]
-    assert expected == f"Expected a file of at most {said}, got one of more."
+    assert expected == f"expected a file of at most {said}, got one of more."
 
 
 def test_completion_keeps_the_upper_rows(client, encoded, photograph):

@@ -22,7 +22,7 @@ from vqvae2_fast.serve.app import create_app
     [
         ("images", {"temperature": -1}, 422, "temperature", "greater than or equal to 0"),
         ("images", {"temperature": [1, 1, 1]}, 422, "temperature", "one value or 2"),
-        ("images", {"label": "x"}, 422, "label", "Expected a label below 3"),
+        ("images", {"label": "x"}, 422, "label", "expected a label below 3"),
         ("images", {"label": True}, 422, "label", "the number of a class"),
         ("images", {"count": 17}, 422, "count", "at most 16"),
         ("fill", {"source": {"codes": []}, "candidates": 65}, 422, "candidates", "at most 64"),
@@ -47,7 +47,7 @@ from vqvae2_fast.serve.app import create_app
             "2^32 / 2",
         ),
         ("images", {"label": [1] * 17}, 422, "label", "a list of at most 16, got 17"),
-        ("images", {"label": "9" * 500}, 422, "label", "Expected a label below"),
+        ("images", {"label": "9" * 500}, 422, "label", "expected a label below"),
         ("images", {"known": [None]}, 422, "known", "2 maps"),
         ("images", {"known": [[[1, 2]], None]}, 422, "known.0", "4 rows of 4, got 1 row of"),
         ("images", {"known": [[[13] * 4] * 4, None]}, 422, "known.0", "codes in -1..12"),
@@ -63,7 +63,7 @@ from vqvae2_fast.serve.app import create_app
             {"source": {"image": "?"}},
             422,
             "source.image",
-            "Expected base64, got text with other",
+            "expected base64, got text with other",
         ),
         ("fill", {"source": {"codes": []}}, 422, "mask", "either mask or code_masks"),
         ("variations", {"source": {"codes": []}, "levels": 3}, 422, "levels", "at most 2"),
@@ -83,13 +83,13 @@ def test_an_error_names_the_field_what_was_expected_and_the_remedy(
 @pytest.mark.parametrize(
     ("path", "body", "begins"),
     [
-        ("images", {"temperature": [1]}, "Expected temperature to be one value or 2"),
-        ("images", {"label": "x"}, "Expected a label below 3"),
-        ("images", {str(n): 0 for n in range(40)}, "Expected only the fields count, label"),
-        ("images", [1], "Expected a JSON object, got [1]"),
-        ("complete", {"source": 1}, "Expected a JSON object, got 1"),
-        ("complete", {"seed": 1}, "Expected this field, got none."),
-        ("decode", {"vq2": "AAAA"}, "Expected a .vq2 file, which begins with b'VQ2C'; it begins"),
+        ("images", {"temperature": [1]}, "expected temperature to be one value or 2"),
+        ("images", {"label": "x"}, "expected a label below 3"),
+        ("images", {str(n): 0 for n in range(40)}, "expected only the fields count, label"),
+        ("images", [1], "expected a JSON object, got [1]"),
+        ("complete", {"source": 1}, "expected a JSON object, got 1"),
+        ("complete", {"seed": 1}, "expected this field, got none."),
+        ("decode", {"vq2": "AAAA"}, "expected a .vq2 file, which begins with b'VQ2C'; it begins"),
     ],
 )
 def test_an_error_speaks_of_the_request_and_not_of_python(client, path, body, begins):
@@ -101,7 +101,7 @@ def test_a_file_of_another_pipeline_is_refused_without_the_remedies_of_python(cl
     file = encode_images(tiny_pipeline(2), torch.zeros(1, 3, 16, 16))
     answer = client.post("/v1/decode", json={"vq2": base64.b64encode(file).decode()})
     error = answer.json()["error"]
-    assert re.fullmatch(r"The file was encoded with pipeline \w+, this is \w+\.", error["expected"])
+    assert re.fullmatch(r"the file was encoded with pipeline \w+, this is \w+\.", error["expected"])
 
 
 def test_an_error_that_quotes_a_file_is_not_cut_within_the_quotation(client):
@@ -128,7 +128,7 @@ def test_a_number_in_json_is_never_the_name_of_a_class(pipeline):
     served = replace(pipeline, class_names=("7", "8", "9"))
     with TestClient(create_app(served), base_url="http://127.0.0.1") as client:
         answer = client.post("/v1/images", json={"label": 9})
-    expected = "Expected a label below 3 or the beginning of a class name, got 9."
+    expected = "expected a label below 3 or the beginning of a class name, got 9."
     assert (answer.status_code, answer.json()["error"]["expected"]) == (422, expected)
 
 
@@ -136,13 +136,13 @@ def test_a_body_that_is_no_json_is_refused(client):
     answer = client.post("/v1/images", content=b"{", headers={"content-type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["field"]) == (400, "")
-    assert error["expected"].startswith("Expected JSON: Expecting property name")
+    assert error["expected"].startswith("expected JSON: Expecting property name")
 
 
 def test_a_body_that_is_missing_is_asked_for(client):
     answer = client.post("/v1/images")
     assert answer.status_code == 422
-    assert answer.json()["error"]["expected"] == "Expected a body of JSON, got none."
+    assert answer.json()["error"]["expected"] == "expected a body of JSON, got none."
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5000, 4000)])

@@ -125,28 +125,28 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
             Problem(
                 415,
                 "Content-Type",
-                "Expected a body of JSON, got one of another type.",
+                "expected a body of JSON, got one of another type.",
                 "Send `Content-Type: application/json`.",
             ),
         )
     remedy = "The form of each field is in /openapi.json."
     if first["type"] == "json_invalid":  # its place is a number of bytes, and its input empty
         why = first.get("ctx", {}).get("error", "")
-        return await _problem(request, Problem(400, "", f"Expected JSON: {why}.", remedy))
+        return await _problem(request, Problem(400, "", f"expected JSON: {why}.", remedy))
     if first["loc"] == ("body",) and first["type"] == "missing":
         return await _problem(
-            request, Problem(422, "", "Expected a body of JSON, got none.", remedy)
+            request, Problem(422, "", "expected a body of JSON, got none.", remedy)
         )
     if first["type"] == "missing":  # its input is all that surrounds it
         problem = Problem(
-            422, ".".join(place), "Expected this field, got none.", f"Add it. {remedy}"
+            422, ".".join(place), "expected this field, got none.", f"Add it. {remedy}"
         )
         return await _problem(request, problem)
     found, expected = short(repr(first.get("input")), 80), first["msg"]
     if first["type"] == "model_attributes_type":  # its message tells of dictionaries
-        expected = "Expected a JSON object"
+        expected = "expected a JSON object"
     if "label" in place and first["type"] in _WRONG_TYPE:  # its message tells of one type
-        expected = "Expected the number of a class, its name or the beginning of one"
+        expected = "expected the number of a class, its name or the beginning of one"
     problem = Problem(422, ".".join(place), f"{expected}, got {found}.", remedy)
     return await _problem(request, problem)
 

@@ -123,7 +123,7 @@ class Guard:
             raise Problem(
                 403,
                 "Host",
-                "Expected a request to localhost.",
+                "expected a request to localhost.",
                 "To serve other names, start it with `vqvae2-fast serve --host`, or, as an app of "
                 "Python, with create_app(loopback=False).",
             )
@@ -132,7 +132,7 @@ class Guard:
             raise Problem(
                 403,
                 "Origin",
-                "Expected a request of the server's own page.",
+                "expected a request of the server's own page.",
                 "Programs send no Origin, and a proxy has to pass on the browser's Host.",
             )
         guarded = scope["path"].startswith("/v1/") or scope["path"] == "/metrics"
@@ -142,7 +142,7 @@ class Guard:
             raise Problem(
                 403,
                 "Sec-Fetch-Site",
-                "Expected a request of the server's own page.",
+                "expected a request of the server's own page.",
                 "Open the page itself, or ask by a program.",
             )
         if self._token is not None and guarded:
@@ -151,7 +151,7 @@ class Guard:
                 raise Problem(
                     401,
                     "Authorization",
-                    "Expected the server's token.",
+                    "expected the server's token.",
                     "Send `Authorization: Bearer TOKEN`; in a browser, open /#token=TOKEN.",
                 )
         length = headers.get(b"content-length", b"0")
@@ -207,7 +207,7 @@ class Guard:
             raise Problem(
                 413,
                 "",
-                f"Expected JSON of at most {self._elements} values.",
+                f"expected JSON of at most {self._elements} values.",
                 "See /v1/info for the sizes of maps and masks.",
             )
 
@@ -215,13 +215,13 @@ class Guard:
         return Problem(
             408,
             "",
-            f"Expected the whole body within {self._limits.seconds:g} s.",
+            f"expected the whole body within {self._limits.seconds:g} s.",
             "Send it again, or less.",
         )
 
     def _too_large(self) -> Problem:
         return Problem(
-            413, "", f"Expected a body of at most {self._limits.body} bytes.", "Send less."
+            413, "", f"expected a body of at most {self._limits.body} bytes.", "Send less."
         )
 
 

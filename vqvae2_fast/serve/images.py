@@ -39,7 +39,7 @@ def from_base64(field: str, text: str) -> bytes:
         raise Problem(
             422,
             field,
-            "Expected base64, got text with other characters, or text that was cut.",
+            "expected base64, got text with other characters, or text that was cut.",
             "Encode the file's bytes as base64, with nothing before them such as `data:...,`.",
         ) from error
 
@@ -60,14 +60,14 @@ def uploaded_image(field: str, data: bytes, shape: tuple[int, int, int], max_pix
         raise Problem(
             400,
             field,
-            f"Expected an image, but it cannot be read ({short(error, 200)}).",
+            f"expected an image, but it cannot be read ({short(error, 200)}).",
             f"{accepted}.",
         ) from error
     if width * height > max_pixels:
         raise Problem(
             413,
             field,
-            f"Expected at most {max_pixels} pixels, got {width}x{height}.",
+            f"expected at most {max_pixels} pixels, got {width}x{height}.",
             "Make the image smaller.",
         )
     try:
@@ -76,7 +76,7 @@ def uploaded_image(field: str, data: bytes, shape: tuple[int, int, int], max_pix
         raise Problem(
             400,
             field,
-            f"Expected at least {shape[2]}x{shape[1]} pixels, got {width}x{height}.",
+            f"expected at least {shape[2]}x{shape[1]} pixels, got {width}x{height}.",
             "Send a larger image.",
         ) from error
     except ValueError as error:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from vqvae2_fast.codec.bitstream import UnfitFileError
 from vqvae2_fast.files.printable import short
 
-__all__ = ["Limits", "Problem", "in_words", "stopping", "too_slow"]
+__all__ = ["Limits", "Problem", "stopping", "too_slow"]
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,6 @@ class Problem(Exception):
 
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-
-
-def in_words(error: Exception) -> str:
-    """What an error of the library says, without the function or argument of Python that it names
-    first, since the client knows its field, and without a remedy for those who write Python."""
-    text = error.reason if isinstance(error, UnfitFileError) else str(error)
-    text = re.sub(r"^\w+: ", "", text)
-    return text[:1].upper() + text[1:]
 
 
 def stopping() -> Problem:

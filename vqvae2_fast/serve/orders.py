@@ -19,7 +19,7 @@ from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.series import resolved_settings
 from vqvae2_fast.serve.images import from_base64, uploaded_image
 from vqvae2_fast.serve.jobs import Order
-from vqvae2_fast.serve.limits import Problem, in_words
+from vqvae2_fast.serve.limits import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +125,7 @@ class Desk:
                 raise Problem(
                     422,
                     name,
-                    in_words(error),
+                    str(error),
                     f"Give one value or {len(self.names)}, or leave it out.",
                 ) from error
             given[name] = value
@@ -161,7 +161,7 @@ class Desk:
         try:
             numbers = class_numbers(label, classes, names)
         except ValueError as error:
-            raise Problem(422, "label", in_words(error), remedy) from error
+            raise Problem(422, "label", str(error), remedy) from error
         return [None if number == classes else number for number in numbers]
 
     def known(self, maps: Sequence[Any] | None) -> Known:
@@ -183,7 +183,7 @@ class Desk:
         """A given image, float `[C, H, W]`, or the codes that are given in its place."""
         if (source.image is None) == (source.codes is None):
             raise Problem(
-                422, field, "Expected either an image or its codes.", "Give exactly one of them."
+                422, field, "expected either an image or its codes.", "Give exactly one of them."
             )
         if source.codes is not None:
             return self.codes(f"{field}.codes", source.codes)
@@ -211,7 +211,7 @@ class Desk:
         """bool `[h, w]` per level: the codes whose pixels are in a hole, or those of the masks."""
         if (mask is None) == (code_masks is None):
             raise Problem(
-                422, "mask", "Expected either mask or code_masks.", "Give exactly one of them."
+                422, "mask", "expected either mask or code_masks.", "Give exactly one of them."
             )
         if code_masks is not None:
             self.check_levels("code_masks", code_masks)
@@ -273,4 +273,4 @@ class Desk:
 
 
 def _unfit(field: str, expected: str, found: object, remedy: str) -> Problem:
-    return Problem(422, field, f"Expected {expected}, got {short(found, 200)}.", remedy)
+    return Problem(422, field, f"expected {expected}, got {short(found, 200)}.", remedy)

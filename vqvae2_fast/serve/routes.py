@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from vqvae2_fast.codec import decode_image_stream, describe, encode_images
-from vqvae2_fast.codec.bitstream import TooManyImagesError
+from vqvae2_fast.codec.bitstream import TooManyImagesError, UnfitFileError
 from vqvae2_fast.codec.engine import check_engine
 from vqvae2_fast.console.words import counted
 from vqvae2_fast.data.images import to_uint8
@@ -23,7 +23,7 @@ from vqvae2_fast.sampling.pipeline import decoded
 from vqvae2_fast.serve import schemas
 from vqvae2_fast.serve.codebook import described_codebooks
 from vqvae2_fast.serve.images import as_png, from_base64
-from vqvae2_fast.serve.limits import Problem, in_words, too_slow
+from vqvae2_fast.serve.limits import Problem, too_slow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -111,7 +111,7 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
         order, levels = desk.order(body), len(desk.names)
         if body.levels > levels:
             raise Problem(
-                422, "levels", f"Expected at most {levels}, got {body.levels}.", "Keep fewer."
+                422, "levels", f"expected at most {levels}, got {body.levels}.", "Keep fewer."
             )
         codes = await codes_of("source", body.source)
         return await drawn(
@@ -163,7 +163,7 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
     async def decode(body: schemas.DecodeRequest) -> Any:
         if (body.codes is None) == (body.vq2 is None):
             raise Problem(
-                422, "codes", "Expected either codes or a vq2 file.", "Give exactly one of them."
+                422, "codes", "expected either codes or a vq2 file.", "Give exactly one of them."
             )
         if body.codes is not None:
             codes = desk.codes("codes", body.codes)
@@ -302,7 +302,7 @@ def _why_no_codec(desk: Desk) -> str | None:
         for prior in desk.pipeline.priors:
             check_engine(prior, "cpu")
     except (ValueError, RuntimeError) as error:
-        return in_words(error)
+        return str(error)
     return None
 
 
@@ -318,10 +318,10 @@ def _decoded_file(desk: Desk, data: bytes) -> list[Tensor]:
         raise Problem(
             413,
             "vq2",
-            f"Expected a file of at most {most}, got one of more.",
+            f"expected a file of at most {most}, got one of more.",
             "Send fewer or smaller images a file, or decode this one by `vqvae2-fast decompress`.",
         ) from error
     except ValueError as error:
-        raise Problem(
-            400, "vq2", in_words(error), "Send a file that this pipeline has encoded."
-        ) from error
+        # A file that another pipeline has written has a remedy for those who write Python.
+        reason = error.reason if isinstance(error, UnfitFileError) else str(error)
+        raise Problem(400, "vq2", reason, "Send a file that this pipeline has encoded.") from error

@@ -61,7 +61,7 @@ class _Model(BaseModel):
         """Refuses many unknown fields at once: each would be an error of its own."""
         if isinstance(given, dict) and len(given) > len(cls.model_fields) + _MAX_UNKNOWN:
             fields = {"fields": ", ".join(cls.model_fields)}
-            raise PydanticCustomError("unknown_fields", "Expected only the fields {fields}", fields)
+            raise PydanticCustomError("unknown_fields", "expected only the fields {fields}", fields)
         return given
 
 

@@ -18,7 +18,7 @@ def test_an_error_stands_beside_its_control(page, tmp_path, button, draw, paint)
     file = tmp_path / "no_image.png"
     file.write_bytes(b"no image")
     page.locator("#file").set_input_files(file)
-    expect(page.locator('[data-field="image"] .error')).to_contain_text("Expected an image")
+    expect(page.locator('[data-field="image"] .error')).to_contain_text("expected an image")
     page.locator("#candidates").fill("65")
     paint(page, 1, (0.5, 0.5))
     button(page, "Redraw").click()

@@ -127,7 +127,7 @@ def test_a_signal_ends_training_with_its_exit_code(
     )
     text = error_of(f"{train_vqvae(place)} --out {tmp_path}/run", code)
     assert f"stopped by {cause} after step 1" in text
-    assert "Continue with --resume and the same options." in text
+    assert "Continue with resume and the same options." in text
     assert (tmp_path / "run" / "checkpoints" / "step-000000001" / "state.json").exists()
 
 
@@ -223,10 +223,10 @@ def test_info_describes_a_code_store(place, capsys):
         ("reconstruct --preset emoji33", "error: the package has no weights of"),
         (
             "train-vqvae --data fashion:nowhere",
-            "error: --data=fashion:nowhere: nowhere has neither",
+            "error: data=fashion:nowhere: nowhere has neither",
         ),
         ("info {0}/images", "images has no config.json"),
-        ("train-vqvae --data nowhere", "--data: expected the folder of a data set"),
+        ("train-vqvae --data nowhere", "data: expected the folder of a data set"),
         ("extract --vqvae {0}", "error: expected --vqvae to be the folder of a checkpoint"),
         (
             "sample --vqvae {0}/vqvae --priors {0}/codes",
@@ -235,7 +235,7 @@ def test_info_describes_a_code_store(place, capsys):
         ("sample --pipeline {0}/nowhere", "error: expected --pipeline to be the folder of"),
         ("train-vqvae --preset emoji33", "expected the name of a preset, one of emoji32"),
         ("train-vqvae --preset emoji23", "got 'emoji23'. Perhaps you meant emoji32."),
-        ("train-vqvae --data {0}/images", "smaller than --model.image-size 32x32"),
+        ("train-vqvae --data {0}/images", "smaller than image_size 32x32"),
         ("train-prior --codes {0}/codes --level middle", "--level: expected one"),
         ("train-prior --codes {0}/images", "as `vqvae2-fast extract` leaves it; "),
         ("train-prior --codes {0}/codes/train", "train is a code store itself"),
@@ -263,7 +263,7 @@ def test_a_run_that_diverges_exits_with_1(place, tmp_path, error_of):
     steep = "--train.learning-rate 1e30 --train.warmup-steps 0"
     text = error_of(f"{train_vqvae(place)} {steep} --out {tmp_path}/run", code=1)
     assert "expected finite numbers" in text
-    assert "Lower --train.learning-rate (now 1e+30)" in text
+    assert "Lower learning_rate (now 1e+30)" in text
 
 
 def test_priors_of_another_vqvae_are_refused(place, tmp_path, error_of):

@@ -14,8 +14,8 @@ import pytest
 
 import vqvae2_fast
 from vqvae2_fast.cli import COMMANDS, _parse, main
-from vqvae2_fast.commands.flags import flags_of
 from vqvae2_fast.commands.info import Info
+from vqvae2_fast.commands.options import options_of
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.sampling.request import EngineError
 
@@ -95,68 +95,33 @@ def test_the_command_most_like_an_unknown_one_is_named(error_of):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train.steps", "0"], "expected --train.steps to be an integer >= 1, got 0"),
-        (["--model.strides", "3"], "expected --model.strides to be 1 to 4 powers of two"),
-        (
-            ["--train.average-decay", "2"],
-            "expected --train.average-decay to be a finite number >= 0 and < 1, got 2",
-        ),
+        (["--train.steps", "0"], "error: expected steps to be an integer >= 1, got 0"),
+        (["--model.strides", "3"], "error: expected strides to be 1 to 4 powers of two"),
+        (["--adversary.weight=-1"], "adversary.weight to be a finite number >= 0, got -1"),
+        (["--class-head.learning-rate=0"], "class_head.learning_rate to be a finite number > 0"),
     ],
-    ids=["a word", "inside", "an underscore"],
+    ids=["of the training", "of the model", "of a group", "of two words"],
 )
-def test_errors_of_configurations_name_flags(arguments, message, error_of):
+def test_an_error_of_a_configuration_is_told_like_others(arguments, message, error_of):
     assert message in error_of(["train-vqvae", *arguments])
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("train-vqvae --train.learning-rate abc", "--train.learning-rate: expected a number, got"),
-        ("train-vqvae --train.steps 1e3", "--train.steps: expected a whole number, such as 1000,"),
-        ("train-vqvae --model.image-size 16 x", "--model.image-size: expected a whole number, got"),
-        ("sample --n x", "--n: expected a whole number, got 'x'."),
-        ("sample --seed=abc", "--seed: expected a whole number, got 'abc'."),
-        ("sample --top-k 3 b", "--top-k: expected a whole number, got 'b'."),
-        ("sample --top_p 90%", "--top-p: expected a number, such as 0.9, got '90%'."),
+        ("train-vqvae --train.learning-rate abc", ("--train.learning-rate", "'abc'")),
+        ("train-vqvae --train.steps 1e3", ("--train.steps", "'1e3'")),
+        ("sample --top_p 90%", ("--top-p", "'90%'")),
+        ("train-vqvae --train.precision x", ("--train.precision", "'x'")),
+        ("train-vqvae --train.steps", ("--train.steps",)),
     ],
 )
-def test_a_value_that_is_no_number_is_told_with_its_option(line, told, error_of):
-    assert f"error: {told}" in error_of(line.split())
-
-
-def test_a_value_of_another_type_is_told_with_its_option(capsys):
+def test_a_value_that_is_not_taken_is_told_with_its_option(line, told, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["train-vqvae", "--train.precision", "x"])
+        main(line.split())
     assert stop.value.code == 2
-    assert "--train.precision" in capsys.readouterr().err
-
-
-def test_an_option_without_its_value_expects_one(capsys):
-    with pytest.raises(SystemExit):
-        main(["train-vqvae", "--train.steps"])
     error = capsys.readouterr().err
-    assert "Expected 1 value. " in error
-    assert len({len(line) for line in error.splitlines()}) == 1
-
-
-@pytest.mark.parametrize(
-    ("option", "told"),
-    [
-        ("--adversary.weight=-1", "--adversary.weight to be a finite number >= 0, got -1"),
-        (
-            "--adversary.learning-rate=0",
-            "--adversary.learning-rate to be a finite number > 0, got 0",
-        ),
-        ("--class-head.learning-rate=0", "--class-head.learning-rate to be a finite number > 0"),
-        (
-            "--train.final-learning-rate=-1",
-            "--train.final-learning-rate to be a finite number >= 0",
-        ),
-        ("--train.max-grad-norm=nan", "--train.max-grad-norm to be a finite number >= 0, got nan"),
-    ],
-)
-def test_a_message_names_the_option_of_its_group(option, told, error_of):
-    assert told in error_of(["train-vqvae", option])
+    assert all(words in error for words in told)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +171,18 @@ def test_a_reader_that_has_enough_is_no_error():
         assert process.wait() == 0
 
 
-def test_an_unknown_option_exits_with_2():
-    with pytest.raises(SystemExit) as stop:
-        main(["info", "--colour"])
-    assert stop.value.code == 2
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("info --colour", "expected an option of info, got --colour."),
+        ("train-vqvae --train.stesp=3", "got --train.stesp. Perhaps you meant --train.steps."),
+        ("train-vqvae --steps 3", "got --steps. Perhaps you meant --train.steps."),
+        ("sample --no_resum", "got --no_resum. Perhaps you meant --no-resume."),
+        ("finetune-decoder --vqva x", "got --vqva. Perhaps you meant --vqvae."),
+    ],
+)
+def test_of_an_unknown_option_one_like_it_is_named(line, told, error_of):
+    assert told in error_of(line.split())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -286,12 +259,12 @@ def test_a_warning_is_shown_without_its_line_of_source(monkeypatch, capsys):
         Info,
         "run",
         lambda command: shown.append(
-            warnings.formatwarning("skipped 1, set verify=True", UserWarning, "file.py", 1)
+            warnings.formatwarning("skipped 1", UserWarning, "file.py", 1)
         ),
     )
     monkeypatch.setattr("vqvae2_fast.cli._print_result", lambda result, as_json: 0)
     assert main(["info"]) == 0
-    assert shown == ["vqvae2-fast: warning: skipped 1, set --verify\n"]
+    assert shown == ["vqvae2-fast: warning: skipped 1\n"]
     assert "file.py" in warnings.formatwarning("x", UserWarning, "file.py", 1)
 
 
@@ -301,10 +274,10 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch):
         main(["info"])
 
 
-def test_a_class_that_another_package_derives_from_str_is_no_group_of_flags():
+def test_a_class_that_another_package_derives_from_str_is_no_group_of_options():
     @dataclasses.dataclass
     class Link(str):
         target: int = 0
 
     command = dataclasses.make_dataclass("Command", [("address", str)])
-    assert flags_of(command) == {"address": "--address"}
+    assert options_of(command) == ["--address"]

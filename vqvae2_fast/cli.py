@@ -14,15 +14,14 @@ import os
 import sys
 import traceback
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from vqvae2_fast import __version__
-from vqvae2_fast.console.help import CapturedHelp, for_people, wrapped
-from vqvae2_fast.console.option_errors import number_error
+from vqvae2_fast.console.help import for_people, paragraphs
 from vqvae2_fast.console.words import did_you_mean
 from vqvae2_fast.files.printable import printable
 
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_completion(arguments[1:])
         kind = _kind(arguments[0])
         command = _parse(kind, arguments[0], arguments[1:])
-        with _plain_warnings(kind), within_quota():
+        with _plain_warnings(), within_quota():
             result = command.run()
     except (
         ValueError,
@@ -106,8 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)
         else:
-            text = _message(error)
-            text = printable(_with_flags(text, kind), keep="\n")
+            text = printable(_message(error), keep="\n")
             print(f"vqvae2-fast: error: {text}\n(--debug shows where)", file=sys.stderr)
         # The request was right if a run diverged or the machine failed, so this is not 2. Some
         # RuntimeErrors are about the request all the same.
@@ -119,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1 if failed else 2
     except InterruptedRun as stopped:
-        print(f"vqvae2-fast: {_with_flags(str(stopped), kind)}", file=sys.stderr)
+        print(f"vqvae2-fast: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         resumes = hasattr(kind, "resume")
@@ -142,21 +140,12 @@ def _list_of_commands() -> str:
     )
 
 
-def _with_flags(text: str, kind: type[Command] | None) -> str:
-    """A message with the command's options in place of the names of arguments."""
-    if kind is None:
-        return text
-    from vqvae2_fast.commands.flags import as_flags
-
-    return as_flags(text, kind)
-
-
 @contextmanager
-def _plain_warnings(kind: type[Command]) -> Iterator[None]:
+def _plain_warnings() -> Iterator[None]:
     """Shows warnings like errors, without the source line that raised them."""
 
     def plain(message: Warning | str, *_: Any, **__: Any) -> str:
-        return f"vqvae2-fast: warning: {printable(_with_flags(str(message), kind))}\n"
+        return f"vqvae2-fast: warning: {printable(str(message))}\n"
 
     before, warnings.formatwarning = warnings.formatwarning, plain
     try:
@@ -200,31 +189,32 @@ def _kind(name: str) -> type[Command]:
 
 
 def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
-    said, helped = io.StringIO(), CapturedHelp(sys.stdout)
+    from vqvae2_fast.commands.options import check_options
+
+    check_options(kind, name, arguments)
+    default, said = kind.defaults(arguments), io.StringIO()
+    if {"-h", "--help"} & set(arguments):
+        _tell(paragraphs(kind.__doc__ or "") + "\n")
     try:
-        with redirect_stderr(said), redirect_stdout(helped), for_people():
+        with redirect_stderr(said), for_people(), _to_a_reader():
             command: Command = tyro.cli(
                 kind,
                 args=arguments,
                 prog=f"vqvae2-fast {name}",
-                default=kind.defaults(arguments),
+                description=" ",
+                default=default,
+                config=(tyro.conf.DisallowNone,),
             )
             return command
     except SystemExit as stop:
-        if not stop.code:
-            _tell(wrapped(helped.getvalue()))
-            raise
         # A configuration that refuses its values is reported like other errors, not in tyro's box,
         # which names the option where a value is none of its type.
         refused = stop.__context__ and stop.__context__.__context__
         if isinstance(refused, ValueError) and _is_ours(refused):
             raise refused from None
-        no_number = number_error(said.getvalue(), arguments)
-        if no_number is not None:
-            raise ValueError(no_number) from None
-        # The parser knows no singular. The box that it has drawn keeps its width.
-        sys.stderr.write(said.getvalue().replace("Expected 1 values.", "Expected 1 value. "))
+        sys.stderr.write(said.getvalue())
         raise
+    raise SystemExit(0)  # the reader of the help had enough
 
 
 def _is_ours(error: Exception) -> bool:
@@ -246,7 +236,7 @@ def _print_completion(shell: list[str]) -> None:
             union,
             args=["--tyro-print-completion", *shell],
             prog="vqvae2-fast",
-            config=(tyro.conf.OmitSubcommandPrefixes,),
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.DisallowNone),
         )
     raise SystemExit(0)  # the reader had enough
 

@@ -286,7 +286,7 @@ def test_a_cut_image_is_named_before_any_is_encoded(
     assert run("compress photos --pipeline pipeline --out x.vq2") == 2
     error = capsys.readouterr().err
     assert "photos/3.png cannot be decoded" in error
-    assert "; remove it, or pass --skip-corrupt to leave out such files." in error
+    assert "; remove it, or set skip_corrupt to leave out such files." in error
     assert "0/4" not in error
     assert not (workplace / "x.vq2").exists()
 

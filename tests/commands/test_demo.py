@@ -96,7 +96,7 @@ def test_a_stopped_demo_says_how_to_continue_and_continues(tmp_path, monkeypatch
     saved = out / part / "checkpoints" / "step-000000001"
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"stopped by SIGTERM after step 1; {saved} holds it. " in said
-    assert "Continue with --resume and the same options." in said
+    assert "Continue with resume and the same options." in said
     assert not (out / "report.html").exists()
 
     def never(*args, **kwargs):

@@ -73,15 +73,15 @@ def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train-vqvae --data {images}", "smaller than --model.image-size 32x32"),
+        ("train-vqvae --data {images}", "smaller than image_size 32x32"),
         (
             f"train-vqvae --data {{images}} {MODEL} --train.batch-size 19",
-            "error: expected --train.batch-size to be an integer from 1 to 18, got 19",
+            "error: expected batch_size to be an integer from 1 to 18, got 19",
         ),
-        ("extract --vqvae {vqvae} --data nowhere", "--data: expected the folder"),
+        ("extract --vqvae {vqvae} --data nowhere", "data: expected the folder"),
         (
             f"train-prior --codes {{codes}} --train.batch-size 19 {PRIOR}",
-            "error: expected --train.batch-size to be an integer from 1 to 18, got 19",
+            "error: expected batch_size to be an integer from 1 to 18, got 19",
         ),
     ],
     ids=["size", "batch", "model", "codes"],

@@ -336,10 +336,10 @@ def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--held-out-images", "-1"), "--held-out-images: expected 0 or more, got -1"),
-        (("--train-images", "-1"), "--train-images: expected 0 or more, got -1"),
-        (("--codec-images", "0"), "--codec-images: expected 1 or more, got 0"),
-        (("--images", "200", "--neighbours", "0"), "--neighbours: expected 1 or more, got 0"),
+        (("--held-out-images", "-1"), "held_out_images: expected 0 or more, got -1"),
+        (("--train-images", "-1"), "train_images: expected 0 or more, got -1"),
+        (("--codec-images", "0"), "codec_images: expected 1 or more, got 0"),
+        (("--images", "200", "--neighbours", "0"), "neighbours: expected 1 or more, got 0"),
         (("--images", "200", "--neighbours", "180"), "--neighbours: expected 179 at most for"),
         (("--images", "199"), "expected 200 or more, got 199"),
         (("--images", "201"), "expected 200 at most, got 201"),
@@ -349,7 +349,7 @@ def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
         (("--neighbours", "3", "--groups"), "without which --groups, --neighbours would have no"),
         (
             ("--images", "200", "--features", "classifier"),
-            "--classifier must be a trained one for the features of",
+            "classifier must be a trained one for the features of",
         ),
         (("--images", "200", "--features", "resnet"), "one of 'auto', 'inception'"),
         (("--images", "200", "--features", "inception"), "VQVAE2_FAST_INCEPTION"),

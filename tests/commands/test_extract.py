@@ -74,7 +74,7 @@ def test_a_shift_beyond_the_images_is_refused(images, vqvae, tmp_path, run):
     line = f"extract --vqvae {vqvae} --data {images} --out {tmp_path / 'codes'} --copies 1"
     code, _, error = run(line, "--shift 99999999999999999999")
     assert code == 2
-    assert "error: --shift must be below 8, the shorter side of the images, got 999" in error
+    assert "error: shift must be below 8, the shorter side of the images, got 999" in error
 
 
 def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path, run_in_two_processes):

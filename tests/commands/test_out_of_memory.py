@@ -25,7 +25,7 @@ def fill_the_card(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("fill", [fill_the_machine, fill_the_card])
-def test_a_command_names_the_flags_that_help(images, tmp_path, run, monkeypatch, fill):
+def test_a_command_names_the_settings_that_help(images, tmp_path, run, monkeypatch, fill):
     monkeypatch.setattr("vqvae2_fast.commands.training.train", fill)
     options = ["--data", images, "--out", tmp_path / "run", "--quiet", "--train.batch-size", "6"]
     sizes = ["--model.image-size", "8", "8", "--model.strides", "2", "2"]
@@ -33,8 +33,8 @@ def test_a_command_names_the_flags_that_help(images, tmp_path, run, monkeypatch,
     code, _, error = run("train-vqvae", *options, *sizes, *more)
     assert code == 1
     assert "out of memory with micro-batches of 6" in error
-    assert "--train.batch-size=3 and --train.accumulate=4: the same images" in error
-    assert "--train.precision=bfloat16" in error
+    assert "batch_size=3 and accumulate=4: the same images" in error
+    assert "precision=bfloat16" in error
     assert "--resume" in error
 
 
@@ -43,7 +43,7 @@ def test_a_command_names_no_setting_that_it_does_not_have(images, tmp_path, run,
     options = ["--data", images, "--out", tmp_path / "run", "--quiet", "--image-size", "8", "8"]
     code, _, error = run("train-classifier", *options, "--batch-size", "4")
     assert code == 1
-    assert "--batch-size=2: the same images in a step" in error
+    assert "batch_size=2: the same images in a step" in error
     assert "precision" not in error
     assert "optimizer" not in error
 

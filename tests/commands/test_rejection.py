@@ -128,7 +128,7 @@ def test_two_processes_keep_what_one_keeps(place, tmp_path, run_in_two_processes
         (("--best", "1", "2"), "small", "--image-size 16 16"),
         (("--best", "1", "2"), "pipeline", "found a pipeline"),
         (("--best", "1", "2", "--label", "none"), "judge", "expected samples of classes"),
-        (("--best", "3", "2"), "judge", "1 <= M <= N, got --best=3 of every 2."),
+        (("--best", "3", "2"), "judge", "1 <= M <= N, got best=3 of every 2."),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(place, tmp_path, capsys, arguments, judge, text):

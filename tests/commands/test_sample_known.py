@@ -79,10 +79,10 @@ def test_each_known_image_is_completed_in_every_class(sample, tmp_path, column):
 
 
 @pytest.mark.parametrize(
-    ("content", "flag"), [(b"no image", "--skip-corrupt"), (None, "--skip-small")]
+    ("content", "setting"), [(b"no image", "skip_corrupt"), (None, "skip_small")]
 )
 def test_a_known_image_that_cannot_be_used_is_left_out_if_asked(
-    sample, sample_error, tmp_path, column, content, flag
+    sample, sample_error, tmp_path, column, content, setting
 ):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -91,9 +91,9 @@ def test_a_known_image_that_cannot_be_used_is_left_out_if_asked(
     if content is not None:
         (folder / "1.png").write_bytes(content)
     options = ("--known", str(folder), "--label", "cat", "--n", "2")
-    assert f"pass {flag} to leave out such" in sample_error(tmp_path / "out", *options)
+    assert f"set {setting} to leave out such" in sample_error(tmp_path / "out", *options)
     with pytest.warns(UserWarning, match="skipped 1 of 2 images"):
-        assert sample(tmp_path / "out", *options, flag) == 0
+        assert sample(tmp_path / "out", *options, f"--{setting}") == 0
     assert column(tmp_path / "out", "known") == [0, 0]
 
 

@@ -53,7 +53,7 @@ def test_a_run_of_more_than_an_hour_names_the_steps_of_an_hour(vqvae_run, monkey
     code, told, _ = vqvae_run("--dry-run")
     assert code == 0
     assert "about 2 hours, 1,800 s per step" in told
-    assert "--train.steps=2 would take an hour" in told
+    assert "steps=2 would take an hour" in told
 
 
 def test_a_run_of_about_an_hour_is_not_told_how_to_take_an_hour(vqvae_run, monkeypatch):
@@ -74,7 +74,7 @@ def test_a_run_that_is_continued_tells_the_time_of_the_rest(vqvae_run, monkeypat
     monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(1800.0, 0, 1))
     told = vqvae_run("--resume", "--train.steps", 10, "--dry-run")[1]
     assert "about 3 hours, 1,800 s" in told
-    assert "--train.steps=6 would take an hour" in told
+    assert "steps=6 would take an hour" in told
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(codes, tmp_path, run, memory):
@@ -106,7 +106,7 @@ def test_activations_that_do_not_fit_name_the_batch_that_does(vqvae_run, memory,
     memory(free)
     code, _, error = vqvae_run()
     assert code == 2
-    assert "Use --train.batch-size=2 and --train.accumulate=2" in error
+    assert "Use batch_size=2 and accumulate=2" in error
     assert vqvae_run("--ignore-memory")[0] == 0
 
 
@@ -124,7 +124,7 @@ def test_micro_batches_of_a_global_batch_are_counted(vqvae_run, memory, monkeypa
     memory(25 * 10**7)
     code, _, error = vqvae_run(*step)
     assert code == 2
-    assert "Use --train.batch-size=2, or try" in error
+    assert "Use batch_size=2, or try" in error
 
 
 def test_a_warm_up_longer_than_the_run_is_said(vqvae_run):
@@ -155,7 +155,7 @@ def test_overwrite_begins_anew_with_another_batch(vqvae_run, tmp_path):
     ("changed", "named"),
     [
         (["--flip"], "flip=False, got True"),
-        (["--train.batch-size", 5], "--train.global-batch=4, got 5"),
+        (["--train.batch-size", 5], "global_batch=4, got 5"),
         (["--held-out-fraction", 0.5, "--data", "{flat}"], "images=.{12}, got .{12}"),
     ],
     ids=["flip", "batch", "data"],
@@ -169,7 +169,7 @@ def test_resume_with_other_data_is_refused_or_accepted_in_the_log(
     code, _, error = vqvae_run(*more)
     assert code == 2
     assert re.search(named, error)
-    assert "--accept-changed" in error
+    assert "accept_changed" in error
     assert vqvae_run(*more, "--accept-changed")[0] == 0
     lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
     noted = [line for line in lines if "accepted_changes" in line]
@@ -180,21 +180,21 @@ def test_resume_with_other_data_is_refused_or_accepted_in_the_log(
 def test_a_run_continued_with_other_settings_is_warned_of(vqvae_run):
     assert vqvae_run("--train.learning-rate", 0.125)[0] == 0
     more = ("--resume", "--train.steps", 6, "--train.learning-rate", 0.25)
-    warning = "so far the run had --train.steps=4, --train.learning-rate=0.125"
+    warning = "so far the run had steps=4, learning_rate=0.125"
     assert warning in vqvae_run(*more, "--dry-run")[1]
     code, _, said = vqvae_run(*more)
     assert code == 0
-    assert f"{warning}; it is continued with --train.steps=6, --train.learning-rate=0.25" in said
+    assert f"{warning}; it is continued with steps=6, learning_rate=0.25" in said
     assert "so far the run had" not in vqvae_run(*more)[2]
 
 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        (["--train.batch-size", 5], "--train.global-batch=4, got 5"),
-        (["--model.embedding-dim", 2], "--model.embedding-dim 4, not 2"),
+        (["--train.batch-size", 5], "global_batch=4, got 5"),
+        (["--model.embedding-dim", 2], "embedding_dim 4, not 2"),
         (["--flip"], "flip=False, got True"),
-        (["--train.steps", 3], "expected --train.steps=4 or more"),
+        (["--train.steps", 3], "expected steps=4 or more"),
     ],
     ids=["batch", "model", "data", "steps"],
 )
@@ -217,7 +217,7 @@ def test_a_refusal_to_resume_asks_first_for_the_options_of_the_first_command(vqv
     assert vqvae_run()[0] == 0
     error = vqvae_run("--resume", "--train.batch-size", 5)[2]
     assert error.index("Repeat the options with which it was begun, its preset too") < error.index(
-        "Set --train.global-batch=4"
+        "Set global_batch=4"
     )
 
 
@@ -230,7 +230,7 @@ def test_a_dry_run_reads_every_image(images, tmp_path, run):
     code, _, error = run(*arguments, "--dry-run")
     assert code == 2
     assert broken.name in error
-    assert "--skip-corrupt" in error
+    assert "skip_corrupt" in error
 
 
 def test_a_pipelines_folder_is_not_trained_into(vqvae, images, run, files):
@@ -290,7 +290,7 @@ def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
     )
     told = vqvae_run("--model.quantize-after", 0)[1]
     assert "use only 1 of the 16 codes of level top" in told
-    assert "Raise --model.restart=" in told
+    assert "Raise restart=" in told
     assert "level bottom" not in told
 
 

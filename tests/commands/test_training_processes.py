@@ -29,8 +29,8 @@ def test_two_processes_leave_one_run_which_one_continues(
     more = [*arguments, "--resume", "--train.steps", "3"]
     code, _, error = run(*more)
     assert code == 2
-    assert "batch of 6; one process takes --train.batch-size=3" in error
-    assert "Set --train.accumulate=2, or --train.global-batch=6" in error
+    assert "batch of 6; one process takes batch_size=3" in error
+    assert "Set accumulate=2, or global_batch=6" in error
     assert run(*more, "--train.accumulate", "2")[0] == 0
     lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
@@ -42,7 +42,7 @@ def test_a_batch_that_the_processes_cannot_share_evenly_is_refused_with_one_that
     run_in_two_processes(*arguments, "--train.steps", "1", "--train.global-batch", "5")
     code, _, error = run(*arguments, "--resume", "--train.steps", "2")
     assert code == 2
-    assert "Set --train.global-batch=5, which any number of processes can share" in error
+    assert "Set global_batch=5, which any number of processes can share" in error
     assert run(*arguments, "--resume", "--train.steps", "2", "--train.global-batch", "5")[0] == 0
 
 
@@ -58,8 +58,8 @@ def test_a_process_that_never_comes_ends_the_wait_with_the_timeout_named(
     code, _, error = run(*arguments, "--timeout", "0.5")
     assert code == 1
     assert "process 0 of 2 lost another one" in error
-    assert "within --timeout=0.5 seconds" in error
-    assert "Continue the run with --resume" in error
+    assert "within timeout=0.5 seconds" in error
+    assert "Continue the run with resume" in error
 
 
 def test_processes_share_the_batch_of_a_classifiers_recipe(run_in_two_processes, images, tmp_path):

@@ -121,7 +121,7 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, suffix, orient
 
 def test_channel_mismatch_names_file_and_remedy(tmp_path) -> None:
     write_image(tmp_path / "grey.png", noise(8, 8, 1))
-    with pytest.raises(ValueError, match=r"grey\.png has 1 channel.*convert_channels=True"):
+    with pytest.raises(ValueError, match=r"grey\.png has 1 channel.*convert_channels"):
         ImageFolder(tmp_path, 8)
 
 

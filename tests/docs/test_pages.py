@@ -21,7 +21,7 @@ import torch
 from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, cli, preset, save
 from vqvae2_fast.cli import COMMANDS
 from vqvae2_fast.commands import demo
-from vqvae2_fast.commands.flags import flags_of
+from vqvae2_fast.commands.options import options_of
 from vqvae2_fast.data import FASHION_MNIST_CLASSES, ImageTensorDataset, load_emoji
 from vqvae2_fast.data.sources import _SOURCES
 
@@ -171,7 +171,7 @@ class Reader:
         error, hint = said.splitlines()
         assert error.startswith("vqvae2-fast: error: "), said
         assert hint == "(--debug shows where)"
-        if "pass --skip-corrupt" in error:
+        if "set skip_corrupt" in error:
             assert "IMG_0120.png" in error or "few/1.png" in error
             return [*words, "--skip-corrupt"]
         if "vqvae2_fast[eval]" in error:
@@ -351,7 +351,7 @@ def test_no_reason_is_left_over():
 def test_options_in_the_text_exist(page):
     options = set(NOT_OURS.split()) | {"--model", "--train"}  # beginnings, as in --train.…
     for name in COMMANDS:
-        options |= set(flags_of(cli._kind(name)).values())
+        options |= set(options_of(cli._kind(name)))
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text)
     assert [option for option in named if option not in options] == []

@@ -220,7 +220,7 @@ def test_an_old_checkpoint_is_hidden_before_its_files_are_deleted(tmp_path, monk
 
 def test_a_run_is_not_begun_over_another(tmp_path):
     cut([3, 1, 2], tmp_path, after=5)
-    with pytest.raises(ValueError, match="holds a run already. Continue it with resume=True"):
+    with pytest.raises(ValueError, match="holds a run already. Continue it with resume,"):
         train(stage([1]), CONFIG, out=tmp_path, progress=QUIET)
 
 

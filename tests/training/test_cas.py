@@ -63,7 +63,7 @@ def test_an_interrupted_score_is_continued_by_the_same_call(tmp_path, monkeypatc
         return forward(self, images)
 
     monkeypatch.setattr(Classifier, "forward", interrupted)
-    with pytest.raises(InterruptedRun, match=r"holds it\. Continue by the same call\.$") as stopped:
+    with pytest.raises(InterruptedRun, match=r"Continue with the same arguments\.$") as stopped:
         scored()
     assert stopped.value.signal_number == signal.SIGINT
     monkeypatch.setattr(Classifier, "forward", forward)
@@ -75,7 +75,7 @@ def test_a_score_on_a_full_disk_is_continued_by_the_same_call(tmp_path, monkeypa
         raise OSError(28, "disk full")
 
     monkeypatch.setattr("vqvae2_fast.runs.log.write_all", full)
-    with pytest.raises(OSError, match="and continue by the same call") as failed:
+    with pytest.raises(OSError, match="and continue with the same arguments") as failed:
         classification_accuracy_score(
             {"real": images(8, 0)}, {"real": images(4, 1)}, out=tmp_path, steps=1, progress=QUIET
         )

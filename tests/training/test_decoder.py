@@ -293,7 +293,5 @@ def test_a_compiled_decoder_has_no_discriminator(vqvae, companion):
         stage = stage_of(model, config)
     else:
         stage = vqvae_stage(model, images(), images(), config, adversary=adversary)
-    with pytest.raises(
-        ValueError, match=r"a discriminator. Use compile=False, .* adversary.weight="
-    ):
+    with pytest.raises(ValueError, match=r"a discriminator. Turn it off, .* adversary.weight="):
         train(stage, config, progress=QUIET)

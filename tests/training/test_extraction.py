@@ -296,7 +296,7 @@ def test_a_full_disk_keeps_what_was_saved_and_the_next_call_goes_on(small_disk, 
     before = files(path)
     assert len(CodeStore(path)) == 900
     small_disk.fill(4 * 1024)  # a shard has 12 bytes per record
-    with pytest.raises(OSError, match="cannot write to .* and continue by the same call"):
+    with pytest.raises(OSError, match="cannot write to .* and continue with the same images"):
         extract_codes(model(), images(), path, variants=variants, shard_records=900)
     assert files(path) == before
     small_disk.clear()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.commands.flags import flags_of
+from vqvae2_fast.commands.options import options_of
 from vqvae2_fast.console.words import number
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def explaining_memory(model: nn.Module, config: TrainConfig, command: type) -> I
     """Adds to an error of a full memory, of a GPU or of the machine, what would need less.
 
     Args:
-        command: Only settings that have a flag in this command are named.
+        command: Only settings that are options of this command are named.
 
     Raises:
         RuntimeError: What failed, with the settings and their savings.
@@ -38,12 +38,12 @@ def explaining_memory(model: nn.Module, config: TrainConfig, command: type) -> I
         full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not full and "can't allocate memory" not in str(error):  # on the CPU
             raise
-        flags = flags_of(command)
-        helps = [saved for name, saved in _savings(model, config) if name in flags][:_SAVINGS]
+        names = {option.lstrip("-").removeprefix("train.") for option in options_of(command)}
+        helps = [saved for name, saved in _savings(model, config) if name in names][:_SAVINGS]
         what = f"What helps: {'; '.join(helps)}. " if helps else ""
         raise RuntimeError(
             f"out of memory with micro-batches of {config.batch_size}. {what}"
-            "Continue from a checkpoint, if there is one, with resume=True."
+            "Continue from a checkpoint, if there is one, with --resume."
         ) from error
 
 
@@ -66,14 +66,14 @@ def _savings(model: nn.Module, config: TrainConfig) -> list[tuple[str, str]]:
             f"batch_size={config.batch_size // least}{more}: the same images in a step, "
             f"1/{least} of the memory for what is kept until the gradients are computed"
         )
-        found.append(("batch_size", smaller))
+        found.append(("batch-size", smaller))
     if config.precision == "float32":
         found.append(("precision", "precision=bfloat16: about half of what is kept until then"))
     if config.average_decay:
-        found.append(("average_decay", f"average_decay=0: {copy}"))
+        found.append(("average-decay", f"average_decay=0: {copy}"))
     if config.optimizer == "adamw":
         found.append(("optimizer", f"optimizer=momentum, in a new run: {moments}"))
     if not config.recompute and getattr(model, "segments", list)():
         again = "about half or less of what is kept until then, for a third more time"
-        found.append(("recompute", f"recompute=True: {again}"))
+        found.append(("recompute", f"recompute: {again}"))
     return found

@@ -11,7 +11,6 @@ from torch import nn
 
 from vqvae2_fast.checkpoints.locate import latest, step_of
 from vqvae2_fast.commands.common import Result
-from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.console.words import number
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.modules.contexts import device_of
@@ -42,7 +41,6 @@ def plan_of_training(
     config: TrainConfig,
     device: torch.device,
     progress: Progress,
-    command: type,
     *,
     items: Mapping[str, int],
     shape: str,
@@ -61,7 +59,6 @@ def plan_of_training(
 
     Args:
         outline: A model of the sizes of the one to be trained, which may be on the device `meta`.
-        command: The command whose flags the messages name.
         items: Number of images or records by split.
         shape: The shape of one item, in words.
         maps: The code maps in words.
@@ -116,7 +113,6 @@ def plan_of_training(
         )
     if newest is not None:
         lines += _changed_settings(newest, config)
-    lines = [as_flags(line, command) for line in lines]
     if not dry_run:
         progress.say("\n".join(lines))
     if not ignore_memory:
@@ -185,7 +181,7 @@ def _check_memory(
         "gradients, optimiser and average"
         + (f", {size(needed - state)} for activations" if needed > state else "")
         + f"), and {size(free)} are free on {device}. {remedy}, or try all the same with "
-        "ignore_memory=True."
+        "--ignore-memory."
     )
 
 

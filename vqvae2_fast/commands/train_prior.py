@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from vqvae2_fast.commands.common import Result, write_result
-from vqvae2_fast.commands.flags import value_of
+from vqvae2_fast.commands.options import value_of
 from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_format import MANIFEST, CodeLayout, read_manifest

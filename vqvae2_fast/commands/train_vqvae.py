@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
-from vqvae2_fast.commands.flags import as_flags, value_of
+from vqvae2_fast.commands.options import value_of
 from vqvae2_fast.commands.training import (
     Task,
     TrainingCommand,
@@ -119,7 +119,7 @@ class TrainVQVAE(TrainingCommand):
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)
         images = min(len(held_out), self.train.validate_items or len(held_out))
         found = collapsed_levels(config, trained.metrics, images)
-        alarms = [as_flags(text, type(self)) for text in found.values()]
+        alarms = list(found.values())
         late = any(map(learns_by_averages, config.quantizers))
         if late and self.train.steps <= config.quantize_after:
             alarms = [

@@ -117,7 +117,6 @@ class TrainingCommand(Command):
                     task.config,
                     task.device,
                     task.progress,
-                    type(self),
                     items=items,
                     shape=shape,
                     maps=maps,

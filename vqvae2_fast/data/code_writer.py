@@ -80,7 +80,7 @@ class CodeWriter:
 
     on_failure = (
         "The store is what it was before the unfinished shard",
-        "continue by the same call",
+        "continue with the same images and settings",
     )
     """What an error of the disk leaves, and what to do then. A caller that cannot continue sets
     its own."""

@@ -122,7 +122,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             first = next(iter(small.values()))
             others = f" {len(small) - 1} more of the {len(files)} {kind} are too small."
             raise ValueError(
-                f"{str(first)[:-1]}, or pass skip_small=True to leave out such images."
+                f"{str(first)[:-1]}, or set skip_small to leave out such images."
                 f"{others if len(small) > 1 else ''}"
             ) from first
         shown = printable(self.root)
@@ -189,7 +189,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                 yield file, printable(path)
         except CorruptImageError as error:
             raise CorruptImageError(
-                f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
+                f"{str(error)[:-1]}; remove it, or set skip_corrupt to leave out such files."
             ) from error
 
 
@@ -235,7 +235,7 @@ def _whole_image(path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], s
             yield file, f"{printable(path)}"
     except CorruptImageError as error:
         raise CorruptImageError(
-            f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
+            f"{str(error)[:-1]}; remove it, or set skip_corrupt to leave out such files."
         ) from error
 
 

@@ -250,7 +250,7 @@ def _check_mode(source: str, image: Image.Image, channels: int, convert_channels
     if found != channels and not convert_channels:
         raise _UnfitImageError(
             f"{source} has {found} channel(s) (mode {image.mode}), expected "
-            f"image_channels={channels}; pass convert_channels=True, or use a model and data of "
+            f"image_channels={channels}; set convert_channels, or use a model and data of "
             f"image_channels={found}."
         )
 

@@ -208,7 +208,7 @@ class SampleFolder:
         before = read_settings(out)
         if before is not None and not resume:
             raise ValueError(
-                f"out: {out} holds samples already. Continue there with resume=True, or name "
+                f"out: {out} holds samples already. Continue there with resume, or name "
                 "another folder."
             )
         images = out / IMAGES

@@ -33,7 +33,7 @@ class RunLog:
         path: Path | None,
         first_step: int,
         on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
-        how_to_continue: str = "with resume=True",
+        how_to_continue: str = "with resume",
     ) -> None:
         self._path, self._on_log, self._how_to_continue = path, on_log, how_to_continue
         self.lines: list[dict[str, Any]] = []
@@ -87,7 +87,7 @@ class RunLog:
         with open_untrusted(path, "ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             try:
-                with explained(f"train: cannot write to {path}", then=then):
+                with explained(f"cannot write to {path}", then=then):
                     write_all(file, content)
             except OSError:
                 file.truncate(size)

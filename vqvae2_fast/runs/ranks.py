@@ -132,7 +132,7 @@ class Ranks:
             raise LostProcessError(
                 f"process {self.rank} of {self.count} lost another one: it ended, or did not "
                 f"answer within timeout={self.timeout:g} seconds; its own message says why. "
-                "Continue the run with resume=True."
+                "Continue the run with resume."
             ) from error
 
     def run_on_rank0_and_broadcast(self, prepare: Callable[[], Any]) -> Any:

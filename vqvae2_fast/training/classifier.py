@@ -276,7 +276,7 @@ def classification_accuracy_score(
                 resume=True,
                 progress=progress,
                 class_names=images.class_names,
-                how_to_continue="by the same call",
+                how_to_continue="with the same arguments",
             )
         except OtherRunError as error:
             raise ValueError(

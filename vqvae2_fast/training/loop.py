@@ -69,7 +69,7 @@ def train(
     progress: Progress | None = None,
     class_names: Sequence[str] = (),
     on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
-    how_to_continue: str = "with resume=True and the same options",
+    how_to_continue: str = "with resume and the same options",
 ) -> TrainResult:
     """Train `stage.model` in place for `config.steps` steps; it ends with its averaged weights.
 
@@ -105,7 +105,7 @@ def train(
     """
     folder = None if out is None else Path(out)
     if resume and overwrite:
-        raise ValueError("expected resume=True or overwrite=True, got both.")
+        raise ValueError("expected resume or overwrite, got both.")
     model = stage.model
     if folder is not None:
         _check_stored(model)
@@ -267,8 +267,8 @@ def _begin(
         resume, overwrite = True, False
     if not (resume or overwrite) and latest(out) is not None:
         raise ValueError(
-            f"out: {out} holds a run already. Continue it with resume=True, delete it with "
-            "overwrite=True, or name another folder."
+            f"out: {out} holds a run already. Continue it with resume, delete it with "
+            "overwrite, or name another folder."
         )
     held.enter_context(locked_run(out))
     if overwrite:

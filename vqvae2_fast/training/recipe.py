@@ -115,7 +115,7 @@ def train_pipeline(
     if not resume and latest(folder / "vqvae") is not None:
         raise ValueError(
             f"out: {folder} holds a training already. Continue it with "
-            "resume=True, or name another folder."
+            "resume, or name another folder."
         )
     training, classes = preset.training, train_set.class_names
     progress = progress or Progress()

@@ -72,6 +72,6 @@ def check_companion(stage: Stage, config: TrainConfig, ranks: Ranks) -> None:
         )
     if config.compile and companion.needs_eager:
         raise ValueError(
-            f"compile=True does not work with a {companion.what}. Use compile=False, or no "
+            f"compile does not work with a {companion.what}. Turn it off, or use no "
             f"{companion.what}: {companion.group}.weight=0."
         )

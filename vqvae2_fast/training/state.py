@@ -225,7 +225,7 @@ class TrainingRun:
             raise OtherRunError(
                 f"expected steps={done} or more, the steps that {path} has done, got "
                 f"{self.config.steps}.",
-                "Raise it, or start again with overwrite=True.",
+                "Raise it, or start again with overwrite.",
             )
         changes, remedy = self._other_order(saved.state), ""
         if changes:
@@ -237,7 +237,7 @@ class TrainingRun:
                 f"{path} was made with {'; '.join(changes)}: continued like this, the run "
                 "would not be the one that was begun.",
                 f"Repeat the options with which it was begun, its preset too.{remedy} Or continue "
-                "all the same with accept_changed=True, or start again with overwrite=True or in "
+                "all the same with accept_changed, or start again with overwrite or in "
                 "another output folder.",
             )
         self._check_moments(path, saved)

@@ -111,7 +111,7 @@ def test_resume_goes_on_to_more_steps(place, tmp_path):
 
 def test_a_run_is_not_written_over(place, error_of):
     message = error_of(f"{train_vqvae(place)} --out {place}/vqvae")
-    assert "holds a run already. Add --resume" in message
+    assert "holds a run already. Continue it with resume" in message
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_info_describes_a_code_store(place, capsys):
         ("sample --vqvae {0}/prior_top --priors {0}/prior_top", "expected a VQ-VAE at"),
         (
             "sample --vqvae {0}/vqvae --priors {0}/prior_top",
-            "--priors: expected 2, one for each level",
+            "expected priors to be 2, one for each level",
         ),
         ("info {0}/nowhere", "error: expected PATH to be a run, checkpoint, pipeline, code store"),
         ("info nothing.vq2", "error: nothing.vq2: expected a .vq2 file, which does not exist"),

@@ -100,10 +100,6 @@ def test_one_image_is_named_as_one(workplace: Path, capsys: pytest.CaptureFixtur
             "one of `emoji[:subcategories]`, ",
         ),
         ("compress emoji:x --pipeline pipeline", "error: data=emoji:x: expected emoji or"),
-        (
-            "decompress x.vq2 --pipeline pipeline --max-images 0",
-            "error: --max-images: expected 1 or more, got 0.",
-        ),
         ("decompress x.vq2 --pipeline pipeline --out photos", "--out: photos holds images already"),
         (
             "compress photos --pipeline pipeline --priors pipeline",

@@ -55,7 +55,7 @@ def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
     assert f"draw more: vqvae2-fast sample --pipeline '{out / 'pipeline'}' --label food" in told
     before = json.loads((out / "metrics.json").read_text())["held_out"]
     again = ["demo", "--out", str(out), "--scale", "0.001", "--quiet"]
-    assert "Add --resume to continue it, or name another" in error_of(again)
+    assert "Continue it with resume, or name another" in error_of(again)
     said = error_of([*again, "--resume", "--scale", "0.002"])
     assert "was begun, of 1 steps of the VQ-VAE, got 0.002, of 2. Name another folder" in said
     assert "since it was resumed" not in html

@@ -99,7 +99,7 @@ def test_a_size_that_the_strides_do_not_divide_is_refused(pipelines, run, tmp_pa
     out = tmp_path / "encoder.onnx"
     code, _, error = run("export", pipelines / "classes", "--out", out, f"--size {size}")
     assert code == 2
-    assert f"--size: expected multiples of 4, at least 4 4, got {size}" in error
+    assert "expected size (height, width), both multiples of 4, got" in error
 
 
 def test_the_default_file_is_named_after_the_part(pipelines, run, tmp_path, monkeypatch):

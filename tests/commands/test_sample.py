@@ -193,7 +193,7 @@ def test_a_preset_recommends_what_its_card_says():
         (["--batch-size", "-1"], "--batch-size: expected 0 or more, got -1"),
         (["--engine", "warp"], "engine: expected one of"),
         (["--seed", "99999999999999999999"], "expected seed to be an integer from"),
-        (["--temperature", "1", "1", "1"], "--temperature: expected one value, or 2, one per"),
+        (["--temperature", "1", "1", "1"], "expected temperature to be one value or 2, one per"),
         (["--temperature", "-1"], "expected temperature to be 0, which takes the best"),
         (["--top-p", "0"], "expected top_p to be None or from"),
         (["--top-k", "-2"], "--top-k: expected 0, for no limit, or more, got -2"),

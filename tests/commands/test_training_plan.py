@@ -144,7 +144,7 @@ def test_overwrite_begins_anew_with_another_batch(vqvae_run, tmp_path):
     assert vqvae_run()[0] == 0
     code, _, error = vqvae_run("--train.batch-size", 5)
     assert code == 2
-    assert "--resume to continue it or --overwrite" in error
+    assert "Continue it with resume, delete it with overwrite" in error
     assert vqvae_run("--train.batch-size", 5, "--train.steps", 2, "--overwrite")[0] == 0
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000002"]
     lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
@@ -237,7 +237,7 @@ def test_a_pipelines_folder_is_not_trained_into(vqvae, images, run, files):
     before = files(vqvae)
     code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", vqvae)
     assert code == 2
-    assert "holds a pipeline, a checkpoint or codes" in error
+    assert "is a checkpoint or pipeline, not a run" in error
     assert files(vqvae) == before
 
 
@@ -245,7 +245,7 @@ def test_the_folder_of_an_extraction_is_not_trained_into(codes, images, run, fil
     before = files(codes)
     code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", codes)
     assert code == 2
-    assert "holds a pipeline, a checkpoint or codes" in error
+    assert "is a folder of code stores, not a run" in error
     assert files(codes) == before
 
 

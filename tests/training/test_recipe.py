@@ -107,7 +107,7 @@ def test_a_group_of_several_processes_is_refused(tmp_path, monkeypatch):
 
 def test_the_recipe_does_not_write_over_a_run(tmp_path):
     trained(tmp_path)
-    with pytest.raises(ValueError, match="already. Continue it with resume, or name another"):
+    with pytest.raises(ValueError, match="already. Continue it with resume, or name"):
         trained(tmp_path)
 
 

@@ -56,8 +56,7 @@ class Calibrate(Command):
         check_codes_of(pipeline.networks()[0], str(self.codes), store.checkpoint_hash)
         chosen = evenly(len(store), self.records)
         for level, prior in enumerate(pipeline.priors):
-            if not isinstance(prior, Prior):
-                raise TypeError(f"cannot calibrate a {type(prior).__name__}.")
+            assert isinstance(prior, Prior)  # of a checkpoint
             check_matches(store, prior.config)
             classes, parts = prior.config.num_classes, prior.config.num_subclasses
             labels_of, batches = labels_of_prior(store.class_names, classes, parts), []

@@ -184,12 +184,8 @@ class ModelOptions:
             str(p): origin_of(prior, p) for p, prior in zip(self.priors, priors, strict=True)
         }
         check_made_for(vqvae, made_for)
-        if len(priors) != vqvae.config.num_levels:
-            raise ValueError(
-                f"--priors: expected {vqvae.config.num_levels}, one for each level of the VQ-VAE, "
-                f"coarse to fine, got {len(priors)}."
-            )
-        for level, (path, prior) in enumerate(zip(self.priors, priors, strict=True)):
+        levels = range(vqvae.config.num_levels)  # Pipeline refuses more priors, or fewer
+        for level, path, prior in zip(levels, self.priors, priors, strict=False):
             _check_order(path, prior, level, vqvae)
             check_prior_fits(
                 f"--priors {path}",

@@ -62,8 +62,6 @@ class Decompress(Command):
         self.check_one_process()
         device = self.prepare_on_cpu()
         check_out(self.out)
-        if self.max_images < 1:
-            raise ValueError(f"--max-images: expected 1 or more, got {self.max_images}.")
         if self.out.is_dir():  # before the models are loaded
             with self._alone():
                 self._check_free()

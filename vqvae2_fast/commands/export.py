@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,12 +57,7 @@ class Export(Command):
         self.prepare_on_cpu()
         model = self._model()
         vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
-        size, stride = self.size or vqvae.config.image_size, math.prod(vqvae.config.strides)
-        if any(side < stride or side % stride for side in size):
-            raise ValueError(
-                f"--size: expected multiples of {stride}, at least {stride} {stride}, got "
-                f"{size[0]} {size[1]}."
-            )
+        size = self.size or vqvae.config.image_size
         # Before the minutes that a large model takes.
         with explained(f"cannot write {out}", "Name another folder"):
             out.parent.mkdir(parents=True, exist_ok=True)

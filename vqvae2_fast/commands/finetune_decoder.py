@@ -11,8 +11,8 @@ import tyro
 
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.commands.common import Result, described, load_vqvae, open_both, write_result
+from vqvae2_fast.commands.plan import Task
 from vqvae2_fast.commands.training import (
-    Task,
     TrainingCommand,
     best_lines,
     warn_discriminator_never_started,

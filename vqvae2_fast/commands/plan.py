@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2
     from vqvae2_fast.training import Stage, TrainConfig
 
-__all__ = ["duration", "parameters", "plan_of_extraction", "plan_of_training", "size"]
+__all__ = ["Task", "duration", "parameters", "plan_of_extraction", "plan_of_training", "size"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -34,17 +34,43 @@ _HOUR = 3600
 _NOTHING = "dry run: nothing was written"
 
 
+@dataclass(frozen=True)
+class Task(Generic[Model]):
+    """A training that a command has put together.
+
+    Args:
+        make_model: A model on the CPU, its weights from torch's random numbers.
+        make_stage: The stage that trains it, made once the model is on its device.
+        original: The model that `make_model` copies, with the weights frozen that stay as they are;
+            None if it makes a new one.
+    """
+
+    make_model: Callable[[], Model]
+    make_stage: Callable[[Model], Stage]
+    config: TrainConfig
+    device: torch.device
+    progress: Progress
+    out: Path
+    original: Model | None = None
+
+    def outline(self) -> Model:
+        """A model of the sizes of the one to be trained, for which no memory is taken."""
+        if self.original is not None:
+            return self.original
+        with torch.device("meta"):
+            return self.make_model()
+
+    def fresh_model(self) -> Model:
+        """The model in the state in which the run begins."""
+        torch.manual_seed(self.config.seed)
+        return self.make_model()
+
+
 def plan_of_training(
-    outline: nn.Module,
-    make_model: Callable[[], Model],
-    make_stage: Callable[[Model], Stage],
-    config: TrainConfig,
-    device: torch.device,
-    progress: Progress,
+    task: Task[Any],
     *,
     items: Mapping[str, int],
     shape: str,
-    out: Path,
     resume: bool,
     maps: str = "",
     ignore_memory: bool = False,
@@ -52,13 +78,12 @@ def plan_of_training(
     check: Callable[[Stage], object] = lambda stage: None,
     dry_run: bool = False,
 ) -> Result:
-    """The plan of a training run with its memory and time, which `progress` shows too unless it is
-    a dry run, whose result is shown.
+    """The plan of a training run with its memory and time, which is shown at once unless it is a
+    dry run, whose result is shown.
 
     A model is made, timed and thrown away, unless its weights, gradients and moments cannot fit.
 
     Args:
-        outline: A model of the sizes of the one to be trained, which may be on the device `meta`.
         items: Number of images or records by split.
         shape: The shape of one item, in words.
         maps: The code maps in words.
@@ -69,11 +94,12 @@ def plan_of_training(
     Raises:
         ValueError: If there is not enough memory.
     """
+    outline, config, device, progress = task.outline(), task.config, task.device, task.progress
     weights = sum(weight.nbytes for weight in outline.parameters())
     buffers = sum(value.nbytes for value in outline.buffers())
     shards = processes if config.shard else 1
     state, free = state_bytes(outline, config) // shards, free_memory(device)
-    newest = latest(out) if resume else None
+    newest = latest(task.out) if resume else None
     done = step_of(newest) if newest else 0
     rest = max(0, config.steps - done)
     cut = config.cut(world_size=processes)
@@ -92,7 +118,7 @@ def plan_of_training(
         progress.say(f"{head}\ndata: {_counts(items)}, {shape}")
     if not ignore_memory:
         _check_memory(state, 0, 0, free, config, device)
-    stage = make_stage(make_model().to(device))
+    stage = task.make_stage(task.fresh_model().to(device))
     check(stage)
     if stage.companion is not None:
         state += stage.companion.training_bytes
@@ -136,7 +162,7 @@ def plan_of_training(
             "global_batch": cut.batch_size,
             "processes": processes,
             "items": dict(items),
-            "out": str(out),
+            "out": str(task.out),
             "resume_from": str(newest) if newest else None,
             "device": str(device),
         },
@@ -146,7 +172,7 @@ def plan_of_training(
             *lines,
             *([f"code maps: {maps}"] if maps else []),
             f"begins: {f'from {newest}' if newest else 'at step 0'}",
-            f"out: {out}",
+            f"out: {task.out}",
             _NOTHING,
         ],
     )

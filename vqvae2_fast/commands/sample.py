@@ -28,7 +28,6 @@ from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.files.durable import explained, renamed_into_place
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted
-from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.report.samples import folder_grid
 from vqvae2_fast.runs.interrupt import stop_requests
@@ -217,19 +216,13 @@ class Sample(Command):
             labels: Those of the images.
         """
         settings: dict[str, Any] = dict(pipeline.recommended)
-        num_levels = len(pipeline.priors)
         for setting in fields(DrawSettings):
             name, value = setting.name, getattr(self, setting.name)
             if not isinstance(value, tuple):
                 settings[name] = value
-            elif len(value) not in (0, 1, num_levels):
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: expected one value, or {num_levels}, one per "
-                    f"level ({', '.join(level_names(num_levels))}), got {len(value)}."
-                )
             elif value:
                 values = tuple(k or None for k in value) if name == "top_k" else value
-                settings[name] = values * (num_levels // len(values))
+                settings[name] = values if len(values) > 1 else values[0]
         if _classless(pipeline, labels):
             asked = next((scale for scale in self.guidance_scale if scale != 1), None)
             if asked is not None:

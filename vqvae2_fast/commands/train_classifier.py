@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
-from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
+from vqvae2_fast.commands.plan import Task
+from vqvae2_fast.commands.training import TrainingCommand, best_lines
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.training.classifier import classifier_recipe, classifier_stage

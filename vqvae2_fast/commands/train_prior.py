@@ -10,7 +10,8 @@ import tyro
 
 from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.options import value_of
-from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
+from vqvae2_fast.commands.plan import Task
+from vqvae2_fast.commands.training import TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_format import MANIFEST, CodeLayout, read_manifest
 from vqvae2_fast.data.groups import classes_of_prior
@@ -88,8 +89,6 @@ class TrainPrior(TrainingCommand):
         of_preset = level_names(len(preset(self.preset).priors))
         settings = _settings_level(self.level, of_preset)
         progress.say(f"settings: those of preset {self.preset}, level {settings}")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
         codes, held_out = (_open_codes(self.codes, split) for split in ("train", "held_out"))
         levels = level_names(len(codes.level_sizes))
         if self.level not in levels:

@@ -10,8 +10,8 @@ import tyro
 
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
 from vqvae2_fast.commands.options import value_of
+from vqvae2_fast.commands.plan import Task
 from vqvae2_fast.commands.training import (
-    Task,
     TrainingCommand,
     best_lines,
     warn_discriminator_never_started,

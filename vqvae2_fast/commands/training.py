@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,10 +12,10 @@ from vqvae2_fast.checkpoints.checkpoint import read_config
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import Command, Result, check_out
 from vqvae2_fast.commands.memory import explaining_memory
-from vqvae2_fast.commands.plan import plan_of_training
+from vqvae2_fast.commands.plan import Task, plan_of_training
 from vqvae2_fast.console import Progress
 from vqvae2_fast.models.prior import PRIORS
-from vqvae2_fast.runs.folder import other_than_run
+from vqvae2_fast.runs.folder import check_may_begin, check_run_folder
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import train
@@ -23,13 +23,13 @@ from vqvae2_fast.training.stage import check_companion
 from vqvae2_fast.training.state import TrainingRun, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vqvae2_fast.training import Stage, TrainConfig, TrainResult
+    from vqvae2_fast.training import Stage, TrainResult
     from vqvae2_fast.training.companions import AdversarySettings
 
-__all__ = ["Task", "TrainingCommand", "best_lines", "check_run", "warn_discriminator_never_started"]
+__all__ = ["TrainingCommand", "best_lines", "check_run", "warn_discriminator_never_started"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -108,30 +108,24 @@ class TrainingCommand(Command):
                 run = TrainingRun(stage.model, task.config, identity, stage.companion, ranks)
                 run.compared(newest, accept_changed=self.accept_changed)
 
-        def plan() -> None:
-            plans.append(
-                plan_of_training(
-                    task.outline(),
-                    task.fresh_model,
-                    task.make_stage,
-                    task.config,
-                    task.device,
-                    task.progress,
-                    items=items,
-                    shape=shape,
-                    maps=maps,
-                    out=task.out,
-                    resume=self.resume,
-                    ignore_memory=self.ignore_memory,
-                    processes=ranks.count,
-                    check=check,
-                    dry_run=self.dry_run,
-                )
+        def plan() -> tuple[dict[str, Any], list[str]]:
+            made = plan_of_training(
+                task,
+                items=items,
+                shape=shape,
+                maps=maps,
+                resume=self.resume,
+                ignore_memory=self.ignore_memory,
+                processes=ranks.count,
+                check=check,
+                dry_run=self.dry_run,
             )
+            return made.values, made.lines
 
-        plans: list[Result] = []
-        ranks.run_on_rank0_and_broadcast(plan)
-        return (plans or [Result({})])[0] if self.dry_run else None
+        values, lines = ranks.run_on_rank0_and_broadcast(plan)
+        if not self.dry_run:
+            return None
+        return Result(values, [] if ranks.rank else lines)
 
     def fit(
         self, ranks: Ranks, task: Task[Model], class_names: Sequence[str]
@@ -156,38 +150,6 @@ class TrainingCommand(Command):
                 on_log=on_log,
             )
         return model, trained
-
-
-@dataclass(frozen=True)
-class Task(Generic[Model]):
-    """A training that a command has put together.
-
-    Args:
-        make_model: A model on the CPU, its weights from torch's random numbers.
-        make_stage: The stage that trains it, made once the model is on its device.
-        original: The model that `make_model` copies, with the weights frozen that stay as they are;
-            None if it makes a new one.
-    """
-
-    make_model: Callable[[], Model]
-    make_stage: Callable[[Model], Stage]
-    config: TrainConfig
-    device: torch.device
-    progress: Progress
-    out: Path
-    original: Model | None = None
-
-    def outline(self) -> Model:
-        """A model of the sizes of the one to be trained, for which no memory is taken."""
-        if self.original is not None:
-            return self.original
-        with torch.device("meta"):
-            return self.make_model()
-
-    def fresh_model(self) -> Model:
-        """The model in the state in which the run begins."""
-        torch.manual_seed(self.config.seed)
-        return self.make_model()
 
 
 def best_lines(trained: TrainResult, out: Path) -> list[str]:
@@ -224,20 +186,11 @@ def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool | None = No
         overwrite: None for a command that has no --overwrite.
     """
     check_out(out)
-    if other_than_run(out):
-        raise ValueError(
-            f"--out: {out} holds a pipeline, a checkpoint or codes, or samples; expected the "
-            "folder of a run, or a name for a new one."
-        )
+    check_run_folder(out)
+    check_may_begin(out, resume=resume, overwrite=overwrite)
     newest = latest(out)
     if newest is None:
         return
-    if not (resume or overwrite):
-        delete = "" if overwrite is None else " or --overwrite to delete it"
-        raise ValueError(
-            f"--out: {out} holds a run already. Add --resume to continue it{delete}, or name "
-            "another folder."
-        )
     names = {"vqvae2": "a VQ-VAE (stage 1)", "classifier": "a classifier"}
     names |= {prior: f"a prior (stage 2, {prior})" for prior in PRIORS}
     found = read_config(newest)["kind"]

@@ -16,7 +16,7 @@ from vqvae2_fast.checkpoints.files import (
     link_folder,
     read_json,
 )
-from vqvae2_fast.checkpoints.locate import CHECKPOINTS, checkpoints_of, step_folder
+from vqvae2_fast.checkpoints.locate import CHECKPOINTS, checkpoints_of, latest, step_folder
 from vqvae2_fast.checkpoints.sums import check_sums
 from vqvae2_fast.files.durable import alone_in, aside, remove_dead_folders, remove_folder
 from vqvae2_fast.files.mapped import check_utf8
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "best_record",
     "better",
+    "check_may_begin",
     "check_run_folder",
     "clear_run",
     "keep_best",
@@ -87,6 +88,20 @@ def check_run_folder(run: Path) -> None:
     check_utf8(run)  # before hours of training: a checkpoint there could not be loaded
     if what := other_than_run(run):
         raise ValueError(f"{run} is {what}, not a run. Name another output folder.")
+
+
+def check_may_begin(run: Path, *, resume: bool, overwrite: bool | None = None) -> None:
+    """Raise ValueError if a run is in the folder that is neither to be continued nor deleted.
+
+    Args:
+        overwrite: None for a caller that never deletes one.
+    """
+    if not (resume or overwrite) and latest(run) is not None:
+        delete = "" if overwrite is None else " delete it with overwrite,"
+        raise ValueError(
+            f"out: {run} holds a run already. Continue it with resume,{delete} or name another "
+            "folder."
+        )
 
 
 def other_than_run(folder: Path) -> str:

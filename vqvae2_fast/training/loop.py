@@ -24,7 +24,7 @@ from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
 from vqvae2_fast.ops._checks import dtype_name
-from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside
+from vqvae2_fast.runs.folder import check_may_begin, clear_run, locked_run, set_newer_aside
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.runs.ranks import Ranks
@@ -265,11 +265,7 @@ def _begin(
     if ranks.restarts:
         # These processes follow others that began the run, and one of which failed.
         resume, overwrite = True, False
-    if not (resume or overwrite) and latest(out) is not None:
-        raise ValueError(
-            f"out: {out} holds a run already. Continue it with resume, delete it with "
-            "overwrite, or name another folder."
-        )
+    check_may_begin(out, resume=resume, overwrite=overwrite)
     held.enter_context(locked_run(out))
     if overwrite:
         clear_run(out)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.checkpoints.checkpoint import save
-from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console.progress import Progress, clock
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.data.images import check_image_source
@@ -21,6 +20,7 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.contexts import seeded
+from vqvae2_fast.runs.folder import check_may_begin
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.extraction import Variants, extract_codes
@@ -112,11 +112,7 @@ def train_pipeline(
     check_image_source("train_set", train_set)
     check_image_source("held_out", held_out)
     folder = Path(out)
-    if not resume and latest(folder / "vqvae") is not None:
-        raise ValueError(
-            f"out: {folder} holds a training already. Continue it with "
-            "resume, or name another folder."
-        )
+    check_may_begin(folder / "vqvae", resume=resume)
     training, classes = preset.training, train_set.class_names
     progress = progress or Progress()
     logs: dict[str, list[dict[str, Any]]] = {}

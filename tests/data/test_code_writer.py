@@ -320,7 +320,7 @@ def filling(small_disk, at: int, leave: int):
 def test_a_full_disk_is_told_and_costs_one_shard(small_disk) -> None:
     folder, per_shard = small_disk.folder / "s", 2000  # 68 KB
     encoder = filling(small_disk, at=2 * per_shard, leave=40_000)
-    with pytest.raises(OSError, match="cannot write to .*(space|large).* continue by") as caught:
+    with pytest.raises(OSError, match="cannot write to .*(space|large).* continue with") as caught:
         write(folder, 7000, per_shard=per_shard, encode=encoder)
     small_disk.clear()
     assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)

@@ -20,11 +20,14 @@ from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
+    check_mask,
     check_vectors,
+    filled,
     mean_square_error,
     projected,
     projections,
     wide,
+    with_masked,
 )
 from vqvae2_fast.ops import sign_quantize
 
@@ -66,12 +69,24 @@ def tables_of_bits(logits: Tensor) -> tuple[Tensor, Tensor]:
     return high, _products(zeros[:, middle:], ones[:, middle:])
 
 
-def mean_of_codes(high: Tensor, low: Tensor) -> Tensor:
+def mean_of_codes(high: Tensor, low: Tensor, count: Tensor | int | None = None) -> Tensor:
     """The mean over vectors of their distributions over all codes: `tables_of_bits` -> `[2^d]`.
 
     Zeros if there are no vectors.
+
+    Args:
+        count: How many vectors these are, if not all; the rows of the others are zeros.
     """
-    return (high.T @ low).flatten() / max(len(high), 1)
+    return (high.T @ low).flatten() / _at_least_one(len(high) if count is None else count)
+
+
+def _counted(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """Rows `[N, n]` with zeros where mask `[...]` of N is False, and how many are left."""
+    return (rows, len(rows)) if mask is None else (filled(rows, mask.flatten()), mask.sum())
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def _products(zeros: Tensor, ones: Tensor) -> Tensor:
@@ -91,7 +106,7 @@ def bits_of(indices: Tensor, num_bits: int) -> Tensor:
     return (indices[..., None] & places) != 0
 
 
-def mean_over_processes(share: Tensor, count: int) -> Tensor:
+def mean_over_processes(share: Tensor, count: Tensor | int) -> Tensor:
     """The mean over all processes' vectors, with this process's part of the gradient.
 
     DistributedDataParallel averages gradients over processes, so each gives its part as often as
@@ -99,11 +114,11 @@ def mean_over_processes(share: Tensor, count: int) -> Tensor:
 
     Args:
         share: The mean over this process's vectors, 1-d; zeros if it has none.
-        count: How many vectors these are.
+        count: How many vectors these are, an int or 0-d.
     """
     if not is_distributed():
         return share
-    summed = torch.cat([share.detach() * count, share.new_full((1,), count)])
+    summed = torch.cat([share.detach() * count, share.new_ones(1) * count])
     all_reduce_(summed)
     total = summed[-1].clamp(min=1)
     weight = count * torch.distributed.get_world_size() / total
@@ -149,14 +164,15 @@ class _Signs(Quantizer):
         """The d numbers whose signs are the code, `[..., d]`."""
         return wide(projected(self.project_in, z))
 
-    def _entropy_of_use(self, logits: Tensor) -> Tensor:
+    def _entropy_of_use(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
 
         Args:
             z: `[..., D]`, floating; computed in float32, or in float64 if it is.
+            mask: bool `[...]`, True for the vectors that count, as of `VectorQuantizerEMA`.
 
         Returns:
             z_q: `[..., D]`, z's dtype, straight-through.
@@ -165,19 +181,23 @@ class _Signs(Quantizer):
                 training, entropy_weight × (mean H(code | u) − diversity × H(code)), in nats.
 
         Raises:
-            ValueError, TypeError: The last size of z is not D, or z is not floating.
+            ValueError, TypeError: The last size of z is not D, or z is not floating; mask is not
+                `[...]` or not bool.
         """
         check_vectors(z, self.embedding_dim)
+        check_mask(mask, z)
         with without_autocast(z.device):
-            numbers = self._numbers(z)
+            numbers = self._numbers(filled(z, mask))
             values, indices = sign_quantize(numbers, self.scale)
             z_q = projected(self.project_out, values + (numbers - numbers.detach())).to(z.dtype)
-            loss = self.commitment_cost * mean_square_error(numbers, values)
+            loss = self.commitment_cost * mean_square_error(numbers, values, mask)
             if self.training and self.entropy_weight:
                 logits = numbers.reshape(-1, self.num_bits) * (4 * self.scale / self.temperature)
-                certain = entropy_of_bits(logits).sum() / max(len(logits), 1)
-                entropies = certain - self.diversity * self._entropy_of_use(logits)
+                certain, count = _counted(entropy_of_bits(logits)[:, None], mask)
+                entropies = certain.sum() / _at_least_one(count)
+                entropies = entropies - self.diversity * self._entropy_of_use(logits, mask)
                 loss = loss + self.entropy_weight * entropies
+        z_q, indices = with_masked(z_q, indices, z, mask)
         self.note_use(indices)
         return z_q, indices, loss.float()
 
@@ -241,9 +261,11 @@ class LFQ(_Signs):
             num_embeddings, embedding_dim, commitment_cost, entropy_weight, diversity, temperature
         )
 
-    def _entropy_of_use(self, logits: Tensor) -> Tensor:
-        share = mean_of_codes(*tables_of_bits(logits))  # [K]
-        return entropy_of(mean_over_processes(share, len(logits))).sum()
+    def _entropy_of_use(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        high, low = tables_of_bits(logits)
+        high, count = _counted(high, mask)
+        share = mean_of_codes(high, low, count)  # [K]
+        return entropy_of(mean_over_processes(share, count)).sum()
 
 
 class BSQ(_Signs):
@@ -277,7 +299,7 @@ class BSQ(_Signs):
     def _numbers(self, z: Tensor) -> Tensor:
         return F.normalize(super()._numbers(z), dim=-1)
 
-    def _entropy_of_use(self, logits: Tensor) -> Tensor:
-        count = len(logits)
-        share = mean_over_processes(torch.sigmoid(logits).sum(0) / max(count, 1), count)  # [d]
+    def _entropy_of_use(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        ones, count = _counted(torch.sigmoid(logits), mask)
+        share = mean_over_processes(ones.sum(0) / _at_least_one(count), count)  # [d]
         return (entropy_of(share) + entropy_of(1 - share)).sum()

@@ -16,13 +16,16 @@ from vqvae2_fast.modules.index_range import check_columns, check_indices
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,
+    check_mask,
     check_vectors,
     checked_prefix,
+    filled,
     join_codes,
     projected,
     projections,
     split_codes,
     wide,
+    with_masked,
 )
 from vqvae2_fast.ops import scalar_quantize
 from vqvae2_fast.ops._checks import checked_integers
@@ -99,11 +102,12 @@ class FSQ(Quantizer):
     def extra_repr(self) -> str:
         return f"{list(self.grid.levels)}, embedding_dim={self.embedding_dim}"
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
 
         Args:
             z: `[..., D]`, floating; computed in float32, or in float64 if it is.
+            mask: bool `[...]`, True for the vectors that count, as of `VectorQuantizerEMA`.
 
         Returns:
             z_q: `[..., D]`, z's dtype; differentiable any number of times.
@@ -111,13 +115,16 @@ class FSQ(Quantizer):
             loss: float32, 0-d: 0.
 
         Raises:
-            ValueError, TypeError: The last size of z is not D, or z is not floating.
+            ValueError, TypeError: The last size of z is not D, or z is not floating; mask is not
+                `[...]` or not bool.
         """
         check_vectors(z, self.embedding_dim)
+        check_mask(mask, z)
         with without_autocast(z.device):
-            numbers = wide(projected(self.project_in, z))
+            numbers = wide(projected(self.project_in, filled(z, mask)))
             values, indices = scalar_quantize(numbers, *self.grid)
             z_q = projected(self.project_out, values).to(z.dtype)
+        z_q, indices = with_masked(z_q, indices, z, mask)
         self.note_use(indices)
         return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 
@@ -214,11 +221,12 @@ class ResidualFSQ(Quantizer):
             indices.append(index)
         return clamped, total, torch.stack(indices, dim=-1)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
 
         Args:
             z: `[..., D]`, floating; computed in float32, or in float64 if it is.
+            mask: bool `[...]`, True for the vectors that count, as of `VectorQuantizerEMA`.
 
         Returns:
             z_q: `[..., D]`, z's dtype.
@@ -226,14 +234,19 @@ class ResidualFSQ(Quantizer):
             loss: float32, 0-d: 0.
 
         Raises:
-            ValueError, TypeError: The last size of z is not D, or z is not floating.
+            ValueError, TypeError: The last size of z is not D, or z is not floating; mask is not
+                `[...]` or not bool.
         """
         check_vectors(z, self.embedding_dim)
+        check_mask(mask, z)
         with without_autocast(z.device):
-            numbers, total, parts = self._codes(wide(projected(self.project_in, z)))
+            numbers, total, parts = self._codes(wide(projected(self.project_in, filled(z, mask))))
             z_q = projected(self.project_out, total + (numbers - numbers.detach())).to(z.dtype)
-        self.note_use(parts, *self.sizes)
         indices = join_codes(parts, self.sizes) if self.joint_code else parts
+        z_q, indices = with_masked(z_q, indices, z, mask)
+        self.note_use(
+            parts if mask is None else parts.masked_fill(~mask[..., None], -1), *self.sizes
+        )
         return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 
     @torch.no_grad()

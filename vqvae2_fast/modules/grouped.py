@@ -17,11 +17,13 @@ from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,
+    check_mask,
     check_vectors,
     checked_prefix,
     join_codes,
     may_keep_tensors,
     split_codes,
+    with_masked,
 )
 from vqvae2_fast.modules.residual_vq import ResidualVQ
 
@@ -80,11 +82,12 @@ class _Parts(Quantizer):
     # Position of the groups' dimension among those of indices.
     _group_dim = -1
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
 
         Args:
             z: `[..., D]`, floating.
+            mask: bool `[...]`, True for the vectors that count, as of `VectorQuantizerEMA`.
 
         Returns:
             z_q: `[..., D]`, z's dtype.
@@ -92,16 +95,23 @@ class _Parts(Quantizer):
             loss: float32, 0-d: the mean over groups.
 
         Raises:
-            ValueError, TypeError: The last size of z is not D, or z is not floating.
+            ValueError, TypeError: The last size of z is not D, or z is not floating; mask is not
+                `[...]` or not bool.
         """
         split = self._split(z)
+        check_mask(mask, z)
+        if mask is None or len(split) > 1:
+            each = mask
+        else:  # one quantiser takes the groups of a vector beside each other
+            each = mask[..., None].expand(split[0].shape[:-1])
         with without_autocast(z.device):
-            results = [part(x) for part, x in zip(self._own(), split, strict=True)]
+            results = [part(x, each) for part, x in zip(self._own(), split, strict=True)]
             rows, indices, losses = (list(values) for values in zip(*results, strict=True))
             z_q = rows[0].flatten(-2) if len(rows) == 1 else torch.cat(rows, dim=-1)
         if may_keep_tensors():
             self.perplexity = torch.stack([part.perplexity for part in self._own()]).mean()
-        return z_q, self._gather(indices), torch.stack(losses).mean()
+        # Parts give −1 where the mask is False, but a joint code of such digits is not −1.
+        return *with_masked(z_q, self._gather(indices), z, mask), torch.stack(losses).mean()
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:

@@ -18,9 +18,12 @@ from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_codebook_fields,
+    check_mask,
     check_vectors,
+    filled,
     mean_square_error,
     wide,
+    with_masked,
 )
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
@@ -52,11 +55,12 @@ class _LearntCodes(Quantizer):
         """The codebook `[K, D]`."""
         raise NotImplementedError
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
 
         Args:
             z: `[..., D]`, floating.
+            mask: bool `[...]`, True for the vectors that count, as of `VectorQuantizerEMA`.
 
         Returns:
             z_q: `[..., D]`, z's dtype: the codebook's rows, with the chosen gradient to z and none
@@ -65,21 +69,25 @@ class _LearntCodes(Quantizer):
             loss: float32, 0-d: mean((sg[z] − e)²) + commitment_cost × mean((z − sg[e])²).
 
         Raises:
-            ValueError, TypeError: The last size of z is not D, or z is not floating.
+            ValueError, TypeError: The last size of z is not D, or z is not floating; mask is not
+                `[...]` or not bool.
         """
         check_vectors(z, self.embedding_dim)
+        check_mask(mask, z)
+        given, z = z, filled(z, mask)
         with without_autocast(z.device):
             codes = self.codes()
             indices = ops.nearest_code(z.detach(), codes.detach())[0]
             rows = F.embedding(indices, codes)
             numbers = wide(z)
-            loss = mean_square_error(rows, numbers.detach().to(rows.dtype))
+            loss = mean_square_error(rows, numbers.detach().to(rows.dtype), mask)
             loss = loss + self.commitment_cost * mean_square_error(
-                numbers, rows.detach().to(numbers.dtype)
+                numbers, rows.detach().to(numbers.dtype), mask
             )
             z_q = rows.detach().to(z.dtype)
             rotates = self.gradient == "rotation"
             z_q = rotate_gradient(z, z_q) if rotates else z_q + (z - z.detach())
+        z_q, indices = with_masked(z_q, indices, given, mask)
         self.note_use(indices)
         return z_q, indices, loss.float()
 

@@ -29,8 +29,11 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_codebook_fields,
     check_mask,
     check_vectors,
+    filled,
+    masked_mean_square,
     perplexity,
     wide,
+    with_masked,
 )
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.ops._batch_part import BatchPart
 
-__all__ = ["VectorQuantizerEMA", "filled", "masked_mean_square", "update_codebooks_"]
+__all__ = ["VectorQuantizerEMA", "update_codebooks_"]
 
 
 class VectorQuantizerEMA(Quantizer):
@@ -224,9 +227,7 @@ class VectorQuantizerEMA(Quantizer):
                     z_q = rotate_gradient(z, z_q)
                 self.take_(z, indices, mask)  # statistics, moving averages, restarts
                 loss = self.commitment_cost * commitment
-        if mask is None:
-            return z_q, indices, loss
-        return torch.where(mask[..., None], z_q, given), indices.masked_fill(~mask, -1), loss
+        return *with_masked(z_q, indices, given, mask), loss
 
     def waits(self) -> bool:
         """Whether a training forward quantises nothing yet: see `quantize_after`."""
@@ -434,17 +435,6 @@ def _of_rule(name: str) -> property:
 # `quantizer.decay = 0.9` changes the rule, which checks it.
 for _field in fields(Rule):
     setattr(VectorQuantizerEMA, _field.name, _of_rule(_field.name))
-
-
-def filled(z: Tensor, mask: Tensor | None) -> Tensor:
-    """z `[..., D]` with zeros where mask `[...]` is False: what stands there may be anything."""
-    return z if mask is None else z.masked_fill(~mask[..., None], 0.0)
-
-
-def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
-    """The mean square of vectors `[..., D]` where mask `[...]` is True, float32 0-d; 0 of none."""
-    squares = difference.masked_fill(~mask[..., None], 0.0).square().sum()
-    return (squares / (mask.sum().clamp(min=1) * difference.shape[-1])).float()
 
 
 def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:

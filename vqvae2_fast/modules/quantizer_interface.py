@@ -30,8 +30,10 @@ __all__ = [
     "check_mask",
     "check_vectors",
     "checked_prefix",
+    "filled",
     "in_words",
     "join_codes",
+    "masked_mean_square",
     "may_keep_tensors",
     "mean_square_error",
     "perplexity",
@@ -40,6 +42,7 @@ __all__ = [
     "projections",
     "split_codes",
     "wide",
+    "with_masked",
 ]
 
 
@@ -74,6 +77,9 @@ _LARGEST_TABLE = 2**20
 
 class Quantizer(nn.Module):
     """z `[..., D]` -> z_q `[..., D]`, indices int64 `[...]` (or `[..., Q]`), loss float32 0-d.
+
+    `forward(z, mask=...)` with a bool mask `[...]` counts only the vectors where it is True. The
+    others come back as they are, with index −1; nothing is learnt from them.
 
     Attributes:
         embedding_dim: D.
@@ -186,6 +192,25 @@ def check_mask(mask: Tensor | None, z: Tensor) -> None:
         raise ValueError(f"expected mask {expected} for z {list(z.shape)}, got {list(mask.shape)}.")
 
 
+def filled(z: Tensor, mask: Tensor | None) -> Tensor:
+    """z `[..., D]` with zeros where mask `[...]` is False: what stands there may be anything."""
+    return z if mask is None else z.masked_fill(~mask[..., None], 0.0)
+
+
+def with_masked(
+    z_q: Tensor, indices: Tensor, given: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """z_q and indices of a forward, but what was given and −1 where mask `[...]` is False.
+
+    Args:
+        indices: `[...]`, or with more sizes for the parts of a code.
+    """
+    if mask is None:
+        return z_q, indices
+    counts = mask.reshape(mask.shape + (1,) * (indices.dim() - mask.dim()))
+    return torch.where(mask[..., None], z_q, given), indices.masked_fill(~counts, -1)
+
+
 def check_codebook_fields(quantizer: Quantizer) -> None:
     """Raise ValueError unless K, D, commitment_cost and gradient are those of a codebook."""
     checked_integer("num_embeddings", quantizer.num_embeddings, 1)
@@ -266,6 +291,14 @@ def perplexity_of(indices: Tensor, num_embeddings: int) -> Tensor:
     return perplexity(ones.new_zeros(num_embeddings).index_add_(0, flat.clamp(min=0), ones))
 
 
-def mean_square_error(numbers: Tensor, values: Tensor) -> Tensor:
-    """`mse_loss`, but 0 where there are no numbers."""
+def masked_mean_square(difference: Tensor, mask: Tensor) -> Tensor:
+    """The mean square of vectors `[..., D]` where mask `[...]` is True, float32 0-d; 0 of none."""
+    squares = filled(difference, mask).square().sum()
+    return (squares / (mask.sum().clamp(min=1) * difference.shape[-1])).float()
+
+
+def mean_square_error(numbers: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`mse_loss` of vectors `[..., D]` where mask `[...]` is True; 0 where there are none."""
+    if mask is not None:
+        return masked_mean_square(numbers - values, mask)
     return F.mse_loss(numbers, values) if numbers.numel() else (numbers - values).sum()

@@ -10,7 +10,13 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules.averages import initial_codebook
 from vqvae2_fast.modules.contexts import without_autocast
 from vqvae2_fast.modules.index_range import check_indices
-from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, wide
+from vqvae2_fast.modules.quantizer_interface import (
+    Quantizer,
+    check_mask,
+    check_vectors,
+    wide,
+    with_masked,
+)
 
 __all__ = ["RandomProjectionQuantizer"]
 
@@ -45,20 +51,28 @@ class RandomProjectionQuantizer(Quantizer):
         self.norm = nn.LayerNorm(embedding_dim, elementwise_affine=False)
 
     @torch.no_grad()
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Label vectors.
 
         Args:
             z: `[..., D]`, floating.
+            mask: bool `[...]`, True for the vectors that count. The others get code 0 and index −1.
 
         Returns:
             codes: `[..., d]`, of length one, without a gradient.
             indices: int64 `[...]`.
             loss: float32, 0-d: 0.
+
+        Raises:
+            ValueError, TypeError: The last size of z is not D, or z is not floating; mask is not
+                `[...]` or not bool.
         """
         indices = self.encode(z)
-        self.note_use(indices)
+        check_mask(mask, z)
         z_q = self.codebook[indices].to(z.dtype)
+        # These codes are no z: zeros stand for what does not count.
+        z_q, indices = with_masked(z_q, indices, torch.zeros_like(z_q), mask)
+        self.note_use(indices)
         return z_q, indices, torch.zeros((), dtype=torch.float32, device=z.device)
 
     @torch.no_grad()

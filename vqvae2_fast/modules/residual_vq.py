@@ -23,16 +23,19 @@ from vqvae2_fast.modules.index_range import (
     check_integers,
     check_range,
 )
-from vqvae2_fast.modules.quantizer import VectorQuantizerEMA, filled, masked_mean_square
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,
     check_mask,
     check_vectors,
     checked_prefix,
+    filled,
     join_codes,
+    masked_mean_square,
     split_codes,
     wide,
+    with_masked,
 )
 from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_DROPOUT
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
@@ -171,11 +174,7 @@ class ResidualVQ(Quantizer):
                     z_q = rotate_gradient(z, z_q.detach())
                 self._take_(z.detach(), mask, codebooks, indices, in_use)
                 loss = self.commitment_cost * commitments.sum()
-        indices = self._indices(indices)
-        if mask is None:
-            return z_q, indices, loss
-        shown = mask if self.joint_code else mask[..., None]
-        return torch.where(mask[..., None], z_q, given), indices.masked_fill(~shown, -1), loss
+        return *with_masked(z_q, self._indices(indices), given, mask), loss
 
     @torch.no_grad()
     def encode(self, z: Tensor, num_quantizers: int | None = None) -> Tensor:

@@ -22,7 +22,6 @@ from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.machine.freed_memory import keep_freed_memory
 from vqvae2_fast.models.classifier import Classifier
-from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -187,12 +186,6 @@ class ModelOptions:
         levels = range(vqvae.config.num_levels)  # Pipeline refuses more priors, or fewer
         for level, path, prior in zip(levels, self.priors, priors, strict=False):
             _check_order(path, prior, level, vqvae)
-            check_prior_fits(
-                f"--priors {path}",
-                prior.config,
-                vqvae.config.num_embeddings,
-                vqvae.config.level_sizes[: level + 1],
-            )
         return Pipeline(vqvae, priors)
 
 

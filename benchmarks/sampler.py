@@ -2,6 +2,7 @@
 ceilings.
 
     python benchmarks/sampler.py [--batch 1] [--threads 2] [--weights w8a8] [--naive-rows 0]
+    python benchmarks/sampler.py --threads 1 --weights float32 w8a8 --save
     python benchmarks/sampler.py --preset ffhq1024 --maps bottom --rounds 1 --naive-rows 0
 
 One 256×256 image is 32×32 top codes (84.9 M parameters) and 64×64 bottom codes (89.8 M), float32,
@@ -69,8 +70,9 @@ PRIORS = {
 }
 
 
-# Bytes of a weight.
+# Bytes of a weight, and the contender of the results.
 WEIGHTS = {"float32": 4, "w8a8": 1}
+NAMES = {"float32": "ours", "w8a8": "w8a8"}
 
 
 def labels_of(config: PixelSNAILConfig, batch: int) -> Tensor | None:
@@ -190,6 +192,36 @@ def timed_draw(plan: CpuPlan, request: DrawRequest) -> tuple[float, dict[str, fl
     return seconds, {**phases, "steps": parts["steps"]}
 
 
+def timed_draws(
+    name: str, plan: SamplingPlan, packed: CpuPlan, request: DrawRequest, size: int, rounds: int
+) -> list[float]:
+    """Seconds of the draws of a map with `size` bytes a weight, which are also reported."""
+    draw_cpu_timed(packed, request)
+    bytes_of = pixel_bytes(plan, size)
+    num_bytes = mean_bytes(bytes_of)
+    draws, flop, read = [], [sgemm_seconds_per_flop()], []
+    for _ in range(rounds):
+        draws.append(timed_draw(packed, request))
+        flop.append(sgemm_seconds_per_flop())
+        read.append(read_seconds(bytes_of))
+    times = [draw[0] for draw in draws]
+    seconds, parts = sorted(draws, key=lambda draw: draw[0])[rounds // 2]
+    step = parts["pixels"] / parts["steps"]
+    position = parts["pixels"] / (plan.size[0] * plan.size[1])
+    row_rate = row_flops(plan, request.batch_size) / parts["rows"]
+    print(
+        f"{name}, {size} bytes a weight: {seconds:.2f} s ({min(times):.2f} to {max(times):.2f})\n"
+        f"  condition {parts['condition']:.2f} s\n"
+        f"  row phase {parts['rows']:.2f} s, {row_rate / 1e9:.0f} GFLOP/s, "
+        f"{row_rate * min(flop):.0%} of sgemm at {1e-9 / min(flop):.0f}\n"
+        f"  pixel phase {parts['pixels']:.2f} s, {position * 1e6:.0f} us per position, "
+        f"{step * 1e6:.0f} per step; a read loop over a step's {num_bytes / 1e6:.1f} MB takes "
+        f"{min(read) / position:.0%} and {min(read) / step:.0%} of them, at "
+        f"{num_bytes / min(read) / 1e9:.0f} GB/s"
+    )
+    return times
+
+
 def naive_rows(text: str) -> int:
     """The option `--naive-rows`."""
     number = int(text)
@@ -230,11 +262,16 @@ def naive_seconds(config: PixelSNAILConfig, prior, batch: int, num_rows: int) ->
 def main() -> None:
     parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--weights", choices=WEIGHTS, default="float32")
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=["float32"])
     parser.add_argument("--preset", choices=preset_names())
     parser.add_argument("--maps", nargs="+", choices=level_names(3), help="all by default")
+    parser.add_argument(
+        "--save", action="store_true", help="append the image's times to results/<device>.csv"
+    )
     add_naive_rows(parser, default=5)
     arguments = measure.parse(parser)
+    if arguments.save and (arguments.preset or arguments.maps):
+        parser.error("--save: expected an image of the port's size; leave out --preset and --maps")
     priors = PRIORS
     if arguments.preset is not None:
         configs = preset(arguments.preset).priors
@@ -242,47 +279,45 @@ def main() -> None:
     maps = arguments.maps or list(priors)
     if other := [name for name in maps if name not in priors]:
         parser.error(f"--maps: expected some of {', '.join(priors)}, got {', '.join(other)}")
-    batch, size = arguments.batch, WEIGHTS[arguments.weights]
-    print(f"{measure.machine()}, batch {batch}, {arguments.weights} weights")
-    images, naive = 0.0, 0.0
-    for name, config in priors.items():
-        if name not in maps:
-            continue
+    batch = arguments.batch
+    print(f"{measure.machine()}, batch {batch}, {' and '.join(arguments.weights)} weights")
+    images = {weights: [0.0] * arguments.rounds for weights in arguments.weights}
+    naive = 0.0
+    for name in (name for name in priors if name in maps):
+        config = priors[name]
         prior, plan, request = prepared(config, batch)
-        packed = packed_as(arguments.weights, prior, plan, request)
-        draw_cpu_timed(packed, request)
-        bytes_of = pixel_bytes(plan, size)
-        num_bytes = mean_bytes(bytes_of)
-        draws, flop, read = [], [sgemm_seconds_per_flop()], []
-        for _ in range(arguments.rounds):
-            draws.append(timed_draw(packed, request))
-            flop.append(sgemm_seconds_per_flop())
-            read.append(read_seconds(bytes_of))
-        draws.sort(key=lambda draw: draw[0])
-        seconds, parts = draws[len(draws) // 2]
-        step = parts["pixels"] / parts["steps"]
-        position = parts["pixels"] / (config.size[0] * config.size[1])
-        row_rate = row_flops(plan, batch) / parts["rows"]
-        print(
-            f"{name}: {seconds:.2f} s ({draws[0][0]:.2f} to {draws[-1][0]:.2f})\n"
-            f"  condition {parts['condition']:.2f} s\n"
-            f"  row phase {parts['rows']:.2f} s, {row_rate / 1e9:.0f} GFLOP/s, "
-            f"{row_rate * min(flop):.0%} of sgemm at {1e-9 / min(flop):.0f}\n"
-            f"  pixel phase {parts['pixels']:.2f} s, {position * 1e6:.0f} us per position, "
-            f"{step * 1e6:.0f} per step; a read loop over a step's {num_bytes / 1e6:.1f} MB takes "
-            f"{min(read) / position:.0%} and {min(read) / step:.0%} of them, at "
-            f"{num_bytes / min(read) / 1e9:.0f} GB/s"
-        )
-        images += statistics.median(draw[0] for draw in draws)
+        for weights, seconds in images.items():
+            packed = packed_as(weights, prior, plan, request)
+            draws = timed_draws(name, plan, packed, request, WEIGHTS[weights], arguments.rounds)
+            images[weights] = [sum(pair) for pair in zip(seconds, draws, strict=True)]
         if arguments.naive_rows:
             slow = naive_seconds(config, prior, batch, arguments.naive_rows)
             naive += slow
-            print(f"  naive {slow:.0f} s, {slow / seconds:.0f} times this")
+            print(f"  naive {slow:.0f} s")
     if set(maps) != set(priors):
         return
-    print(f"{batch} image(s): {images:.2f} s")
-    if naive:
-        print(f"naive {naive:.0f} s: {naive / images:.0f} times")
+    for weights, seconds in images.items():
+        image = statistics.median(seconds)
+        told = f"; naive {naive:.0f} s: {naive / image:.0f} times" if naive else ""
+        print(f"{batch} image(s), {weights}: {image:.2f} s{told}")
+    if arguments.save:
+        others = {"naive": [naive]} if naive else {}
+        save({NAMES[weights]: seconds for weights, seconds in images.items()} | others, batch)
+
+
+def save(images: dict[str, list[float]], batch: int) -> None:
+    """Appends the times of an image, by contender."""
+    seconds = images | measure.interleave(measure.ceilings(), 3, clock)
+    of_all = {
+        "op": "sampler",
+        "mode": "port_image",
+        "shape": f"batch{batch}",
+        "flops": 0,
+        "traffic": 0,
+        "peak_mib": float("nan"),
+        "clock": "cpu" if torch.get_num_threads() == 1 else "wall",
+    }
+    measure.save([measure.make_row(who, seconds, owner=who, **of_all) for who in images])
 
 
 if __name__ == "__main__":

@@ -38,13 +38,8 @@ def main() -> None:
         browser = started.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        for name, width, scheme, act in (
-            ("wide", 1240, "light", choose_code),
-            ("drawing", 1240, "light", draw_slowly),
-            ("dark", 1240, "dark", paint_upload),
-            ("narrow", 400, "light", choose_code),
-        ):
-            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        for name, scheme, act in (("wide", "light", choose_code), ("dark", "dark", paint_upload)):
+            page = browser.new_page(viewport={"width": 1240, "height": 900}, color_scheme=scheme)
             page.goto(address)
             expect(page.locator("#status")).to_have_text(DONE)
             act(page)
@@ -63,17 +58,6 @@ def choose_code(page: Page) -> None:
     box = canvas.bounding_box()
     assert box is not None
     canvas.click(position={"x": 0.5 * box["width"], "y": 0.3 * box["height"]})
-
-
-def draw_slowly(page: Page) -> None:
-    """The middle of a draw: half of the rows of the bottom map."""
-    page.get_by_role("checkbox", name="new each time").uncheck()
-    page.get_by_role("spinbutton", name="Seed").fill("7")
-    page.get_by_text("While it draws").click()
-    page.get_by_label("Show rows").select_option("120")
-    page.get_by_role("button", name="Draw", exact=True).click()
-    page.wait_for_timeout(120 * 17)
-    page.get_by_role("button", name="Stop").click()
 
 
 def paint_upload(page: Page) -> None:

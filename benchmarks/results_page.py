@@ -1,19 +1,24 @@
-"""Writes docs/results.md: every figure of the README with its command, machine and date.
+"""Writes docs/results.md, every figure of the README with its command, machine and date, and two
+pictures of speed.
 
 python benchmarks/results_page.py
 
 What a file of results/ holds is read from there. What only stands in a text is marked as quoted.
 The page also lists a run of each workload on each machine. tests/docs/test_results.py
-holds the README to this page.
+holds the README and the pictures to the files.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from report import Row, latest, read
+from shared.bars import Bar, Panel, picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -28,6 +33,19 @@ NAMES = {
     "cdist": "torch.cdist",
     "lucidrains": "vector-quantize-pytorch",
     "port": "the port's arithmetic in plain PyTorch",
+    "naive": "the full network for every code",
+    "w8a8": "int8 weights and inputs",
+}
+OURS = ("ours", "w8a8")
+# The names that pictures have room for.
+SHORT = {
+    "ours": "vqvae2_fast",
+    "w8a8": "vqvae2_fast, rounded to int8",
+    "naive": "the full network for every code",
+    "lean": "plain PyTorch",
+    "lean_compiled": "plain PyTorch, compiled",
+    "onehot": "one-hot products",
+    "lucidrains": "vector-quantize-pytorch",
 }
 
 
@@ -52,8 +70,8 @@ class Quoted(NamedTuple):
     page: str = ""  # where more is said, from docs/
 
 
+PICTURES = ROOT / "docs/images"
 EPYC = "amd-epyc-2-cores-avx512-vnni.csv"
-ENGINES = "../vqvae2_fast/sampling/engines/README.md"
 MEASURED = (
     Measured(
         "find the nearest of 512 codes for 65,536 vectors of 64 numbers",
@@ -70,7 +88,18 @@ MEASURED = (
         "batch4",
         "port",
     ),
+    Measured(
+        "the codes of a 256×256 image, from priors of the port's size",
+        EPYC,
+        "port_image",
+        "batch1",
+        "naive",
+    ),
 )
+SCRIPTS = {
+    "training_step": "training_step.py port_top --against port",
+    "sampler": "sampler.py --weights float32 w8a8",
+}
 QUOTED = (
     Quoted(
         "140 minutes",
@@ -101,22 +130,6 @@ QUOTED = (
         "AMD EPYC (Zen 3)",
         "2026-11-27",
     ),
-    Quoted(
-        "3.8 s; 1,282 times",
-        "the codes of one 256×256 image; the plain way, summed from measured rows",
-        "python benchmarks/sampler.py",
-        "Intel Xeon (Sapphire Rapids), 2 cores, AVX-512-BF16, torch 2.13",
-        "2026-11-25",
-        f"{ENGINES}#measured",
-    ),
-    Quoted(
-        "0.67 s; 2.59 s",
-        "the same by engine `cpu_w8a8`, and by `cpu`",
-        "python benchmarks/sampler.py --threads 2 --naive-rows 0 --weights w8a8` and `--weights "
-        "float32",
-        "AMD EPYC (Zen 5), 2 cores, AVX-512 VNNI",
-        "2026-11-26",
-    ),
 )
 
 
@@ -129,7 +142,7 @@ def milliseconds(value: str | float) -> str:
 def times(ours: Row, other: Row) -> str:
     """How many times as long the other one takes, in two digits."""
     ratio = float(other["median_ms"]) / float(ours["median_ms"])
-    return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.2g} times"
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.2g} times"
 
 
 def run_of(figure: Measured) -> dict[str, Row]:
@@ -146,7 +159,7 @@ def readme_row(figure: Measured) -> str:
     """The row of the README's table: our time, the fastest of the others and the one it names."""
     run = run_of(figure)
     ours = run["ours"]
-    others = [name for name in run if name != "ours"]
+    others = [name for name in run if name not in OURS]
     fastest = min(others, key=lambda name: float(run[name]["median_ms"]))
     shown = ", ".join(
         f"{NAMES.get(name, name)}: {times(ours, run[name])}"
@@ -155,15 +168,27 @@ def readme_row(figure: Measured) -> str:
     return f"| {figure.work} | {milliseconds(ours['median_ms'])} | {shown} |"
 
 
+def command(row: Row) -> str:
+    """What measured a row of a `Measured`."""
+    script = SCRIPTS.get(row["op"], f"compare.py {row['mode']}")
+    clock = " --clock cpu" if row["clock"] == "cpu" and row["op"] != "sampler" else ""
+    return f"python benchmarks/{script} --threads {row['threads']}{clock}"
+
+
+def conditions(row: Row) -> str:
+    """The threads, and what the clock counts."""
+    threads = "one thread" if row["threads"] == "1" else f"{row['threads']} threads"
+    return f"{threads}, processor time" if row["clock"] == "cpu" else threads
+
+
 def _measured_lines() -> list[str]:
     lines = ["| what | time | next to it | command | machine | date |", "|---|---|---|---|---|---|"]
     for figure in MEASURED:
         row = run_of(figure)["ours"]
-        script = "training_step.py" if row["op"] == "training_step" else "compare.py"
         _, work, time, other, _ = readme_row(figure).split("|")
         lines.append(
-            f"|{work}|{time}|{other}| `python benchmarks/{script} {figure.mode}` | "
-            f"{row['device']}, {row['threads']} threads | {row['date']} |"
+            f"|{work}|{time}|{other}| `{command(row)}` | "
+            f"{row['device']}, {conditions(row)} | {row['date']} |"
         )
     return lines
 
@@ -178,30 +203,84 @@ def _quoted_lines() -> list[str]:
     return lines
 
 
+# Other inputs of the same size, calls and curves: only the files have them.
+NOT_LISTED = ("cost_", "call", "search_offset", "search_clustered", "search_flung")
+
+
 def _machine_lines(path: Path) -> list[str]:
-    """All workloads of a file: our time, and how many times as long others take."""
-    runs = [
-        run for run in latest(read(path)) if not run["ours"]["mode"].startswith(("cost_", "call"))
-    ]
-    first = runs[0]["ours"]
-    lines = [f"### {first['device']}", "", f"{first['versions']}.", ""]
-    lines += [
-        "| operator | workload | shape | time | others take | threads, clock | commit, date |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for run in runs:
+    """The rows of a file: our time, and how many times as long others take."""
+    lines = []
+    for run in latest(read(path)):
         ours = run["ours"]
+        if ours["mode"].startswith(NOT_LISTED):
+            continue
         others = ", ".join(
             f"{NAMES.get(name, name)} {times(ours, row)}"
             for name, row in run.items()
             if name != "ours"
         )
-        lines.append(
-            f"| `{ours['op']}` | {ours['mode']} | {ours['shape'].replace('x', '×')} | "
-            f"{milliseconds(ours['median_ms'])} | {others} | {ours['threads']}, {ours['clock']} | "
-            f"{ours['commit']}, {ours['date']} |"
+        device = (
+            ours["device"].replace(", 2 cores", "").replace("(R)", "").replace(" Processor", "")
         )
-    return [*lines, ""]
+        work = f"{ours['mode']} {ours['shape'].replace('x', '×')}"
+        lines.append(
+            f"| {device} | {work} | {milliseconds(ours['median_ms'])} | {others} | "
+            f"{ours['threads']}, {ours['clock']} | {ours['commit']}, {ours['date']} |"
+        )
+    return lines
+
+
+def pictures() -> dict[str, str]:
+    """The pictures of speed, as SVG, by the names of their files."""
+    image, step = run_of(MEASURED[3]), run_of(MEASURED[1])
+
+    def panel(title: str, run: dict[str, Row], column: str, told: Callable[[float], str]) -> Panel:
+        bars = []
+        for name, row in sorted(run.items(), key=lambda item: float(item[1][column])):
+            value = float(row[column])
+            factor = value / float(run["ours"][column])
+            note = f"{factor:,.0f}×" if factor >= 10 else f"{factor:.1f}×"
+            label = SHORT[name]
+            if name == "lucidrains":
+                label = f"{label} {version(label, row)}"
+            bars.append(Bar(label, value, told(value), "" if name in OURS else note, name in OURS))
+        return Panel(title, bars)
+
+    def under(row: Row) -> str:
+        return (
+            f"{row['device'].replace(', 2 cores, ', ', ')}, {conditions(row)}; "
+            f"PyTorch {version('torch', row)}; {row['date']}. Shorter is better."
+        )
+
+    return {
+        "speed-image.svg": picture(
+            "Draw the codes of one 256×256 image (32×32 + 64×64, priors of the port's size)",
+            [panel("time", image, "median_ms", duration)],
+            under(image["ours"]),
+        ),
+        "speed-step.svg": picture(
+            "A training step of the quantiser: 65,536 vectors of 64 numbers, 512 codes, float32",
+            [
+                panel("time", step, "median_ms", lambda value: f"{value:.0f} ms"),
+                panel("peak memory", step, "peak_mib", lambda value: f"{value:.0f} MiB"),
+            ],
+            under(step["ours"]),
+        ),
+    }
+
+
+def version(package: str, row: Row) -> str:
+    """The version of a package that a row names."""
+    return row["versions"].partition(f"{package} ")[2].partition(",")[0].partition("+")[0]
+
+
+def duration(value: float) -> str:
+    """Milliseconds, in words for a reader."""
+    seconds = value / 1000
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def page() -> str:
@@ -210,14 +289,17 @@ def page() -> str:
         "",
         "This page is written by `python benchmarks/results_page.py`.",
         "",
+        "![time of an image](images/speed-image.svg)",
+        "",
+        "![time and memory of a quantiser's step](images/speed-step.svg)",
+        "",
         "## Measured, from files of results",
         "Medians of rounds in turns within one process. The rows are in "
         + " and ".join(
             f"[{file}](../benchmarks/results/{file})"
             for file in dict.fromkeys(figure.file for figure in MEASURED)
         )
-        + ". Steps of the quantiser that were measured before 2026-11-30 may include page faults "
-        "of freed memory, which the script avoids since then.",
+        + ". The full network for every code is measured at some rows and summed.",
         "",
         *_measured_lines(),
         "",
@@ -231,20 +313,22 @@ def page() -> str:
         "There are no results of a GPU, of an Arm processor, or of a prior of the paper's size.",
         "",
         "## All results",
-        "For each workload: the last of the runs with the most contenders. A factor below 1 means "
-        "that the other one is faster. Before 2 December 2026 plain PyTorch searched by one "
-        "product of all rows; since then it takes 1,024 rows at a time, in about half the time. "
-        "The [list of benchmarks](../benchmarks/README.md) explains the scripts.",
+        "For each workload: the last of the runs with the most contenders; two cores, float32. A "
+        "factor below 1 means that the other one is faster. Before 2 December 2026 plain PyTorch "
+        "searched by one product of all rows; since then it takes 1,024 rows at a time, in about "
+        "half the time. The files in `benchmarks/results` have versions, percentiles and ceilings; "
+        "the [list of benchmarks](../benchmarks/README.md) explains the scripts.",
         "",
+        "| machine | workload | time | others take | threads, clock | commit, date |",
+        "|---|---|---|---|---|---|",
     ]
     for path in sorted(RESULTS.glob("*-cores-*.csv")):
         lines += _machine_lines(path)
     lines += [
+        "",
         "## Over the commits",
-        "How our time, and the factors of the others, went from one measured commit to the next. "
-        "A processor without a picture has no workload that was measured at two commits under the "
-        "same conditions. `python benchmarks/history.py` draws the pictures from the results and "
-        "their history in git, and says what is compared with what.",
+        "Our time and the factors of the others from one measured commit to the next, by `python "
+        "benchmarks/history.py`, which says what is compared with what.",
         "",
     ]
     for path in sorted(RESULTS.glob("*-history.png")):
@@ -259,6 +343,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     (ROOT / "docs/results.md").write_text(page(), encoding="utf-8")
+    for name, drawn in pictures().items():
+        (PICTURES / name).write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

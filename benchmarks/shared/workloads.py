@@ -142,13 +142,13 @@ def step_ours(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     one = torch.ones((), device=z.device)
 
     def run() -> None:
-        z.grad = None
         z_q, indices, commitment = ops.vector_quantize(z, state.codebook)
         torch.autograd.backward([z_q, BETA * commitment], [dz_q, one])
         counts, sums = ops.code_statistics(z, indices, len(codebook))
         ops.ema_update_(
             counts, sums, state.cluster_size, state.embed_avg, state.codebook, DECAY, EPSILON
         )
+        z.grad = None  # else the next run's peak of memory would lack it
 
     return run
 
@@ -208,7 +208,6 @@ def step_onehot(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     state, z = Codebook.of(codebook), z.clone().requires_grad_()
 
     def run() -> None:
-        z.grad = None
         embed = state.codebook.t()
         distance = z.pow(2).sum(1, keepdim=True) - 2 * z @ embed + embed.pow(2).sum(0, keepdim=True)
         indices = (-distance).max(1)[1]
@@ -224,6 +223,7 @@ def step_onehot(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
         torch.autograd.backward([z_q, BETA * commitment], [dz_q, torch.ones(())])
         with torch.no_grad():
             state.codebook.copy_(state.embed_avg / size[:, None])
+        z.grad = None
 
     return run
 
@@ -251,9 +251,9 @@ def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     z, dz_q = z[None].clone().requires_grad_(), dz_q[None]
 
     def run() -> None:
-        z.grad = None
         z_q, _, loss = layer(z)
         torch.autograd.backward([z_q, loss.sum()], [dz_q, torch.ones(())])
+        z.grad = None
 
     return run
 

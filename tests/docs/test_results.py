@@ -24,6 +24,13 @@ def test_the_page_is_what_the_script_writes(results_page):
     assert results_page.page() == PAGE, "run: python benchmarks/results_page.py"
 
 
+def test_the_pictures_are_what_the_script_writes(results_page):
+    drawn = {
+        name: (results_page.PICTURES / name).read_text("utf-8") for name in results_page.pictures()
+    }
+    assert drawn == results_page.pictures(), "run: python benchmarks/results_page.py"
+
+
 def test_readme_has_the_rows_of_the_files(results_page):
     for figure in results_page.MEASURED:
         assert results_page.readme_row(figure) in README

@@ -203,8 +203,13 @@ def _quoted_lines() -> list[str]:
     return lines
 
 
-# Other inputs of the same size, calls and curves: only the files have them.
-NOT_LISTED = ("cost_", "call", "search_offset", "search_clustered", "search_flung")
+# What the page has of other machines; the files have more.
+LOWER_LEVELS = ("-avx2", "-avx512")  # of processors that have more
+LISTED = (
+    *((figure.mode, figure.shape) for figure in MEASURED),
+    *(("search", "65536x1024x256"), ("search", "16384x8192x32")),
+    *(("emoji64_top", "batch32"), ("emoji64_bottom", "batch32"), ("imagenet256_vqvae", "batch4")),
+)
 
 
 def _machine_lines(path: Path) -> list[str]:
@@ -212,7 +217,7 @@ def _machine_lines(path: Path) -> list[str]:
     lines = []
     for run in latest(read(path)):
         ours = run["ours"]
-        if ours["mode"].startswith(NOT_LISTED):
+        if (ours["mode"], ours["shape"]) not in LISTED:
             continue
         others = ", ".join(
             f"{NAMES.get(name, name)} {times(ours, row)}"
@@ -312,18 +317,19 @@ def page() -> str:
         "## Nothing measured",
         "There are no results of a GPU, of an Arm processor, or of a prior of the paper's size.",
         "",
-        "## All results",
+        "## On other machines",
         "For each workload: the last of the runs with the most contenders; two cores, float32. A "
         "factor below 1 means that the other one is faster. Before 2 December 2026 plain PyTorch "
         "searched by one product of all rows; since then it takes 1,024 rows at a time, in about "
-        "half the time. The files in `benchmarks/results` have versions, percentiles and ceilings; "
+        "half the time. The files in `benchmarks/results` have more; "
         "the [list of benchmarks](../benchmarks/README.md) explains the scripts.",
         "",
         "| machine | workload | time | others take | threads, clock | commit, date |",
         "|---|---|---|---|---|---|",
     ]
     for path in sorted(RESULTS.glob("*-cores-*.csv")):
-        lines += _machine_lines(path)
+        if not path.stem.endswith(LOWER_LEVELS):
+            lines += _machine_lines(path)
     lines += [
         "",
         "## Over the commits",

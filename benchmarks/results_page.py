@@ -40,8 +40,8 @@ OURS = ("ours", "w8a8")
 # The names that pictures have room for.
 SHORT = {
     "ours": "vqvae2_fast",
-    "w8a8": "vqvae2_fast, rounded to int8",
-    "naive": "the full network for every code",
+    "w8a8": "vqvae2_fast, int8",
+    "naive": "full network per code",
     "lean": "plain PyTorch",
     "lean_compiled": "plain PyTorch, compiled",
     "onehot": "one-hot products",
@@ -237,7 +237,7 @@ def _machine_lines(path: Path) -> list[str]:
 
 def pictures() -> dict[str, str]:
     """The pictures of speed, as SVG, by the names of their files."""
-    image, step = run_of(MEASURED[3]), run_of(MEASURED[1])
+    image, step, rival = run_of(MEASURED[3]), run_of(MEASURED[1]), SHORT["lucidrains"]
 
     def panel(title: str, run: dict[str, Row], column: str, told: Callable[[float], str]) -> Panel:
         bars = []
@@ -245,31 +245,34 @@ def pictures() -> dict[str, str]:
             value = float(row[column])
             factor = value / float(run["ours"][column])
             note = f"{factor:,.0f}×" if factor >= 10 else f"{factor:.1f}×"
-            label = SHORT[name]
-            if name == "lucidrains":
-                label = f"{label} {version(label, row)}"
-            bars.append(Bar(label, value, told(value), "" if name in OURS else note, name in OURS))
+            mine = name in OURS
+            bars.append(Bar(SHORT[name], value, told(value), "" if mine else note, mine))
         return Panel(title, bars)
 
     def under(row: Row) -> str:
-        return (
-            f"{row['device'].replace(', 2 cores, ', ', ')}, {conditions(row)}; "
-            f"PyTorch {version('torch', row)}; {row['date']}. Shorter is better."
-        )
+        device = row["device"].replace(", 2 cores, ", " with ")
+        return f"{device}, {conditions(row)}, PyTorch {version('torch', row)}"
 
     return {
         "speed-image.svg": picture(
-            "Draw the codes of one 256×256 image (32×32 + 64×64, priors of the port's size)",
+            "Codes of one 256×256 image, from priors of vq-vae-2-pytorch's size",
             [panel("time", image, "median_ms", duration)],
-            under(image["ours"]),
+            [
+                under(image["ours"]),
+                "int8 draws from a slightly different prior; "
+                "vq-vae-2-pytorch's sample.py runs the full network",
+            ],
         ),
         "speed-step.svg": picture(
-            "A training step of the quantiser: 65,536 vectors of 64 numbers, 512 codes, float32",
+            "A quantiser's training step: 65,536 vectors of 64 numbers, 512 codes",
             [
                 panel("time", step, "median_ms", lambda value: f"{value:.0f} ms"),
                 panel("peak memory", step, "peak_mib", lambda value: f"{value:.0f} MiB"),
             ],
-            under(step["ours"]),
+            [
+                under(step["ours"]),
+                f"float32, {rival} {version(rival, step['ours'])}",
+            ],
         ),
     }
 

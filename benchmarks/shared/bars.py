@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-WIDTH, ROW, BAR, TOP = 900, 26, 16, 58
-LABELS, LETTER = 240, 7.5  # the room left of the bars; about the width of a letter
+WIDTH, ROW, BAR, TOP = 680, 26, 16, 58
+LABELS, LETTER = 185, 8.8  # the room left of the bars; about the width of a letter
 STYLE = """<style>
 text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #24292f; }
 .title { font-size: 16px; font-weight: 600; } .small { font-size: 12px; fill: #57606a; }
@@ -30,12 +30,15 @@ class Panel(NamedTuple):
     bars: list[Bar]
 
 
-def picture(title: str, panels: list[Panel], under: str) -> str:
-    """Panels side by side, each with an axis of its own; each row of the first is labelled."""
+def picture(title: str, panels: list[Panel], under: list[str]) -> str:
+    """Panels side by side, each with an axis of its own; each row of the first is labelled. Under
+    them are lines of conditions."""
     labels = [bar.label for bar in panels[0].bars]
-    height = TOP + ROW * len(labels) + 30
+    bottom = TOP + ROW * len(labels)
+    height = bottom + 16 * len(under) + 12
     room = (WIDTH - LABELS) // len(panels)
-    parts = [_text(0, 18, title, "title"), _text(0, height - 8, under, "small")]
+    parts = [_text(0, 18, title, "title")]
+    parts += [_text(0, bottom + 18 + 16 * row, line, "small") for row, line in enumerate(under)]
     for row, bar in enumerate(panels[0].bars):
         kind = "ours" if bar.ours else ""
         parts.append(_text(LABELS - 10, TOP + ROW * row + 13, bar.label, kind, "end"))
@@ -43,7 +46,7 @@ def picture(title: str, panels: list[Panel], under: str) -> str:
         left = LABELS + room * number
         parts.append(_text(left, TOP - 12, panel.title, "small"))
         longest = max(len(bar.told) + len(bar.note) for bar in panel.bars)
-        scale = (room - 40 - LETTER * longest) / max(bar.value for bar in panel.bars)
+        scale = (room - 20 - LETTER * longest) / max(bar.value for bar in panel.bars)
         for bar in panel.bars:
             top = TOP + ROW * labels.index(bar.label)
             width = max(1.0, scale * bar.value)

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast import BSQ, FSQ, LFQ, ResidualFSQ, ResidualVQ, SimVQ, VectorQuantizerEMA
+from vqvae2_fast import (
+    BSQ,
+    FSQ,
+    LFQ,
+    MultiScaleVQ,
+    ResidualFSQ,
+    ResidualVQ,
+    SimVQ,
+    VectorQuantizerEMA,
+)
 from vqvae2_fast.modules import GroupedResidualVQ, MultiHeadVQ
 
 if TYPE_CHECKING:
@@ -91,6 +100,16 @@ def residual_indices(z: torch.Tensor, quantizer: ResidualVQ) -> torch.Tensor:
     return torch.stack(indices, dim=-1)
 
 
+def multi_scale_indices(z: torch.Tensor, quantizer: MultiScaleVQ) -> torch.Tensor:
+    pyramid, left, indices = quantizer._pyramid(), quantizer._maps(z), []
+    codebook = quantizer.quantizers[0].codebook
+    for scale in range(len(quantizer.scales)):
+        cells = pyramid.cells(left, scale)
+        indices.append(nearest(cells.flatten(0, 1), codebook).view(cells.shape[:2]))
+        left = left - pyramid.spread(codebook[indices[-1]], scale)
+    return torch.cat(indices, 1)
+
+
 CLASSES = {
     "FSQ": lambda: FSQ([8, 5, 5, 4]),
     "ResidualFSQ": lambda: ResidualFSQ([8, 5, 4, 3], 3),
@@ -99,6 +118,7 @@ CLASSES = {
     "SimVQ": lambda: SimVQ(128, 8),
     "VectorQuantizerEMA": lambda: VectorQuantizerEMA(128, 8),
     "ResidualVQ": lambda: ResidualVQ(64, 8, 3),
+    "MultiScaleVQ": lambda: MultiScaleVQ(64, 8, (1, 2, 4)),
     "GroupedResidualVQ": lambda: GroupedResidualVQ(2, 64, 8, 2),
     "MultiHeadVQ": lambda: MultiHeadVQ(2, 64, 8),
 }
@@ -109,11 +129,14 @@ def check(name: str, count: int) -> tuple[int, int]:
     torch.manual_seed(0)
     dim = 4 if "FSQ" in name else 8
     quantizer = CLASSES[name]()
-    quantizer(rows(4096, dim, 1))
+    # The rows of 16 places are a map.
+    shape = (-1, 4, 4, dim) if name == "MultiScaleVQ" else (-1, dim)
+    quantizer(rows(4096, dim, 1).view(shape))
     quantizer.eval()
     differ = wrong = 0
     for part, start in enumerate(range(0, count, PART)):
-        z = rows(min(PART, count - start), dim, 2 + part)
+        here = min(PART, count - start)
+        z = rows(here if len(shape) == 2 else -(-here // 16) * 16, dim, 2 + part).view(shape)
         with torch.no_grad():
             z_q, indices, _ = quantizer(z)
             assert torch.equal(indices, quantizer.encode(z))
@@ -154,6 +177,8 @@ def _residual_scalars(
 
 
 def _unequal_searches(name: str, z: torch.Tensor, indices: torch.Tensor, quantizer: object) -> int:
+    if name == "MultiScaleVQ":
+        return int((indices != multi_scale_indices(z, quantizer)).sum())
     if name == "ResidualVQ":
         return int((indices != residual_indices(z, quantizer)).sum())
     if name == "SimVQ":

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what type checkers and editors see: the same names as `_HOM
     from vqvae2_fast.modules.fsq import FSQ, ResidualFSQ
     from vqvae2_fast.modules.grouped import GroupedResidualVQ
     from vqvae2_fast.modules.learnt_codes import SimVQ
+    from vqvae2_fast.modules.multi_scale import MultiScaleVQ
     from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
     from vqvae2_fast.modules.residual_vq import ResidualVQ
     from vqvae2_fast.presets import preset, preset_names
@@ -60,6 +61,7 @@ _HOMES = {
     "modules.fsq": ("FSQ", "ResidualFSQ"),
     "modules.grouped": ("GroupedResidualVQ",),
     "modules.learnt_codes": ("SimVQ",),
+    "modules.multi_scale": ("MultiScaleVQ",),
     "modules.quantizer": ("VectorQuantizerEMA",),
     "modules.residual_vq": ("ResidualVQ",),
     "presets": ("preset", "preset_names"),
@@ -78,6 +80,7 @@ __all__ = [
     "LFQ",
     "VQVAE2",
     "GroupedResidualVQ",
+    "MultiScaleVQ",
     "Pipeline",
     "PixelSNAIL",
     "PixelSNAILConfig",

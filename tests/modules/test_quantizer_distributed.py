@@ -15,7 +15,7 @@ from helpers.models import SMALL_VQVAE
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules import BSQ, LFQ, GroupedResidualVQ, ResidualVQ, SimVQ
+from vqvae2_fast.modules import BSQ, LFQ, GroupedResidualVQ, MultiScaleVQ, ResidualVQ, SimVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
 K, D = 16, 6
@@ -78,6 +78,8 @@ FAMILY = {
     "lfq": lambda: LFQ(16, D),
     "bsq": lambda: BSQ(16, D),
     "simvq": lambda: SimVQ(16, D),
+    "scales": lambda: MultiScaleVQ(8, D, (1, (2, 3)), decay=0.7, restart=0.5, num_phi=1),
+    "own_scales": lambda: MultiScaleVQ(8, D, (1, (2, 3)), shared_codebook=False, restart=0.5),
 }
 
 
@@ -90,6 +92,8 @@ def train_one_of_the_family(name: str, rank: int | None) -> dict[str, torch.Tens
         wrapped = torch.nn.parallel.DistributedDataParallel(quantizer, broadcast_buffers=False)
     for z in vectors("halves")[:3]:
         share = z if rank is None else z.chunk(2)[rank]
+        if isinstance(quantizer, MultiScaleVQ):
+            share = share.view(-1, 2, 3, D)
         leaf = share.clone().requires_grad_()
         z_q, _, loss = wrapped(leaf)
         (z_q.square().mean() + loss).backward()

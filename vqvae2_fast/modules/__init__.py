@@ -2,10 +2,10 @@
 
 quantizer holds the quantiser of the paper; averages the rule by which its codebook starts, moves
 and restarts, batch the vectors that it learns from, host what is known outside of its tensors. fsq,
-binary, learnt_codes, residual_vq, grouped and random_projection hold the other quantisers,
-quantizer_interface what they share, level_quantizer the words that name them. encoder_decoder makes
-the VQ-VAE. stem, causal_conv, gated, attention and conditioning make the prior. contexts asks for
-or sets what holds for a whole module.
+binary, learnt_codes, residual_vq, multi_scale, grouped and random_projection hold the other
+quantisers, quantizer_interface what they share, level_quantizer the words that name them.
+encoder_decoder makes the VQ-VAE. stem, causal_conv, gated, attention and conditioning make the
+prior. contexts asks for or sets what holds for a whole module.
 """
 
 from vqvae2_fast.modules.attention import CausalAttention
@@ -18,6 +18,7 @@ from vqvae2_fast.modules.fsq import FSQ, ResidualFSQ
 from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.modules.grouped import GroupedResidualVQ, MultiHeadVQ
 from vqvae2_fast.modules.learnt_codes import SimVQ, VectorQuantizer
+from vqvae2_fast.modules.multi_scale import MultiScaleVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import Quantizer
 from vqvae2_fast.modules.random_projection import RandomProjectionQuantizer
@@ -37,6 +38,7 @@ __all__ = [
     "GatedResidual",
     "GroupedResidualVQ",
     "MultiHeadVQ",
+    "MultiScaleVQ",
     "Quantizer",
     "RandomProjectionQuantizer",
     "ResidualBlock",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.modules.batch import Span
 
 __all__ = [
+    "RULE",
     "Averages",
     "Rule",
     "initial_codebook",
@@ -93,7 +94,7 @@ class Rule:
 # The arguments were checked when the module was made; checking them takes 4 µs.
 _rule = functools.lru_cache(64)(Rule)
 # A `Rule` as opaque calls take it: `**vars(rule)`.
-_RULE = (
+RULE = (
     "float decay, float epsilon, str init, str ema_start, float restart, str update, int seed, "
     "int stream, str metric, int quantize_after"
 )
@@ -174,7 +175,7 @@ def _no_result(*_: Any, **__: Any) -> None:
 
 @outside_graphs(
     "(Tensor[] rows, Tensor[] masks, int[] firsts, int total, Tensor(a!)[] averages, "
-    f"Tensor(b!) settled, *, {_RULE}) -> ()",
+    f"Tensor(b!) settled, *, {RULE}) -> ()",
     fake=_no_result,
 )
 @torch.no_grad()
@@ -210,7 +211,7 @@ def start_codebook_(
 
 @outside_graphs(
     "(Tensor z, Tensor? mask, Tensor(a!)[] averages, Tensor(b!)[] settled, int[] streams, *, "
-    f"{_RULE}) -> ()",
+    f"{RULE}) -> ()",
     fake=_no_result,
 )
 @torch.no_grad()
@@ -258,7 +259,7 @@ def packed_statistics(
 
 @outside_graphs(
     "(Tensor[] rows, Tensor[] masks, int[] firsts, int total, Tensor counts, Tensor sums, "
-    f"Tensor? statistics, Tensor(a!)[] averages, Tensor(b!) settled, *, {_RULE}) -> Tensor",
+    f"Tensor? statistics, Tensor(a!)[] averages, Tensor(b!) settled, *, {RULE}) -> Tensor",
     fake=lambda rows, masks, firsts, total, counts, sums, *_, **__: sums.new_empty(()),
 )
 @torch.no_grad()

@@ -38,6 +38,7 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk is f
 # Name of a command -> its class in vqvae2_fast.commands, and what it does.
 COMMANDS = {
     "demo": ("demo:Demo", "train on emoji and draw new ones, in two to five minutes"),
+    "train": ("train:Train", "train on your images in a given time, and report what is drawn"),
     "train-vqvae": ("train_vqvae:TrainVQVAE", "stage 1: train a VQ-VAE on images"),
     "finetune-decoder": (
         "finetune_decoder:FinetuneDecoder",

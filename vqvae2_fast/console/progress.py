@@ -146,12 +146,20 @@ class Task:
                 printable(number + name), total=total, completed=done, time="", status=""
             )
 
-    def update(self, done: int, status: str = "") -> None:
-        """Say that `done` of the total units are finished; `status` is shown next to it."""
-        self._done, self._status = done, status or self._status
+    def update(self, done: int, status: str = "", total: int | None = None) -> None:
+        """Say that `done` of the total units are finished; `status` is shown next to it.
+
+        Args:
+            total: How many units there are from now on, if that has changed.
+        """
+        self._done, self._status, self._total = done, status or self._status, total or self._total
         if self._bars is not None:
             self._bars.update(
-                self._bar, completed=done, time=self._time(), status=printable(self._status)
+                self._bar,
+                total=self._total,
+                completed=done,
+                time=self._time(),
+                status=printable(self._status),
             )
         elif time.monotonic() - self._last_line >= self._owner.interval:
             self.show()

@@ -41,7 +41,7 @@ from vqvae2_fast.files.untrusted import NotRegularError, open_untrusted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["EXTENSIONS", "ImageFolder", "image_names", "whole_images"]
+__all__ = ["EXTENSIONS", "ImageFolder", "image_names", "open_image_file", "whole_images"]
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _SPLIT_NAMES = {"held_out", "test", "train", "training", "val", "valid", "validation"}
@@ -185,7 +185,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         """The file, and its path for messages."""
         path = self.root / name
         try:
-            with _opened(path, self.root) as file:
+            with open_image_file(path, self.root) as file:
                 yield file, printable(path)
         except CorruptImageError as error:
             raise CorruptImageError(
@@ -231,7 +231,7 @@ def whole_images(
 def _whole_image(path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], str]]:
     """The file of an image of any size, and its path for messages."""
     try:
-        with _opened(path, inside) as file:
+        with open_image_file(path, inside) as file:
             yield file, f"{printable(path)}"
     except CorruptImageError as error:
         raise CorruptImageError(
@@ -239,7 +239,7 @@ def _whole_image(path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], s
         ) from error
 
 
-def _opened(path: Path, inside: Path | None) -> IO[bytes]:
+def open_image_file(path: Path, inside: Path | None) -> IO[bytes]:
     """The file of an image; a FIFO or the like counts as corrupt, and so does a link to nothing."""
     try:
         return open_untrusted(path, inside=inside)

@@ -28,8 +28,10 @@ __all__ = [
     "cover",
     "decode_image",
     "decode_whole_image",
+    "is_grey",
     "open_image",
     "pictures",
+    "upright_size",
 ]
 
 # The formats that every source accepts. Others start programs (EPS: Ghostscript) or are rare.
@@ -137,7 +139,7 @@ def check_image(
     """
     try:
         with open_image(file) as image:
-            height, width = _upright_size(image)
+            height, width = upright_size(image)
             _check_mode(source, image, image_shape[0], convert_channels)
             if not _has_end(file, image):
                 # Some writers append data or leave out the end mark; then decoding has to show it.
@@ -220,7 +222,7 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an image as it is upright."""
     width, height = image.size
     if image.format == "TIFF":  # whose size is already that of the upright image in newer Pillows
@@ -245,14 +247,18 @@ def _check_mode(source: str, image: Image.Image, channels: int, convert_channels
             f"{source} has 32-bit pixels (mode {image.mode}), whose range is not known; "
             "convert it to 8 or 16 bits."
         )
-    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
-    found = 1 if grey else 3
+    found = 1 if is_grey(image) else 3
     if found != channels and not convert_channels:
         raise _UnfitImageError(
             f"{source} has {found} channel(s) (mode {image.mode}), expected "
             f"image_channels={channels}; set convert_channels, or use a model and data of "
             f"image_channels={found}."
         )
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether the pixels of an image, which need not be decoded yet, have one channel."""
+    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
 
 
 def _has_end(file: IO[bytes], image: Image.Image) -> bool:

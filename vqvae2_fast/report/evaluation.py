@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         Rejection,
     )
 
-__all__ = ["evaluation_lines", "reconstruction_text", "write_evaluation"]
+__all__ = ["code_costs", "evaluation_lines", "reconstruction_text", "write_evaluation"]
 
 _ROWS = {
     "floor": "real images against the reference (the floor)",
@@ -125,7 +125,7 @@ def write_evaluation(
         [
             *_samples(found, pictures),
             _reconstructions(found, pictures["reconstructions"]),
-            _code_costs(found),
+            code_costs(found),
             _quality_against_bits(found, pictures["rate"]),
         ],
         "vqvae2-fast evaluate",
@@ -241,7 +241,7 @@ def _reconstructions(found: Evaluation, picture: Path) -> Section:
     )
 
 
-def _code_costs(found: Evaluation) -> Section:
+def code_costs(found: Evaluation) -> Section:
     rows = [
         [
             name,

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ def train(
     progress: Progress | None = None,
     class_names: Sequence[str] = (),
     on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
+    replan: Callable[[int], int] | None = None,
     how_to_continue: str = "with resume and the same options",
 ) -> TrainResult:
     """Train `stage.model` in place for `config.steps` steps; it ends with its averaged weights.
@@ -89,6 +90,9 @@ def train(
             this package or torch are others than before; the change is noted in log.jsonl.
         class_names: Names of the labels, kept in the checkpoints.
         on_log: Called with the step and the figures of each line of log.jsonl that is written.
+        replan: Called with the step every `config.log_every` steps, in one process only. It returns
+            how many steps the run is to have, which replaces `config.steps`: a run that is to end
+            in time. The learning rate then follows from the new number.
         how_to_continue: What follows "continue" in the errors of a run that was stopped or found no
             room, for a caller whose own arguments are others.
 
@@ -152,7 +156,8 @@ def train(
             log.write(run.step, **{f"val_{name}": v for name, v in run.metrics.items()})
             return run.note_best(stage.headline, lower=stage.lower_is_better)
 
-        for step in range(run.step, config.steps):
+        while run.step < config.steps:
+            step = run.step
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
             model.train()
@@ -165,7 +170,10 @@ def train(
             figures, names = _gradients(stage, network, cut_batch, autocast, seed)
             limit = config.max_grad_norm or float("inf")
             norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
-            done, last = step + 1, step + 1 == config.steps
+            done = step + 1
+            if replan is not None and done % config.log_every == 0:
+                config = run.config = replace(config, steps=max(done, replan(done)))
+            last = done == config.steps
             if done % check_every == 0 or done % config.log_every == 0 or last:
                 figures = ranks.sum_(figures) / ranks.count
             finite &= norm.isfinite() & figures[0].isfinite()
@@ -199,7 +207,7 @@ def train(
                 run.save(folder, class_names)
             if folder:
                 run.finish_save(folder, block=last or bool(stopped))
-            task.update(done, log.status(stage.headline))
+            task.update(done, log.status(stage.headline), total=config.steps)
             if folder and stopped:
                 ranks.wait()  # whoever ends first may take the others down
                 raise InterruptedRun(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.checkpoints.checkpoint import save
+from vqvae2_fast.checkpoints.checkpoint import load, save
 from vqvae2_fast.console.progress import Progress, clock
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.data.images import check_image_source
@@ -30,7 +30,7 @@ from vqvae2_fast.training.stage2 import prior_config, prior_stage
 from vqvae2_fast.training.state import OtherRunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
     from vqvae2_fast.training.preset import Preset
     from vqvae2_fast.training.stage import Stage
+    from vqvae2_fast.training.timed import TimeBudget
+
+    Replan = Callable[[int], int] | None
 
 __all__ = ["TrainedPipeline", "train_pipeline"]
 
@@ -84,8 +87,9 @@ def train_pipeline(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     recommended: Mapping[str, Any] | None = None,
+    budget: TimeBudget | None = None,
 ) -> TrainedPipeline:
-    """Train the models of a preset on images.
+    """Train the models of a preset on images; of each model the best checkpoint is taken.
 
     Leaves the runs OUT/vqvae and OUT/prior_LEVEL, the stores OUT/codes/train and OUT/codes/held_out
     and the pipeline OUT/pipeline. Sizes and classes of the priors follow from the codes.
@@ -94,6 +98,7 @@ def train_pipeline(
         seed: Seed of the weights, the codebooks and the order of the data, instead of the preset's.
         resume: Continue what is in `out`; without it, a run there is an error.
         recommended: Settings to draw with, kept in the pipeline.
+        budget: The steps of each run follow from its time, instead of the preset.
 
     Raises:
         ValueError: Images of another size than the preset's, or runs in `out` that are not to be
@@ -124,28 +129,40 @@ def train_pipeline(
         yield
         seconds[name] = time.monotonic() - start
 
-    def run(name: str, stage: Stage, settings: TrainConfig) -> None:
+    def settings_of(name: str, settings: TrainConfig) -> tuple[TrainConfig, Replan]:
+        settings = replace(settings, seed=seed)
+        return (settings, None) if budget is None else budget.planned(folder, name, settings)
+
+    def run(name: str, stage: Stage, settings: TrainConfig, replan: Replan) -> None:
         try:
-            logs[name] = train(
+            trained = train(
                 stage,
                 settings,
                 out=folder / name,
                 resume=resume,
                 progress=progress,
                 class_names=classes,
-            ).log
+                replan=replan,
+                how_to_continue="with resume and the same options"
+                if budget is None
+                else "by the same command or call",
+            )
         except OtherRunError as error:
             raise ValueError(
                 f"{error.what} Continue it with the preset, the images and the versions of the "
                 "packages with which it was begun, or name another folder."
             ) from error
+        logs[name] = trained.log
+        if trained.best is not None and trained.best["step"] < trained.log[-1]["step"]:
+            best: Any = load(folder / name / "best")
+            stage.model.load_state_dict(best.state_dict())
 
     with timed("vqvae"):
         with seeded(seed):
             vqvae = VQVAE2(replace(preset.vqvae, seed=seed)).to(device)
-        settings = replace(training.vqvae, seed=seed)
+        settings, replan = settings_of("vqvae", training.vqvae)
         stage = vqvae_stage(vqvae, train_set, held_out, settings, flip=training.flip)
-        run("vqvae", stage, settings)
+        run("vqvae", stage, settings, replan)
 
     with timed("codes"):
         codes, held_out_codes = (
@@ -165,7 +182,7 @@ def train_pipeline(
         with timed(f"prior_{name}"):
             with seeded(seed):
                 prior = make_prior(prior_config(preset.priors[level], codes, level)).to(device)
-            settings = replace(training.priors[level], seed=seed)
+            settings, replan = settings_of(f"prior_{name}", training.priors[level])
             stage = prior_stage(
                 prior,
                 codes,
@@ -175,7 +192,7 @@ def train_pipeline(
                 class_balance=training.class_balance,
                 name=f"train prior {name}",
             )
-            run(f"prior_{name}", stage, settings)
+            run(f"prior_{name}", stage, settings, replan)
             priors.append(prior)
     trained = TrainedPipeline(
         vqvae, priors, codes, held_out_codes, recommended or {}, logs, seconds

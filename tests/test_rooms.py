@@ -30,6 +30,7 @@ FLOORS = (
     ("runs",),  # folders, logs and processes of a run
     ("training", "report"),  # the loop, its stages and recipes; pictures and pages of results
     ("presets",),  # named models with their trainings
+    ("pipeline_training",),  # from images to a pipeline with its report, in a given time
     ("compat",),  # drop-ins for other packages
     ("commands",),  # the command line's commands
     ("cli",),

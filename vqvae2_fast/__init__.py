@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # what type checkers and editors see: the same names as `_HOM
     from vqvae2_fast.modules.multi_scale import MultiScaleVQ
     from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
     from vqvae2_fast.modules.residual_vq import ResidualVQ
+    from vqvae2_fast.pipeline_training import train
     from vqvae2_fast.presets import preset, preset_names
     from vqvae2_fast.sampling.batches import stream_images
     from vqvae2_fast.sampling.calibration import calibrate
@@ -64,6 +65,7 @@ _HOMES = {
     "modules.multi_scale": ("MultiScaleVQ",),
     "modules.quantizer": ("VectorQuantizerEMA",),
     "modules.residual_vq": ("ResidualVQ",),
+    "pipeline_training": ("train",),
     "presets": ("preset", "preset_names"),
     "sampling.batches": ("stream_images",),
     "sampling.calibration": ("calibrate",),
@@ -118,6 +120,7 @@ __all__ = [
     "score_codes",
     "serve",
     "stream_images",
+    "train",
     "training",
 ]
 

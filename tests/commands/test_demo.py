@@ -33,6 +33,8 @@ def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
         "report.html",
         "reconstructions.png",
         "samples.png",
+        "nearest.png",
+        "completions.png",
         "curves.png",
         "rate.png",
         "metrics.json",
@@ -49,7 +51,7 @@ def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
         "psnr above WebP's at these bits",
     }
     html = (out / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 4
+    assert html.count("data:image/png;base64,") == 6
     told = capsys.readouterr().out
     assert str(out / "report.html") in told
     assert f"draw more: vqvae2-fast sample --pipeline '{out / 'pipeline'}' --label food" in told

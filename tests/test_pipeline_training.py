@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -126,10 +127,10 @@ def test_an_interrupted_training_goes_on(folder, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_was_begun_otherwise_is_refused(folder, tmp_path):
-    out = tmp_path / "out"
-    vq2.train(folder, 1, out=out, progress=QUIET)
+    plan = {"size": 16, "flip": False, "seed": 0}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(ValueError, match=r"flip: expected False, with which .* got True"):
-        vq2.train(folder, 1, out=out, flip=True, progress=QUIET)
+        vq2.train(folder, 1, out=tmp_path, flip=True, progress=QUIET)
 
 
 def test_images_without_classes_may_be_a_tensor(tmp_path):

@@ -136,6 +136,7 @@ def train(
         progress.say("timing the first steps ...")
         plan = _measured(preset, images, device, threads, seconds, recommended)
         plan |= {"size": shape[1], "read": len(images.train_set), "flip": flip, "seed": seed}
+        plan["minutes"] = minutes
     preset = replace(preset, training=_training(preset, plan))
     train_set: ImageSource = images.train_set
     if plan["images"] < len(train_set):
@@ -146,13 +147,14 @@ def train(
         plan["step_seconds"],
         _SHARES,
         plan["encode_seconds"] * encoded,
+        further=minutes > plan["minutes"],
     )
     names = run_names(preset)
     if "words" not in plan:
-        _check_minutes(minutes, budget, folder)
-        plan |= _chosen(preset, budget, folder, len(train_set))
+        _check_minutes(minutes, budget)
+        plan |= _chosen(preset, budget, len(train_set))
         plan["words"] = _in_words(plan, images, name, preset, minutes, device)
-        write_file(folder / _PLAN, (json.dumps(plan, indent=1) + "\n").encode())
+        _write(folder / _PLAN, plan)
     progress.say("\n".join(plan["words"]))
     vqvae = replace(preset.vqvae, quantize_after=plan["quantize_after"])
     dropout = {"dropout": plan["dropout"], "attention_dropout": plan["dropout"]}
@@ -195,6 +197,7 @@ def train(
             seed=seed,
             progress=progress,
         )
+        _write(folder / _PLAN, {**plan, "minutes": max(minutes, plan["minutes"])})
     return trained
 
 
@@ -271,7 +274,11 @@ def finish(
     taken["all"] = time.monotonic() - start
     metrics["seconds"] = {name: round(value, 1) for name, value in taken.items()}
     metrics["resumed"] = bool(since)
-    write_file(out / _METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
+    _write(out / _METRICS, metrics)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    write_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _read_plan(folder: Path, *, size: int | None, flip: bool, seed: int) -> dict[str, Any]:
@@ -352,7 +359,7 @@ def _training(preset: Preset, plan: Mapping[str, Any]) -> PresetTraining:
     )
 
 
-def _check_minutes(minutes: float, budget: TimeBudget, folder: Path) -> None:
+def _check_minutes(minutes: float, budget: TimeBudget) -> None:
     """Raises ValueError if a model would get too few steps."""
     least = max(
         _LEAST_STEPS * seconds / budget.shares[run] for run, seconds in budget.step_seconds.items()
@@ -366,7 +373,7 @@ def _check_minutes(minutes: float, budget: TimeBudget, folder: Path) -> None:
         )
 
 
-def _chosen(preset: Preset, budget: TimeBudget, folder: Path, images: int) -> dict[str, Any]:
+def _chosen(preset: Preset, budget: TimeBudget, images: int) -> dict[str, Any]:
     """The steps that are planned, and the settings of models that follow from them."""
     trainings = (preset.training.vqvae, *preset.training.priors)
     left = budget.deadline - time.monotonic() - budget.between

@@ -145,6 +145,21 @@ def test_resume_of_a_finished_run_gives_its_metrics(tmp_path):
     assert again.metrics == first.metrics
 
 
+def test_the_steps_of_a_run_can_be_corrected_as_it_goes(tmp_path):
+    asked = []
+
+    def replan(step: int) -> int:
+        asked.append(step)
+        return 5
+
+    config = replace(CONFIG, steps=100, log_every=2)
+    trained = train(stage_one(config), config, out=tmp_path, replan=replan)
+    assert asked == [2, 4]
+    assert trained.log[-1]["step"] == 5
+    state = json.loads((latest(tmp_path) / "state.json").read_text())
+    assert state["train"]["steps"] == 5
+
+
 def test_resume_with_fewer_steps_than_are_done_is_refused(tmp_path):
     train(stage_one(CONFIG), CONFIG, out=tmp_path, progress=QUIET)
     config = replace(CONFIG, steps=7)

@@ -13,9 +13,9 @@ __all__ = ["fitting_preset"]
 
 # Up to this side the strides of emoji32, 2 and 2, leave few enough codes to draw.
 _SMALL_SIDE = 48
-# Images below which altered copies keep the priors from overfitting; emoji32 has 2,819.
-_SMALL_SET = 5000
-_COPIES = Variants(copies=2, zoom=0.05, colour=0.15)
+# Images below which altered copies keep the priors from overfitting, and how many there are with
+# their copies; emoji32 has 2,819 images with 2 copies each.
+_SMALL_SET, _WITH_COPIES, _MOST_COPIES = 5000, 9000, 8
 
 
 def fitting_preset(
@@ -41,10 +41,9 @@ def fitting_preset(
         replace(prior, size=tops[level], condition_sizes=tops[:level], num_classes=0)
         for level, prior in enumerate(known.priors)
     )
-    training = replace(
-        known.training,
-        flip=flip,
-        variants=replace(_COPIES if images < _SMALL_SET else Variants(), flip=flip),
-        class_balance=0.5,
-    )
+    variants = Variants(flip=flip)
+    if images < _SMALL_SET:
+        copies = max(2, min(_MOST_COPIES, _WITH_COPIES // images - 1))
+        variants = Variants(flip=flip, copies=copies, zoom=0.05, colour=0.15)
+    training = replace(known.training, flip=flip, variants=variants, class_balance=0.5)
     return name, Preset(vqvae, priors, training)

@@ -132,12 +132,15 @@ class TimeBudget:
         step_seconds: Seconds of a step by run, in the order in which the runs train.
         shares: Their parts of the time.
         between: Seconds from the end of the first run to the beginning of the second.
+        further: Finished runs go on if there is much more time than they had. The first one does
+            not, since the codes of the others would no longer be its codes.
     """
 
     deadline: float
     step_seconds: Mapping[str, float]
     shares: Mapping[str, float]
     between: float = 0.0
+    further: bool = False
 
     def seconds_of(self, folder: Path, name: str) -> float:
         """What a run gets from now on."""
@@ -151,16 +154,12 @@ class TimeBudget:
     def planned(
         self, folder: Path, name: str, settings: TrainConfig
     ) -> tuple[TrainConfig, Callable[[int], int] | None]:
-        """The settings of a run that fit its time, and what corrects their steps as it trains.
-
-        A finished run goes on if there is much more time than it had. The first one does not, since
-        the codes of the others would no longer be its codes.
-        """
+        """The settings of a run that fit its time, and what corrects their steps as it trains."""
         seconds, newest = self.seconds_of(folder, name), latest(folder / name)
         done = step_of(newest) if newest else 0
         if newest is not None and _is_finished(newest):
             enough = seconds > _WORTH_GOING_ON * seconds_spent(folder / name)
-            if name == next(iter(self.step_seconds)) or not enough:
+            if name == next(iter(self.step_seconds)) or not (self.further and enough):
                 return with_steps(settings, done), None
         start, end = time.monotonic(), time.monotonic() + _KEPT_BACK * seconds
 

@@ -85,7 +85,7 @@ def test_the_version_is_printed(capsys):
 
 
 def test_an_unknown_command_is_refused_with_the_list(error_of):
-    assert "expected a command, one of demo, train-vqvae" in error_of(["trian"])
+    assert "expected a command, one of demo, train, train-vqvae" in error_of(["trian"])
 
 
 def test_the_command_most_like_an_unknown_one_is_named(error_of):

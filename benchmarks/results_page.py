@@ -205,11 +205,7 @@ def _quoted_lines() -> list[str]:
 
 # What the page has of other machines; the files have more.
 LOWER_LEVELS = ("-avx2", "-avx512")  # of processors that have more
-LISTED = (
-    *((figure.mode, figure.shape) for figure in MEASURED),
-    *(("search", "65536x1024x256"), ("search", "16384x8192x32")),
-    *(("emoji64_top", "batch32"), ("emoji64_bottom", "batch32"), ("imagenet256_vqvae", "batch4")),
-)
+LISTED = [(figure.mode, figure.shape) for figure in MEASURED]
 
 
 def _machine_lines(path: Path) -> list[str]:
@@ -333,16 +329,6 @@ def page() -> str:
     for path in sorted(RESULTS.glob("*-cores-*.csv")):
         if not path.stem.endswith(LOWER_LEVELS):
             lines += _machine_lines(path)
-    lines += [
-        "",
-        "## Over the commits",
-        "Our time and the factors of the others from one measured commit to the next, by `python "
-        "benchmarks/history.py`, which says what is compared with what.",
-        "",
-    ]
-    for path in sorted(RESULTS.glob("*-history.png")):
-        device = path.stem.removesuffix("-history")
-        lines += [f"![History of {device}](../benchmarks/results/{path.name})", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-WIDTH, ROW, BAR, TOP = 680, 26, 16, 58
+WIDTH, ROW, BAR, TOP, MARGIN = 680, 26, 16, 58, 12
 LABELS, LETTER = 185, 8.8  # the room left of the bars; about the width of a letter
 STYLE = """<style>
 text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #24292f; }
 .title { font-size: 16px; font-weight: 600; } .small { font-size: 12px; fill: #57606a; }
+.page { fill: #ffffff; }
 .ours { fill: #0969da; } .other { fill: #afb8c1; } text.ours { font-weight: 600; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; } .small { fill: #9198a1; } .ours { fill: #58a6ff; }
-  .other { fill: #57606a; }
+  .page { fill: #0d1117; } .other { fill: #57606a; }
 }
 </style>"""
 
@@ -56,9 +57,12 @@ def picture(title: str, panels: list[Panel], under: list[str]) -> str:
             )
             told = f"{bar.told}, {bar.note}" if bar.note else bar.told
             parts.append(_text(left + width + 6, top + 13, told, "ours" if bar.ours else ""))
+    # The page is a part of it: GitHub may be dark where the browser prefers light.
+    wide, high = WIDTH + 2 * MARGIN, height + 2 * MARGIN
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'width="{WIDTH}" height="{height}" role="img"><title>{title}</title>\n{STYLE}\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-{MARGIN} -{MARGIN} {wide} {high}" '
+        f'width="{wide}" height="{high}" role="img"><title>{title}</title>\n{STYLE}\n'
+        f'<rect x="-{MARGIN}" y="-{MARGIN}" width="{wide}" height="{high}" class="page"/>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
     )

@@ -14,10 +14,10 @@ from helpers.models import SMALL_TOP, SMALL_VQVAE
 from PIL import Image
 
 import vqvae2_fast as vq2
-from vqvae2_fast import pipeline_training
 from vqvae2_fast.checkpoints.locate import latest, step_of
 from vqvae2_fast.cli import main
 from vqvae2_fast.console import Progress
+from vqvae2_fast.pipeline_training import plan, result, training
 from vqvae2_fast.training import Preset, PresetTraining, TrainConfig, Variants, timed
 from vqvae2_fast.training.cost import StepCost
 
@@ -36,17 +36,19 @@ def tiny_models(monkeypatch):
     """Models of 16x16 images, whose steps take 0.4 s by a clock that goes on when it is read."""
     ticks = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: 0.2 * next(ticks))
-    monkeypatch.setattr(pipeline_training, "time", clock)
+    for module in (plan, result, training):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(timed, "time", clock)
     monkeypatch.setattr("vqvae2_fast.training.loop.time", clock)
     monkeypatch.setattr(timed, "measure_step", lambda stage, config: StepCost(0.4, 0, 0))
-    monkeypatch.setattr(pipeline_training, "_LEAST_STEPS", 10)
+    monkeypatch.setattr(plan, "_LEAST_STEPS", 10)
+    monkeypatch.setattr(plan, "_MOST_PASSES", {"prior_top": 1000, "prior_bottom": 1000})
 
     def fitting(image_shape, images, *, flip=False):
         vqvae = replace(TINY.vqvae, image_channels=image_shape[0])
         return "tiny", replace(TINY, vqvae=vqvae, training=replace(TINY.training, flip=flip))
 
-    monkeypatch.setattr(pipeline_training, "fitting_preset", fitting)
+    monkeypatch.setattr(training, "fitting_preset", fitting)
 
 
 def pixels(count: int, *shape: int) -> np.ndarray:
@@ -84,6 +86,7 @@ def test_runs_share_the_time_until_their_deadline(monkeypatch, tmp_path):
         deadline=110.0,
         step_seconds={"vqvae": 0.5, "prior_top": 0.25, "prior_bottom": 1.0},
         shares={"vqvae": 0.4, "prior_top": 0.2, "prior_bottom": 0.4},
+        most_steps={"prior_bottom": 25},
         between=10.0,
     )
     assert budget.seconds_of(tmp_path, "vqvae") == pytest.approx(40)
@@ -95,6 +98,7 @@ def test_runs_share_the_time_until_their_deadline(monkeypatch, tmp_path):
     assert budget.seconds_of(tmp_path, "prior_top") == pytest.approx(20)
     now = 80.0
     assert budget.seconds_of(tmp_path, "prior_bottom") == pytest.approx(30)
+    assert budget.planned(tmp_path, "prior_bottom", TrainConfig())[0].steps == 25
 
 
 def test_a_finished_training_is_not_repeated_and_more_minutes_train_the_priors(folder, tmp_path):
@@ -127,8 +131,8 @@ def test_an_interrupted_training_goes_on(folder, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_was_begun_otherwise_is_refused(folder, tmp_path):
-    plan = {"size": 16, "flip": False, "seed": 0}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    begun = {"size": 16, "flip": False, "seed": 0}
+    (tmp_path / "plan.json").write_text(json.dumps(begun))
     with pytest.raises(ValueError, match=r"flip: expected False, with which .* got True"):
         vq2.train(folder, 1, out=tmp_path, flip=True, progress=QUIET)
 

@@ -51,12 +51,14 @@ class OwnImages:
     Args:
         described: What they are in words.
         notes: What a person should know of them, a sentence each.
+        scaled: Whether some had another size.
     """
 
     train_set: ImageTensorDataset
     held_out: ImageTensorDataset
     described: str
     notes: tuple[str, ...] = ()
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,18 +137,19 @@ def open_own_images(
         TypeError: What is no set of images.
     """
     progress = progress or Progress(quiet=True)
+    survey = None
     if isinstance(data, Tensor):
         data = ImageTensorDataset(data.cpu())
     if not isinstance(data, str | Path):
-        train_set, held_out, seen = *_halves(data, size), ""
+        train_set, held_out = _halves(data, size)
     elif is_source_name(str(data)):
         channels, side = _SHAPES.get(str(data).partition(":")[0], (3, usual_side))
         options = DataOptions(data=str(data), cache=cache)
         square = (size or side, size or side)
         opened = open_splits(options, ("train", "held_out"), channels, square, progress)
-        train_set, held_out, seen = opened["train"], opened["held_out"], ""
+        train_set, held_out = opened["train"], opened["held_out"]
     else:
-        train_set, held_out, seen = _folder(Path(data), size, usual_side, skip_corrupt)
+        train_set, held_out, survey = _folder(Path(data), size, usual_side, skip_corrupt)
     _check_number(len(train_set) + len(held_out))
     notes = []
     most = most or _affordable(train_set, seconds, most_bytes)
@@ -173,12 +176,15 @@ def open_own_images(
         notes = [*notes[:2], others]
     classes = f" in {len(names):,} classes of {min(counts):,} to {max(counts):,}" if names else ""
     channels, height, width = found.train_set.image_shape
-    own = seen or f"{height}x{width} pixels, {'grey' if channels == 1 else 'colour'}"
+    own = f"{height}x{width} pixels, {'grey' if channels == 1 else 'colour'}"
+    if survey is not None:
+        own = survey.described
     described = (
         f"{len(found.train_set):,} images to train on{classes or ', without classes'}, "
         f"{len(found.held_out):,} held out; {own}"
     )
-    return OwnImages(found.train_set, found.held_out, described, tuple(notes))
+    scaled = survey is not None and set(survey.sizes) != {(height, width)}
+    return OwnImages(found.train_set, found.held_out, described, tuple(notes), scaled)
 
 
 def _check_number(count: int) -> None:
@@ -191,7 +197,7 @@ def _check_number(count: int) -> None:
 
 def _folder(
     root: Path, size: int | None, usual_side: int, skip_corrupt: bool
-) -> tuple[ImageSource, ImageSource, str]:
+) -> tuple[ImageSource, ImageSource, FolderSurvey]:
     if no_folder := why_no_folder(root):
         raise ValueError(
             f"data: expected a folder of images or the name of a source, got {short(str(root))}, "
@@ -224,7 +230,7 @@ def _folder(
         )
         for split in ("train", "held_out")
     )
-    return train_set, held_out, found.described
+    return train_set, held_out, found
 
 
 def _halves(images: ImageSource, size: int | None) -> tuple[ImageSource, ImageSource]:

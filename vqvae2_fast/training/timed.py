@@ -6,8 +6,9 @@ The number of steps follows from measured ones, and is corrected as a training g
 from __future__ import annotations
 
 import json
+import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -131,6 +132,7 @@ class TimeBudget:
         deadline: When the last run is to end, in `time.monotonic()`.
         step_seconds: Seconds of a step by run, in the order in which the runs train.
         shares: Their parts of the time.
+        most_steps: The most steps of a run, where more would not help.
         between: Seconds from the end of the first run to the beginning of the second.
         further: Finished runs go on if there is much more time than they had. The first one does
             not, since the codes of the others would no longer be its codes.
@@ -139,6 +141,7 @@ class TimeBudget:
     deadline: float
     step_seconds: Mapping[str, float]
     shares: Mapping[str, float]
+    most_steps: Mapping[str, int] = field(default_factory=dict)
     between: float = 0.0
     further: bool = False
 
@@ -162,13 +165,14 @@ class TimeBudget:
             if name == next(iter(self.step_seconds)) or not (self.further and enough):
                 return with_steps(settings, done), None
         start, end = time.monotonic(), time.monotonic() + _KEPT_BACK * seconds
+        most = max(done, self.most_steps.get(name, sys.maxsize))
 
         def corrected(step: int) -> int:
             now = time.monotonic()
-            return step + int((end - now) * (step - done) / (now - start))
+            return min(most, step + int((end - now) * (step - done) / (now - start)))
 
         more = max(1, round(_KEPT_BACK * seconds / self.step_seconds[name]))
-        return with_steps(settings, done + more), corrected
+        return with_steps(settings, min(most, done + more)), corrected
 
 
 def with_steps(settings: TrainConfig, steps: int) -> TrainConfig:

@@ -1,0 +1,142 @@
+"""Measures and the report of a pipeline that was just trained: by `train`, and by the demo."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import vqvae2_fast
+from vqvae2_fast import ops
+from vqvae2_fast.files.durable import write_file
+from vqvae2_fast.metrics import evaluate_pipeline
+from vqvae2_fast.metrics.codes import use_of_codes
+from vqvae2_fast.report.pipeline import draw_rows, report_pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vqvae2_fast.console.progress import Progress
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.metrics.results import Evaluation
+    from vqvae2_fast.report.html import Section
+    from vqvae2_fast.training.recipe import TrainedPipeline
+
+__all__ = ["REPORT", "finish", "measured", "what_bounds", "write_json"]
+
+REPORT, _METRICS = "report.html", "metrics.json"
+_CLEARLY = 0.01  # of a best figure: less is within what validations vary by
+
+
+def measured(
+    trained: TrainedPipeline,
+    held_out: ImageSource,
+    *,
+    device: torch.device,
+    codecs: Sequence[str] = (),
+    progress: Progress,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Measures of a pipeline that was just trained; the second is what metrics.json begins with."""
+    evaluation = evaluate_pipeline(
+        trained.vqvae, trained.priors, held_out, codecs=codecs, progress=progress
+    )
+    return evaluation, {
+        "held_out": evaluation.as_json(),
+        "training_codes": {name: asdict(use) for name, use in use_of_codes(trained.codes).items()},
+        "samples": dict(trained.recommended),
+        "machine": {
+            "vqvae2_fast": vqvae2_fast.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "simd": ops.simd_level(),
+        },
+    }
+
+
+def finish(
+    trained: TrainedPipeline,
+    evaluation: Evaluation,
+    metrics: dict[str, Any],
+    train_set: ImageSource,
+    held_out: ImageSource,
+    out: Path,
+    *,
+    title: str,
+    lead: str,
+    columns: int,
+    more: Sequence[Section],
+    start: float,
+    since: str,
+    seed: int,
+    progress: Progress,
+    foot: str = "",
+) -> None:
+    """Draw images, and write OUT/report.html with its pictures, and OUT/metrics.json.
+
+    Args:
+        start: When everything began, in `time.monotonic()`.
+        lead, more, since: As in `report_pipeline`; the lead follows the time that it took.
+    """
+    drawn = draw_rows(trained.pipeline, columns, seed=seed, progress=progress)
+    taken = {**trained.seconds, "all": time.monotonic() - start}
+    machine = "  ·  ".join(f"{name} {value}" for name, value in metrics["machine"].items())
+    metrics["nearest"] = report_pipeline(
+        out,
+        title,
+        f"Trained in {taken['all'] / 60:.1f} minutes{since}. {lead}",
+        trained.pipeline,
+        drawn,
+        train_set=train_set,
+        held_out=held_out,
+        evaluation=evaluation,
+        logs=trained.logs,
+        seconds=taken,
+        since=since,
+        more=more,
+        foot=f"{machine}. {foot}".strip(),
+        seed=seed,
+    )
+    taken["all"] = time.monotonic() - start
+    metrics["seconds"] = {name: round(value, 1) for name, value in taken.items()}
+    metrics["resumed"] = bool(since)
+    write_json(out / _METRICS, metrics)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a record, making its folder."""
+    write_file(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def what_bounds(trained: TrainedPipeline, evaluation: Evaluation) -> list[str]:
+    """What keeps the drawn images from being better, a sentence for each model."""
+    found = [
+        f"VQ-VAE: reconstructions reach {evaluation.reconstruction.psnr:.1f} dB, and no drawn "
+        "image is sharper than they are."
+    ]
+    for name, own in evaluation.levels.items():
+        log = trained.logs[f"prior_{name}"]
+        bits = [(line["val_bits_per_image"], line["step"]) for line in log if _validated(line)]
+        (best, step), (last, steps) = min(bits), bits[-1]
+        text = f"Prior {name}: {own.bits_per_image:.0f} bits per held-out image"
+        text += f", {own.marginal_bits_per_image:.0f} by the frequency of codes alone; "
+        if last > (1 + _CLEARLY) * best:
+            text += (
+                f"it overfits after step {step:,} of {steps:,}, whose weights are kept. More "
+                "images would help, more minutes would not."
+            )
+        else:
+            text += "it does not overfit yet, so more minutes would help."
+        found.append(text)
+    return found
+
+
+def _validated(line: Mapping[str, Any]) -> bool:
+    return math.isfinite(line.get("val_bits_per_image", math.nan))

@@ -115,8 +115,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def what_bounds(trained: TrainedPipeline, evaluation: Evaluation) -> list[str]:
-    """What keeps the drawn images from being better, a sentence for each model."""
+def what_bounds(
+    trained: TrainedPipeline, evaluation: Evaluation, most_steps: Mapping[str, int]
+) -> list[str]:
+    """What keeps the drawn images from being better, a sentence for each model.
+
+    Args:
+        most_steps: Of each prior's run, after which it would overfit.
+    """
     found = [
         f"VQ-VAE: reconstructions reach {evaluation.reconstruction.psnr:.1f} dB, and no drawn "
         "image is sharper than they are."
@@ -131,6 +137,11 @@ def what_bounds(trained: TrainedPipeline, evaluation: Evaluation) -> list[str]:
             text += (
                 f"it overfits after step {step:,} of {steps:,}, whose weights are kept. More "
                 "images would help, more minutes would not."
+            )
+        elif steps >= most_steps[f"prior_{name}"]:
+            text += (
+                "it has seen each image as often as it can without overfitting. More images would "
+                "help, more minutes would not."
             )
         else:
             text += "it does not overfit yet, so more minutes would help."

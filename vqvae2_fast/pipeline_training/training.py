@@ -160,7 +160,7 @@ def train(
         held_out = spread_evenly(images.held_out, _EVALUATED)
         evaluation, metrics = measured(trained, held_out, device=device, progress=progress)
         metrics |= {"preset": name, "seed": seed, "minutes": minutes, "plan": plan["words"]}
-        metrics["bounds"] = bounds = what_bounds(trained, evaluation)
+        metrics["bounds"] = bounds = what_bounds(trained, evaluation, plan["most_steps"])
         finish(
             trained,
             evaluation,

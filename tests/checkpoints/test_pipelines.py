@@ -182,6 +182,7 @@ def test_a_loaded_prior_is_saved_with_its_class_names(tmp_path):
     [
         (["cat"], "expected class_names to name each of the 2 classes, got 1 names"),
         (["cat", "d" * 500_000], "at most 1024 are supported"),
+        (["cat", "\ud800"], "the name of class 1 is not Unicode text"),
         (["cat", 3], "expected class_names to be a list of names"),
         ("ab", "expected class_names to be a list of names"),
     ],
@@ -195,4 +196,5 @@ def test_class_names_that_do_not_fit_are_refused(tmp_path, names, message):
     edit(tmp_path / "prior", class_names=names)
     with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path / "prior")
+    assert str(tmp_path / "prior") in str(caught.value)
     assert len(str(caught.value)) < 500

@@ -209,7 +209,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_names(source: str, names: Sequence[str], config: Mapping[str, Any]) -> None:
-    check_class_names(names)
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise ValueError(f"{source}{error}") from None
     classes = config.get("num_classes", 0)
     if names and classes and len(names) != classes:
         raise ValueError(

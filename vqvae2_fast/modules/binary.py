@@ -22,11 +22,11 @@ from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_mask,
     check_vectors,
+    digits_of,
     filled,
     mean_square_error,
     projected,
     projections,
-    wide,
     with_masked,
 )
 from vqvae2_fast.ops import sign_quantize
@@ -162,7 +162,7 @@ class _Signs(Quantizer):
 
     def _numbers(self, z: Tensor) -> Tensor:
         """The d numbers whose signs are the code, `[..., d]`."""
-        return wide(projected(self.project_in, z))
+        return digits_of(self.project_in, z)
 
     def _entropy_of_use(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         raise NotImplementedError

@@ -19,12 +19,12 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_mask,
     check_vectors,
     checked_prefix,
+    digits_of,
     filled,
     join_codes,
     projected,
     projections,
     split_codes,
-    wide,
     with_masked,
 )
 from vqvae2_fast.ops import scalar_quantize
@@ -121,7 +121,7 @@ class FSQ(Quantizer):
         check_vectors(z, self.embedding_dim)
         check_mask(mask, z)
         with without_autocast(z.device):
-            numbers = wide(projected(self.project_in, filled(z, mask)))
+            numbers = digits_of(self.project_in, filled(z, mask))
             values, indices = scalar_quantize(numbers, *self.grid)
             z_q = projected(self.project_out, values).to(z.dtype)
         z_q, indices = with_masked(z_q, indices, z, mask)
@@ -132,7 +132,7 @@ class FSQ(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
-            return scalar_quantize(wide(projected(self.project_in, z)), *self.grid)[1]
+            return scalar_quantize(digits_of(self.project_in, z), *self.grid)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
         check_indices(indices, math.prod(self.grid.levels))
@@ -240,7 +240,7 @@ class ResidualFSQ(Quantizer):
         check_vectors(z, self.embedding_dim)
         check_mask(mask, z)
         with without_autocast(z.device):
-            numbers, total, parts = self._codes(wide(projected(self.project_in, filled(z, mask))))
+            numbers, total, parts = self._codes(digits_of(self.project_in, filled(z, mask)))
             z_q = projected(self.project_out, total + (numbers - numbers.detach())).to(z.dtype)
         indices = join_codes(parts, self.sizes) if self.joint_code else parts
         z_q, indices = with_masked(z_q, indices, z, mask)
@@ -255,7 +255,7 @@ class ResidualFSQ(Quantizer):
         check_vectors(z, self.embedding_dim)
         first = checked_prefix(num_quantizers, self.sizes, self.joint_code)
         with without_autocast(z.device):
-            parts = self._codes(wide(projected(self.project_in, z)), first)[-1]
+            parts = self._codes(digits_of(self.project_in, z), first)[-1]
         return join_codes(parts, self.sizes) if self.joint_code else parts
 
     def lookup(self, indices: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     wide,
     with_masked,
 )
+from vqvae2_fast.ops.patch_conv2d.op import linear_in_one_order
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 __all__ = ["SimVQ", "VectorQuantizer"]
@@ -177,8 +178,7 @@ class SimVQ(_LearntCodes):
         )
 
     def codes(self) -> Tensor:
-        codes: Tensor = self.code_transform(self.frozen_codebook)
-        return codes
+        return linear_in_one_order(self.frozen_codebook, self.code_transform.weight)
 
     def lookup(self, indices: Tensor) -> Tensor:
         check_indices(indices, self.num_embeddings)

@@ -26,6 +26,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     perplexity_of,
     wide,
 )
+from vqvae2_fast.ops.patch_conv2d.op import conv_in_one_order
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient, straight_through
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class _Pyramid(NamedTuple):
             chosen = 2 * _nearest_tick(scale, len(self.scales), len(self.phi) // 2)
             weight, bias = self.phi[chosen : chosen + 2]
             maps = maps.to(weight.dtype)
-            convolved = F.conv2d(maps, weight, bias, padding=1)
+            convolved = conv_in_one_order(maps, weight, bias)
             maps = maps * (1 - self.phi_ratio) + convolved * self.phi_ratio
         return wide(maps)
 

@@ -17,6 +17,7 @@ from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.files.kinds import check_fields, number, one_of
 from vqvae2_fast.ops._checks import check_tensor, checked_integer, dtype_name
 from vqvae2_fast.ops._registry import transforms_are_active
+from vqvae2_fast.ops.patch_conv2d.op import linear_in_one_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,7 @@ __all__ = [
     "check_mask",
     "check_vectors",
     "checked_prefix",
+    "digits_of",
     "filled",
     "in_words",
     "join_codes",
@@ -63,6 +65,16 @@ def projected(layer: nn.Module, x: Tensor) -> Tensor:
     weight = getattr(layer, "weight", None)
     out: Tensor = layer(x if weight is None else x.to(weight.dtype))
     return out
+
+
+def digits_of(layer: nn.Module, z: Tensor) -> Tensor:
+    """The numbers whose rounding or signs are a code, `[..., d]`: z through `project_in`.
+
+    A code must not depend on what else is in its batch.
+    """
+    if not isinstance(layer, nn.Linear):
+        return wide(z)
+    return wide(linear_in_one_order(z.to(layer.weight.dtype), layer.weight, layer.bias))
 
 
 def wide(z: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     wide,
     with_masked,
 )
+from vqvae2_fast.ops.patch_conv2d.op import linear_in_one_order
 
 __all__ = ["RandomProjectionQuantizer"]
 
@@ -79,7 +80,8 @@ class RandomProjectionQuantizer(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
-            numbers = self.norm(wide(z)) @ self.projection.to(wide(z).dtype)
+            matrix = self.projection.to(wide(z).dtype).T
+            numbers = linear_in_one_order(self.norm(wide(z)), matrix)
             return ops.nearest_code(F.normalize(numbers, dim=-1), self.codebook)[0]
 
     def lookup(self, indices: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from vqvae2_fast.ops import _training
 from vqvae2_fast.ops._checks import other_dtype
-from vqvae2_fast.ops._registry import BY_DESIGN, register
+from vqvae2_fast.ops._registry import BY_DESIGN, register, transforms_are_active
 from vqvae2_fast.ops._training import new_channels_last
 from vqvae2_fast.ops.causal_conv2d.op import live_weight
 
 __all__ = [
     "MOST_WEIGHTS",
     "PATCH_CONV2D",
+    "conv_in_one_order",
+    "linear_in_one_order",
     "patch_conv2d_backward_reference",
     "patch_conv2d_reference",
 ]
@@ -187,3 +189,38 @@ PATCH_CONV2D = register(
     gradient=(_setup_context, _backward),
     private=True,
 )
+
+
+def _in_one_order(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """`conv_in_one_order` by the kernel, or None where it does not compute the call."""
+    side = weight.shape[-1]
+    arguments = (x, weight, bias, 1, side // 2, side // 2, side, False)
+    if (
+        not x.is_cpu
+        or torch.compiler.is_compiling()
+        or transforms_are_active()
+        or _why_not_kernel(*arguments) is not None
+    ):
+        return None
+    result: Tensor = PATCH_CONV2D.kernel(*arguments)
+    return result
+
+
+def conv_in_one_order(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution `[B, C, H, W]` to `[B, O, H, W]` by a square kernel of an odd side.
+
+    On a CPU in float32 it has the same bits in any batch and on any number of threads, which the
+    sums of libraries have not. Graphs that are compiled or exported have PyTorch's own convolution.
+    """
+    found = _in_one_order(x, weight, bias)
+    padding = weight.shape[-1] // 2
+    return F.conv2d(x, weight, bias, padding=padding) if found is None else found
+
+
+def linear_in_one_order(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` of vectors `[..., C]`, as `conv_in_one_order`, in 1.2 to 5 times its time."""
+    maps = x.reshape(1, -1, 1, weight.shape[1]).permute(0, 3, 1, 2)  # [1, C, N, 1]
+    sums = _in_one_order(maps, weight[:, :, None, None], bias)  # [1, O, N, 1]
+    if sums is None:
+        return F.linear(x, weight, bias)
+    return sums.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))

@@ -5,6 +5,6 @@ and shows what came out.
 """
 
 from vqvae2_fast.pipeline_training.result import finish, measured
-from vqvae2_fast.pipeline_training.training import WITH_CLASSES, train
+from vqvae2_fast.pipeline_training.training import train
 
-__all__ = ["WITH_CLASSES", "finish", "measured", "train"]
+__all__ = ["finish", "measured", "train"]

@@ -56,3 +56,13 @@ def test_a_code_does_not_depend_on_the_batch_or_on_threads(name, with_threads):
                 threads, lambda size=size: [quantizer.encode(part) for part in z.split(size)]
             )
             assert torch.equal(torch.cat(codes), expected), (threads, size)
+
+
+@pytest.mark.parametrize("name", ["fsq_projected", "lfq", "simvq"])
+def test_a_hook_on_a_projection_is_called(name):
+    quantizer = MAKE[name]().eval()
+    layer = quantizer.code_transform if name == "simvq" else quantizer.project_in
+    z = torch.randn(COUNT, D)
+    before = quantizer.encode(z)
+    layer.register_forward_hook(lambda module, arguments, output: -output)
+    assert not torch.equal(quantizer.encode(z), before)

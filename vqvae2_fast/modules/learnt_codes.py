@@ -21,11 +21,11 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_mask,
     check_vectors,
     filled,
+    linear_of,
     mean_square_error,
     wide,
     with_masked,
 )
-from vqvae2_fast.ops.patch_conv2d.op import linear_in_one_order
 from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 
 __all__ = ["SimVQ", "VectorQuantizer"]
@@ -178,7 +178,7 @@ class SimVQ(_LearntCodes):
         )
 
     def codes(self) -> Tensor:
-        return linear_in_one_order(self.frozen_codebook, self.code_transform.weight)
+        return linear_of(self.code_transform, self.frozen_codebook)
 
     def lookup(self, indices: Tensor) -> Tensor:
         check_indices(indices, self.num_embeddings)

@@ -35,6 +35,7 @@ __all__ = [
     "filled",
     "in_words",
     "join_codes",
+    "linear_of",
     "masked_mean_square",
     "may_keep_tensors",
     "mean_square_error",
@@ -67,14 +68,24 @@ def projected(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def digits_of(layer: nn.Module, z: Tensor) -> Tensor:
-    """The numbers whose rounding or signs are a code, `[..., d]`: z through `project_in`.
+def linear_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`, in evaluation with the same bits in any batch and on any number of threads.
 
-    A code must not depend on what else is in its batch.
+    A training forward takes PyTorch's product, which is faster, and so does a layer that was
+    replaced or has hooks.
     """
-    if not isinstance(layer, nn.Linear):
-        return wide(z)
-    return wide(linear_in_one_order(z.to(layer.weight.dtype), layer.weight, layer.bias))
+    altered = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
+    learns = layer.training and torch.is_grad_enabled()
+    if isinstance(layer, nn.Linear) and type(layer) is nn.Linear and not (altered or learns):
+        return linear_in_one_order(x, layer.weight, layer.bias)
+    out: Tensor = layer(x)
+    return out
+
+
+def digits_of(layer: nn.Module, z: Tensor) -> Tensor:
+    """The numbers whose rounding or signs are a code, `[..., d]`: z through `project_in`."""
+    weight = getattr(layer, "weight", None)
+    return wide(linear_of(layer, z if weight is None else z.to(weight.dtype)))
 
 
 def wide(z: Tensor) -> Tensor:

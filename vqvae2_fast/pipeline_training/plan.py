@@ -194,9 +194,9 @@ def plan_in_words(
         f"images: {images.described}",
         *images.notes,
         f"size: {side}x{side}"
-        + (", to which images are scaled and cropped (--size for another)" * images.scaled),
+        + (", to which images are scaled and cropped (another one by size)" * images.scaled),
         "mirrored images: "
-        + ("yes" if plan["flip"] else "no (--flip if left and right mean the same)"),
+        + ("yes" if plan["flip"] else "no (flip allows them where left and right mean the same)"),
         f"models: those of {name}; an image becomes maps of {maps} codes, of "
         f"{config.num_embeddings} each"
         + (f"; each image is encoded with {plan['copies']} altered copies" * bool(plan["copies"])),

@@ -59,6 +59,7 @@ COMMANDS = {
     "compress": ("compress:Compress", "compress images to the bits of their codes"),
     "decompress": ("decompress:Decompress", "decode what compress wrote"),
     "export": ("export:Export", "write encoder or decoder as ONNX or a torch.export program"),
+    "check": ("check:Check", "check that what is installed computes what it should"),
     "info": ("info:Info", "describe the installation, a run, a pipeline, codes or samples"),
 }
 

@@ -15,7 +15,7 @@ from helpers.models import tiny_pipeline, tiny_prior
 
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.checkpoints.hub import model_card
-from vqvae2_fast.commands import info
+from vqvae2_fast.commands import installation
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate
 from vqvae2_fast.sampling.engines import cuda
@@ -217,7 +217,7 @@ def test_each_gpu_is_named_and_whether_engine_cuda_runs_on_it(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(cuda, "driver_version", lambda: "12.4")
     reasons = [None, "a multiprocessor cannot hold a block"]
-    monkeypatch.setattr(info, "why_not_cuda", lambda device, _: reasons[device.index])
+    monkeypatch.setattr(installation, "why_not_cuda", lambda device, _: reasons[device.index])
     sentences = [
         "engine cuda runs on NVIDIA Fake cuda:0 (compute capability 9.0, driver supports CUDA "
         "12.4)",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
 
-import vqvae2_fast
-from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
 from vqvae2_fast.checkpoints.hub import read_card
 from vqvae2_fast.checkpoints.models import described_model
@@ -22,6 +18,7 @@ from vqvae2_fast.codec import describe, open_compressed
 from vqvae2_fast.codec.bitstream import begins_as_compressed
 from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.commands.common import Command, Result
+from vqvae2_fast.commands.installation import installation
 from vqvae2_fast.console.words import described, number
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_format import MANIFEST, read_manifest
@@ -31,8 +28,6 @@ from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.runs.folder import best_record
-from vqvae2_fast.sampling.choice import cuda_fallback_message
-from vqvae2_fast.sampling.engines.cuda import card_name, why_not_cuda
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.quantized import Calibration
 
@@ -71,7 +66,7 @@ class Info(Command):
         if self.presets:
             return _presets()
         if self.path is None:
-            return _installation()
+            return installation()
         if self.path.suffix == ".vq2" or (self.path.is_file() and begins_as_compressed(self.path)):
             return _compressed(self.path)
         if (self.path / MANIFEST).is_file():
@@ -185,57 +180,6 @@ def _samples(path: Path) -> Result:
     }
     shown = values if values["rejected"] else {n: v for n, v in values.items() if n != "rejected"}
     return Result(values, described(shown))
-
-
-def _installation() -> Result:
-    z, codebook = (
-        torch.zeros(1, 8, dtype=torch.float32, device="cpu"),
-        torch.zeros(2, 8, dtype=torch.float32, device="cpu"),
-    )
-    values: dict[str, Any] = {
-        "vqvae2_fast": vqvae2_fast.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "engine_cuda": _engine_cuda(),
-        "simd": ops.simd_level(),
-        "build": ops.build_info(),
-        "nearest_code": ops.owner("nearest_code", z, codebook),
-    }
-    build = values["build"]
-    compiled = ["compiled kernels: none; every operator runs on its PyTorch reference"]
-    if build["native"]:
-        cards = f"for {build['cuda_architectures']}" if build["cuda"] else "none"
-        compiled = [
-            f"compiled kernels: by {build['compiler']} for {', '.join(build['simd_levels'])}, for "
-            f"PyTorch {build['torch_abi']} and later",
-            f"compiled CUDA kernels: {cards}",
-            f"SIMD level in use: {values['simd']}",
-        ]
-    lines = [
-        f"vqvae2_fast {values['vqvae2_fast']}, Python {values['python']}, PyTorch "
-        f"{values['torch']}",
-        f"threads: {values['threads']}",
-        f"GPU: {values['cuda'] or 'PyTorch sees none'}",
-        *compiled,
-        *values["engine_cuda"],
-        f"nearest_code on the CPU is computed by {values['nearest_code']}",
-    ]
-    return Result(values, lines)
-
-
-def _engine_cuda() -> list[str]:
-    """A sentence for each GPU: that the sampler's kernels run on it, or why not."""
-    if torch.version.hip is not None:
-        return []
-    sentences = []
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        device = torch.device("cuda", index)
-        reason = why_not_cuda(device, torch.float32)
-        runs = f"engine cuda runs on {card_name(device)}"
-        sentences.append(runs if reason is None else cuda_fallback_message(device, reason))
-    return sentences
 
 
 def _presets() -> Result:

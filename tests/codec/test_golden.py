@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.compare import simd_level, simd_levels
+from helpers.compare import needs_kernels, simd_level, simd_levels
 from torch import Tensor
 
 import vqvae2_fast as vq2
@@ -40,6 +40,7 @@ def test_a_file_of_another_machine_decodes(level: str) -> None:
     assert hashlib.sha256(packed).hexdigest() == (GOLDEN / "codes.sha256").read_text().strip()
 
 
+@needs_kernels
 def test_its_first_images_decode_at_the_lowest_level_as_at_the_highest() -> None:
     lowest, highest = (decoded(level, 50, batches=1) for level in (LOWEST, simd_levels()[-1]))
     assert [len(found) for found in lowest] == [50, 50]
@@ -58,6 +59,7 @@ sys.stdout.buffer.write(codec.encode_codes(pipeline, codes))
 """
 
 
+@needs_kernels
 def test_the_kernels_that_torch_has_for_old_processors_give_the_same_file(tmp_path: Path) -> None:
     def encoded(**environment: str) -> bytes:
         done = subprocess.run(

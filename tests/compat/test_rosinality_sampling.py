@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.compare import needs_kernels
 from safetensors.torch import load_file
 
 from vqvae2_fast.compat.rosinality import VQVAE, PixelSNAIL, to_native
@@ -17,6 +18,9 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 SPEC = json.loads((GOLDEN / "golden.json").read_text())
 # Engines that need another device than the CPU have separate tests.
 CPU_ENGINES = [engine for engine in ENGINES if engine != "cuda"]
+each_engine = pytest.mark.parametrize(
+    "engine", [pytest.param(e, marks=[needs_kernels] * (e == "cpu")) for e in CPU_ENGINES]
+)
 
 
 def golden_prior(name: str) -> tuple[PixelSNAIL, dict[str, torch.Tensor]]:
@@ -36,7 +40,7 @@ def small_models() -> tuple[VQVAE, PixelSNAIL, PixelSNAIL]:
     return vqvae.eval(), top.eval(), bottom.eval()
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@each_engine
 @pytest.mark.parametrize("name", ["pixelsnail_top", "pixelsnail_bottom"])
 def test_engines_draw_the_golden_maps(name, engine):
     prior, tensors = golden_prior(name)
@@ -46,7 +50,7 @@ def test_engines_draw_the_golden_maps(name, engine):
     assert torch.equal(codes, tensors["sampled"])
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@each_engine
 def test_conversion_to_native_draws_the_same_codes(engine):
     _, top, bottom = small_models()
     coarse = sample_codes(top, 2, seed=3, engine=engine)
@@ -87,6 +91,7 @@ def test_a_prior_that_learnt_is_drawn_from_as_it_is_now():
     assert torch.equal(after, sample_codes(top, 2, seed=1, engine="reference"))
 
 
+@needs_kernels
 def test_a_prior_in_training_mode_is_drawn_from_without_dropout():
     _, top, _ = small_models()
     expected = sample_codes(top, 2, seed=1)

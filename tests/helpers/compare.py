@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +29,7 @@ __all__ = [
     "assert_close_to_float64",
     "every_call_trains",
     "has_kernel",
+    "needs_kernels",
     "relative_difference",
     "scattered",
     "simd_level",
@@ -37,6 +39,7 @@ __all__ = [
 
 # Stands for the SIMD level where there is no compiled module.
 NO_LEVEL = "reference"
+needs_kernels = pytest.mark.skipif(_native.module is None, reason="this install has no kernels")
 
 
 def simd_levels() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.compare import simd_level, simd_levels
+from helpers.compare import needs_kernels, simd_level, simd_levels
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import OPERATORS, _native
@@ -32,11 +32,13 @@ def run_python(code, **environment):
     )
 
 
+@needs_kernels
 def test_installed_package_owns_nearest_code_natively():
     z, codebook = torch.zeros(2, 3), torch.zeros(4, 3)
     assert ops.owner("nearest_code", z, codebook).startswith("cpu:")
 
 
+@needs_kernels
 def test_owner_names_the_level_in_use():
     z, codebook = torch.zeros(2, 3), torch.zeros(4, 3)
     for level in simd_levels():
@@ -44,6 +46,7 @@ def test_owner_names_the_level_in_use():
             assert ops.owner("nearest_code", z, codebook) == f"cpu:{level}"
 
 
+@needs_kernels
 def test_owner_gives_the_reason_for_the_reference():
     z, codebook = torch.zeros(2, 3).double(), torch.zeros(4, 3)
     assert ops.owner("nearest_code", z, codebook) == "reference: float64 input"
@@ -58,6 +61,7 @@ def test_unknown_operator_is_refused_with_the_list():
         ops.owner("nearest", torch.zeros(1))
 
 
+@needs_kernels
 def test_owner_does_not_ask_for_an_argument_that_does_not_decide():
     assert ops.owner("sign_quantize", torch.zeros(2, 3)).startswith("cpu:")
 
@@ -77,6 +81,7 @@ def test_operators_that_users_call_are_the_ones_that_are_not_private():
     assert public == OPERATORS.keys() & set(ops.__all__)
 
 
+@needs_kernels
 def test_owner_tells_of_private_operators_too():
     x, weight = torch.zeros(1, 64, 32, 32), torch.zeros(64, 64, 3, 3)
     assert ops.owner("normed_conv2d", x, weight) == "reference"  # no gradient is wanted
@@ -88,6 +93,7 @@ def test_owner_tells_of_private_operators_too():
     assert ops.owner("normed_conv2d", x.double(), weight) == "reference: float64 x"
 
 
+@needs_kernels
 def test_owner_of_dropped_attention_on_a_cpu_is_the_kernel_that_runs():
     q, seed = torch.zeros(1, 2, 5, 4), torch.tensor(0)
     assert ops.owner("causal_attention", q, q, q, 0.1, "logits", seed).startswith("cpu:")
@@ -112,6 +118,7 @@ def double_loss(dtype):
     return code_cross_entropy(torch.zeros(4, 3, dtype=dtype), weight, weight[:, 0], codes)
 
 
+@needs_kernels
 @pytest.mark.parametrize("layer", [double_convolution, double_halving, double_loss])
 def test_strict_mode_covers_what_the_layers_call(layer, monkeypatch):
     layer(torch.float64)
@@ -121,17 +128,20 @@ def test_strict_mode_covers_what_the_layers_call(layer, monkeypatch):
         layer(torch.float64)
 
 
+@needs_kernels
 def test_a_kernel_that_nobody_owns_fails_at_registration():
     registry._check_owners("stride2_conv2d", {"cpu": "cpu"})
     with pytest.raises(RuntimeError, match=r"kernels of stride2_conv2d, got {}, but .* a kernel"):
         registry._check_owners("stride2_conv2d", {})
 
 
+@needs_kernels
 def test_an_owner_without_a_kernel_fails_at_registration():
     with pytest.raises(RuntimeError, match="module registers no kernel for CPU"):
         registry._check_owners("causal_conv2d_fused", {"cpu": "cpu"})
 
 
+@needs_kernels
 def test_strict_mode_raises_instead_of_falling_back():
     code = (
         "import torch; from vqvae2_fast import ops; "
@@ -141,6 +151,7 @@ def test_strict_mode_raises_instead_of_falling_back():
     assert "VQVAE2_FAST_STRICT=1 and no compiled kernel takes this call: float64" in result.stderr
 
 
+@needs_kernels
 def test_simd_variable_chooses_the_level():
     result = run_python(
         "from vqvae2_fast import ops; print(ops.simd_level())", VQVAE2_FAST_SIMD="scalar"
@@ -148,6 +159,7 @@ def test_simd_variable_chooses_the_level():
     assert result.stdout.strip() == "scalar"
 
 
+@needs_kernels
 def test_unknown_simd_level_is_refused_with_the_list():
     result = run_python("import vqvae2_fast.ops", VQVAE2_FAST_SIMD="avx9000")
     assert "expected a SIMD level that this CPU and build have (scalar" in result.stderr
@@ -177,7 +189,7 @@ import sys, warnings
 warnings.simplefilter("ignore")
 sys.modules["vqvae2_fast._C"] = None
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from helpers.compare import simd_level, simd_levels
+from helpers.compare import needs_kernels, simd_level, simd_levels
 for level in simd_levels():
     with simd_level(level):
         print(level)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from helpers.compare import needs_kernels
 
 from vqvae2_fast import sample_images
 from vqvae2_fast.codec import encode_images
@@ -77,6 +78,7 @@ def test_a_stream_tells_every_row_and_then_the_same_images(client, events):
             assert np.array_equal(maps[level][image["index"]], codes)
 
 
+@needs_kernels
 def test_a_card_draws_its_image_again(client):
     image = client.post("/v1/images", json=DRAWING).json()["images"][1]
     card = image["card"]
@@ -127,6 +129,7 @@ def test_known_codes_are_kept(client):
     assert image["card"]["request"]["known"] == [top, None]
 
 
+@needs_kernels
 def test_an_upload_is_scaled_and_encoded_as_by_the_library(
     client, encoded, pipeline, photograph, pixels
 ):
@@ -140,12 +143,14 @@ def test_an_upload_is_scaled_and_encoded_as_by_the_library(
     assert encoded["psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean(error**2)))
 
 
+@needs_kernels
 def test_a_compressed_file_and_its_codes_decode_to_the_reconstruction(client, encoded):
     for given in ({"vq2": encoded["vq2"]}, {"codes": encoded["codes"]}):
         answer = client.post("/v1/decode", json=given).json()
         assert answer["images"] == [encoded["reconstruction"]]
 
 
+@needs_kernels
 @pytest.mark.parametrize(("count", "said"), [(1, "1 image or tile"), (16, "16 images or tiles")])
 def test_a_compressed_file_of_more_images_than_a_request_may_have_is_refused(pipeline, count, said):
     file = encode_images(pipeline, torch.zeros(count + 1, 3, 16, 16))
@@ -253,6 +258,7 @@ def test_a_quantiser_without_counts_tells_no_use_of_its_codes(uncounted):
     assert len(top["palette"]) == len(bottom["use"]) == 13
 
 
+@needs_kernels
 def test_a_compressed_file_of_several_sizes_is_decoded(client, pipeline, pixels):
     sizes = [(16, 16), (32, 16)]
     files = [encode_images(pipeline, torch.zeros(1, 3, *size)) for size in sizes]

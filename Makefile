@@ -4,8 +4,8 @@ setup:  ## install the package into this environment, editable, with all that te
 	pip install torch setuptools pybind11 ninja cmake && pip install --no-build-isolation -e '.[test,dev]'
 build:  ## compile what has changed in csrc/ (VQVAE2_FAST_BUILD_CUDA=1: the CUDA kernels too)
 	tools/rebuild
-test:  ## run the tests, or those of ARGS, as in `make test ARGS=tests/ops`
-	python -m pytest $(ARGS)
+test:  ## run all tests, or those of ARGS, as in `make test ARGS=tests/ops`
+	pytest --full $(ARGS)
 lint:  ## check style and types: ruff, clang-format, mypy
 	.ci/lint
 types:  ## check types alone

@@ -1,4 +1,8 @@
-"""For all tests: one thread, a disk that becomes full, how long to fuzz, which kernels run."""
+"""For all tests: which of them `pytest` runs, how it ends, one thread, a disk that becomes full.
+
+`pytest` runs the tests of `QUICK`: what a user of this machine wants to know, in a few minutes.
+`pytest --full` runs the others too, and so does naming a file or a folder: `pytest tests/ops`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +26,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from helpers.compare import RecordedOperators
+from helpers.compare import RecordedOperators, simd_levels
 from hypothesis import HealthCheck, settings
 
 from vqvae2_fast.cli import main
@@ -33,13 +38,118 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def pytest_report_header() -> str:
-    """Which compiled kernels the tests run, and which this machine cannot run."""
+TESTS = Path(__file__).parent
+
+# The files, or the tests in a file, that `pytest` runs. Of tests with a parameter `level`, for the
+# SIMD level, it runs those of the lowest and of the highest. All others have the mark `full`.
+QUICK = {
+    "every operator against its reference": [
+        "ops/test_conformance.py::test_forward_matches_reference",
+        "ops/test_conformance.py::test_gradients_match_float64",
+        "ops/test_conformance.py::test_documented_error",
+        "ops/test_nearest_code.py",
+        "ops/test_registry.py",
+    ],
+    "quantisers": [
+        "modules/test_quantizer.py",
+        "modules/test_scalar_quantizers.py",
+        "modules/test_residual_vq.py",
+    ],
+    "models": ["models/test_vqvae2.py", "models/test_pixelsnail.py"],
+    "data and codes": ["data/test_emoji.py", "data/test_folder.py", "data/test_code_store.py"],
+    "training and resuming": [
+        "training/test_loop.py",
+        "training/test_stage2.py",
+        "training/test_recipe.py",
+        "runs/test_folder.py",
+    ],
+    "drawing with each engine": [
+        "sampling/test_engines.py",
+        "sampling/test_pipeline.py",
+        "sampling/test_fill.py",
+    ],
+    "the codec's golden files": ["codec/test_golden.py", "codec/test_codes.py"],
+    "checkpoints": ["checkpoints/test_checkpoint.py", "checkpoints/test_pre*.py"],
+    "the command line": ["test_cli.py", "commands/test_demo.py"],
+    "drop-in modules": [
+        "compat/test_*golden.py",
+        "compat/test_lucidrains.py",
+        "compat/test_lucidrains_residual*.py",
+        "compat/test_lucidrains_scalars.py",
+        "compat/test_rosinality_*.py",
+    ],
+    "measures and pictures": [
+        "metrics/test_measures.py",
+        "metrics/test_pairs.py",
+        "report/test_grids.py",
+        "report/test_samples.py",
+    ],
+    "the playground's service": ["serve/test_api.py"],
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="run all tests, not only those that a user needs"
+    )
+    parser.addoption("--quick", action="store_true", help="of named files too, only those")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    named = {Path(argument.split("::")[0]).resolve() for argument in config.args}
+    if some := not named <= {TESTS, TESTS.parent}:
+        config.option.full |= not config.option.quick
+    if some or hasattr(config, "workerinput"):
+        return
+    # Processes of pytest-xdist, unless -n says how many. With `-p no:xdist` there is one.
+    if getattr(config.option, "numprocesses", 0) is None:
+        alone = config.option.usepdb or config.option.collectonly
+        config.option.numprocesses = None if alone else min(os.cpu_count() or 1, 4)
+
+
+def _is_quick(name: str) -> bool:
+    """Whether `QUICK` names a test, as in `ops/test_native.py::test_x[scalar]`, or its file."""
+    patterns = [pattern for listed in QUICK.values() for pattern in listed]
+    return any(fnmatch(name.split("[")[0], f"{pattern}*") for pattern in patterns)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out what has no quick test, which would take longer to import than to deselect."""
+    if config.option.full or collection_path.suffix != ".py":
+        return None
+    file = collection_path.relative_to(TESTS).as_posix()
+    files = [pattern.split("::")[0] for listed in QUICK.values() for pattern in listed]
+    return None if any(fnmatch(file, pattern) for pattern in files) else True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    between = set(simd_levels()[1:-1])
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        level = item.callspec.params.get("level") if hasattr(item, "callspec") else None
+        if not _is_quick(name) or (isinstance(level, str) and level in between):
+            item.add_marker("full")
+    if not config.option.full:
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    which = "all" if config.option.full else "the quick ones; `pytest --full` runs all"
+    return f"tests: {which}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which compiled kernels the tests ran, and which this machine cannot run."""
     if _native.module is None:
-        return "compiled kernels: none, operators run on their references"
-    build = _native.build_info()
-    missing = ", ".join(build["missing_simd_levels"]) or "none"
-    return f"SIMD levels: {', '.join(build['simd_levels'])}; not on this CPU: {missing}"
+        line = "compiled kernels: none, operators ran on their references"
+    else:
+        build = _native.build_info()
+        missing = ", ".join(build["missing_simd_levels"]) or "none"
+        line = f"SIMD levels: {', '.join(build['simd_levels'])}; not on this CPU: {missing}"
+    terminalreporter.write_line(line)
 
 
 # For `--hypothesis-profile=thorough`.

@@ -11,6 +11,15 @@ import pytest
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
+@pytest.fixture(autouse=True)
+def forget_modules():
+    """Of the tools: benchmarks have some of the same names."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(TOOLS) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize(
     ("name", "option"),
     [

@@ -6,10 +6,12 @@ build:  ## compile what has changed in csrc/ (VQVAE2_FAST_BUILD_CUDA=1: the CUDA
 	tools/rebuild
 test:  ## run all tests, or those of ARGS, as in `make test ARGS=tests/ops`
 	pytest --full $(ARGS)
+check:  ## in under a minute: style, types and tests of what differs from main
+	tools/check
 lint:  ## check style and types: ruff, clang-format, mypy
 	.ci/lint
 types:  ## check types alone
 	mypy vqvae2_fast
 ci:  ## run everything that must hold before a change lands, in an environment of its own
 	bash .ci/run
-.PHONY: help setup build test lint types ci
+.PHONY: help setup build test check lint types ci

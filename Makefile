@@ -8,10 +8,12 @@ test:  ## run all tests, or those of ARGS, as in `make test ARGS=tests/ops`
 	pytest --full $(ARGS)
 check:  ## in under a minute: style, types and tests of what differs from main
 	tools/check
+weight:  ## print how heavy the project is: files, lines, errors, circles, modules loaded, words
+	python tools/weight.py
 lint:  ## check style and types: ruff, clang-format, mypy
 	.ci/lint
 types:  ## check types alone
 	mypy vqvae2_fast
 ci:  ## run everything that must hold before a change lands, in an environment of its own
 	bash .ci/run
-.PHONY: help setup build test check lint types ci
+.PHONY: help setup build test check weight lint types ci

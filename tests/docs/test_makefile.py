@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("setup", "build", "test", "check", "lint", "types", "ci")
+COMMANDS = ("setup", "build", "test", "check", "weight", "lint", "types", "ci")
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

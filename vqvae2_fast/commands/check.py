@@ -274,9 +274,16 @@ def _drawn(prior: Any, engine: str, labels: Tensor, condition: list[Tensor], str
 def _some_codes(pipeline: Pipeline) -> list[Tensor]:
     """Code maps of one image, at random."""
     generator = torch.Generator("cpu").manual_seed(0)
-    like: dict[str, Any] = {"generator": generator, "dtype": torch.int64, "device": "cpu"}
-    told = [interface_of(prior) for prior in pipeline.priors]
-    return [torch.randint(one.num_embeddings, (1, *one.size), **like) for one in told]
+    return [
+        torch.randint(
+            one.num_embeddings,
+            (1, *one.size),
+            generator=generator,
+            dtype=torch.int64,
+            device="cpu",
+        )
+        for one in map(interface_of, pipeline.priors)
+    ]
 
 
 @torch.no_grad()

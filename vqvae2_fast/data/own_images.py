@@ -243,7 +243,8 @@ def _halves(images: ImageSource, size: int | None) -> tuple[ImageSource, ImageSo
             f"of 8 above, and equal to size, got {height}x{width} and size={size}. Scale them, or "
             "name their folder, whose images are scaled."
         )
-    held = torch.tensor(held_out_of([str(row) for row in range(len(images))], _HELD_OUT))
+    names = [str(row) for row in range(len(images))]
+    held = torch.tensor(held_out_of(names, _HELD_OUT), dtype=torch.bool, device="cpu")
     return (
         ImageSubset(images, (~held).nonzero().flatten()),
         ImageSubset(images, held.nonzero().flatten()),

@@ -92,14 +92,20 @@ def time_priors(
     """Untrained priors, and the seconds of a training step of each by the name of its run."""
     config, priors, seconds = vqvae.config, [], {}
     count = max(settings.batch_size for settings in preset.training.priors)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def records(first: int, last: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         maps = [
-            torch.randint(config.num_embeddings, (last - first, *size), generator=generator)
+            torch.randint(
+                config.num_embeddings,
+                (last - first, *size),
+                generator=generator,
+                dtype=torch.int64,
+                device="cpu",
+            )
             for size in config.level_sizes
         ]
-        labels = torch.arange(first, last) % max(1, len(class_names))
+        labels = torch.arange(first, last, device="cpu") % max(1, len(class_names))
         yield maps, labels if class_names else labels - labels - 1
 
     with TemporaryDirectory() as folder:

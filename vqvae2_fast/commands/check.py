@@ -83,12 +83,12 @@ class Check(Command):
 
 
 @contextmanager
-def _noting(faults: list[str], where: str = "") -> Iterator[None]:
+def _noting(faults: list[str], begins: str = "") -> Iterator[None]:
     """An error inside becomes a fault, and does not keep the rest from being checked."""
     try:
         yield
     except Exception as error:  # whatever it is, it is what was to be found
-        faults.append(f"{where}expected no error, got {type(error).__name__}: {error}")
+        faults.append(f"{begins}expected no error, got {type(error).__name__}: {error}")
 
 
 def _installation() -> _Part:

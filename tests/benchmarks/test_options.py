@@ -107,7 +107,7 @@ def test_steps_of_quantisers_say_what_they_were_measured_on(measuring, run, monk
     assert all(line.endswith(")") for line in lines)  # the spread of the ratio
 
 
-@pytest.mark.parametrize("name", ["history", "report", "results_page"])
+@pytest.mark.parametrize("name", ["report", "results_page"])
 def test_a_script_that_is_asked_for_help_only_helps(run, capsys, name):
     with pytest.raises(SystemExit, match="0"):
         run(name, "--help")

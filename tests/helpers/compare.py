@@ -53,17 +53,10 @@ def simd_levels() -> tuple[str, ...]:
 @contextmanager
 def simd_level(name: str) -> Iterator[None]:
     """Run the CPU kernels of one SIMD level in the block; with `NO_LEVEL` change nothing."""
-    if name == NO_LEVEL and _native.module is None:
-        yield
-        return
-    if _native.module is None:
+    if name != NO_LEVEL and _native.module is None:
         raise RuntimeError(f"{_native.MISSING_REASON}.")
-    before = _native.module.simd_level()
-    _native.module.set_simd_level(name)
-    try:
+    with _native.at_simd_level(name):
         yield
-    finally:
-        _native.module.set_simd_level(before)
 
 
 @contextmanager

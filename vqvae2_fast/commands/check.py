@@ -22,6 +22,7 @@ from vqvae2_fast.commands.installation import installation
 from vqvae2_fast.console.words import counted, together
 from vqvae2_fast.modules.contexts import evaluating
 from vqvae2_fast.ops import _native
+from vqvae2_fast.ops._native import at_simd_level
 from vqvae2_fast.ops.gumbel_noise.op import gumbel_noise_reference
 from vqvae2_fast.sampling import calibrate, interface_of, sample_codes
 
@@ -122,20 +123,6 @@ def _levels() -> list[str]:
     return list(dict.fromkeys((levels[0], levels[-1])))
 
 
-@contextmanager
-def _at(level: str) -> Iterator[None]:
-    """The CPU's kernels run at this SIMD level inside."""
-    if _native.module is None:
-        yield
-        return
-    before = _native.module.simd_level()
-    _native.module.set_simd_level(level)
-    try:
-        yield
-    finally:
-        _native.module.set_simd_level(before)
-
-
 def operator_inputs() -> dict[str, tuple[Any, ...]]:
     """For each public operator the arguments of a small call, in the order of its schema.
 
@@ -185,7 +172,7 @@ def _operators() -> _Part:
         expected = _results(operator.reference, arguments)
         for level in levels if compiled else levels[-1:]:
             where = f"{name} at SIMD level {level}: "
-            with _noting(faults, where), _at(level):
+            with _noting(faults, where), at_simd_level(level):
                 found = _results(operator.kernel if compiled else operator, arguments)
                 for number, (own, reference) in enumerate(zip(found, expected, strict=True)):
                     if difference := _difference(own, reference):
@@ -231,7 +218,7 @@ def _engines() -> _Part:
         draws += [("cpu", level) for level in levels]
     for engine, level in draws:
         where = f"engine {engine} at SIMD level {level}: "
-        with _noting(faults, where), _at(level):
+        with _noting(faults, where), at_simd_level(level):
             maps: list[Tensor] = []
             # One forward pass judges a map; to draw by `reference` takes one for each code.
             for stream, prior in enumerate(pipeline.priors[: 1 if engine == "reference" else None]):
@@ -249,7 +236,7 @@ def _engines() -> _Part:
             calibrate(prior, [(_some_codes(pipeline)[0], [], labels)], margin=4.0)
             found = []
             for level in levels:
-                with _at(level):
+                with at_simd_level(level):
                     found.append(_drawn(prior, "cpu_w8a8", labels, [], 0))
             if others := int((found[0] != found[-1]).sum()):
                 faults.append(
@@ -312,9 +299,9 @@ def _codec() -> _Part:
         return _Part("left out, since it needs compiled kernels")
     pipeline = open_preset(_PRESET, torch.device("cpu"))
     levels, codes = _levels(), _some_codes(pipeline)
-    with _at(levels[0]):
+    with at_simd_level(levels[0]):
         data = encode_codes(pipeline, codes)
-    with _at(levels[-1]):
+    with at_simd_level(levels[-1]):
         found = decode_codes(pipeline, data)
     pairs = zip(found, codes, strict=True)
     others = sum(int((own != expected).sum()) for own, expected in pairs)

@@ -32,6 +32,8 @@ from vqvae2_fast.modules.host import has_started, outside_graphs, reading_synchr
 from vqvae2_fast.ops.gumbel_noise.op import PURPOSE_RESTART, random_word
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vqvae2_fast.modules.batch import Span
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "packed_statistics",
     "start_codebook_",
     "start_residual_codebooks_",
+    "to_start",
 ]
 
 
@@ -209,6 +212,14 @@ def start_codebook_(
     settled.fill_(True)
 
 
+def to_start(averages: Sequence[Tensor], settled: Sequence[Tensor]) -> list[Averages]:
+    """`Averages` of each codebook, which come one after another; [] if all of them have started."""
+    width = len(Averages._fields)
+    each = [Averages(*averages[n : n + width]) for n in range(0, len(averages), width)]
+    pairs = zip(each, settled, strict=True)
+    return [] if all(has_started(own.initialised, flag) for own, flag in pairs) else each
+
+
 @outside_graphs(
     "(Tensor z, Tensor? mask, Tensor(a!)[] averages, Tensor(b!)[] settled, int[] streams, *, "
     f"{RULE}) -> ()",
@@ -230,9 +241,7 @@ def start_residual_codebooks_(
         averages: `Averages` of each codebook, one after another.
         streams: Of each codebook; the rest of its rule is `options`.
     """
-    width = len(Averages._fields)
-    each = [Averages(*averages[n : n + width]) for n in range(0, len(averages), width)]
-    if all(has_started(own.initialised, flag) for own, flag in zip(each, settled, strict=True)):
+    if not (each := to_start(averages, settled)):
         return
     masks = [] if mask is None else [mask]
     residual = z.to(torch.promote_types(z.dtype, torch.float32))

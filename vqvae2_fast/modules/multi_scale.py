@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.files.kinds import check_field, integer, number, one_of
-from vqvae2_fast.modules.averages import RULE, Averages, start_codebook_
+from vqvae2_fast.modules.averages import RULE, start_codebook_, to_start
 from vqvae2_fast.modules.contexts import without_autocast
-from vqvae2_fast.modules.host import has_started, inside_backward, outside_graphs
+from vqvae2_fast.modules.host import inside_backward, outside_graphs
 from vqvae2_fast.modules.index_range import check_indices
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
@@ -451,9 +451,7 @@ def start_scales_(
         averages: `Averages` of each codebook, one after another.
         streams: Of each codebook; the rest of its rule is `options`.
     """
-    width = len(Averages._fields)
-    each = [Averages(*averages[n : n + width]) for n in range(0, len(averages), width)]
-    if all(has_started(own.initialised, flag) for own, flag in zip(each, settled, strict=True)):
+    if not (each := to_start(averages, settled)):
         return
     pyramid = _Pyramid(list(zip(sides[::2], sides[1::2], strict=True)), upsample, phi, phi_ratio)
     if len(each) == 1:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 import torch  # must precede the compiled module, which links against the libraries that torch loads
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from types import ModuleType
 
 __all__ = [
     "MISSING_REASON",
     "STRICT",
+    "at_simd_level",
     "build_info",
     "default_floats",
     "has_tiles",
@@ -83,6 +85,20 @@ except ImportError as error:
 if module is not None:
     # An unsupported VQVAE2_FAST_SIMD raises here, at import, rather than at the first call.
     module.simd_level()
+
+
+@contextlib.contextmanager
+def at_simd_level(name: str) -> Iterator[None]:
+    """The CPU's kernels run at this SIMD level inside. Without kernels there is none to choose."""
+    if module is None:
+        yield
+        return
+    before = module.simd_level()
+    module.set_simd_level(name)
+    try:
+        yield
+    finally:
+        module.set_simd_level(before)
 
 
 def simd_level() -> str | None:

@@ -18,7 +18,14 @@ from vqvae2_fast.checkpoints.locate import latest, step_of
 from vqvae2_fast.cli import main
 from vqvae2_fast.console import Progress
 from vqvae2_fast.pipeline_training import plan, result, training
-from vqvae2_fast.training import Preset, PresetTraining, TrainConfig, Variants, timed
+from vqvae2_fast.training import (
+    Preset,
+    PresetTraining,
+    TrainConfig,
+    Variants,
+    recipe,
+    timed,
+)
 from vqvae2_fast.training.cost import StepCost
 
 TRAIN = TrainConfig(batch_size=4, precision="float32")
@@ -148,3 +155,21 @@ def test_too_few_minutes_are_refused_before_anything_is_trained(folder, tmp_path
     with pytest.raises(ValueError, match=r"minutes: expected \S+ or more, .* got 0\.1"):
         vq2.train(folder, 0.1, out=tmp_path / "out", progress=QUIET)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_shows_what_was_learnt_until_the_report_does(folder, tmp_path, monkeypatch):
+    sheet, sizes = tmp_path / "out" / training.SO_FAR, []
+
+    def look_then(call):
+        def looked(*arguments, **keywords):
+            with Image.open(sheet) as image:
+                sizes.append(image.size)
+            return call(*arguments, **keywords)
+
+        return looked
+
+    monkeypatch.setattr(recipe, "extract_codes", look_then(recipe.extract_codes))
+    monkeypatch.setattr(training, "finish", look_then(training.finish))
+    vq2.train(folder, 1, out=tmp_path / "out", progress=QUIET)
+    assert len(set(sizes)) == 2, "reconstructions by the VQ-VAE, and then drawn images"
+    assert not sheet.exists()

@@ -85,7 +85,9 @@ def finish(
         start: When everything began, in `time.monotonic()`.
         lead, more, since: As in `report_pipeline`; the lead follows the time that it took.
     """
-    drawn = draw_rows(trained.pipeline, columns, seed=seed, progress=progress)
+    with progress.task("draw", 1) as task:
+        drawn = draw_rows(trained.pipeline, columns, seed=seed)
+        task.update(1)
     taken = {**trained.seconds, "all": time.monotonic() - start}
     machine = "  ·  ".join(f"{name} {value}" for name, value in metrics["machine"].items())
     metrics["nearest"] = report_pipeline(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,14 +28,26 @@ from vqvae2_fast.pipeline_training.plan import (
 )
 from vqvae2_fast.pipeline_training.result import REPORT, finish, measured, what_bounds, write_json
 from vqvae2_fast.presets.fitting import fitting_preset
+from vqvae2_fast.report.grids import picture_of_reconstructions, sample_grid
 from vqvae2_fast.report.html import Section
+from vqvae2_fast.report.pictures import write_picture
+from vqvae2_fast.report.pipeline import draw_rows
+from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.cost import free_memory
 from vqvae2_fast.training.recipe import TrainedPipeline, train_pipeline
 from vqvae2_fast.training.timed import TimeBudget, run_names
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vqvae2_fast.models.prior import Prior
+    from vqvae2_fast.models.vqvae2 import VQVAE2
+
 __all__ = ["train"]
 
 _EVALUATED = 300  # held-out images
+SO_FAR = "learning.png"  # in the folder, while models are trained
+_SHOWN = 24  # held-out images above their reconstructions
 # Sides that are learnt in minutes without and with a GPU; larger ones have to be asked for.
 _USUAL_SIDE = {"cpu": 64, "cuda": 128}
 # Settings to draw with, for top and bottom. Of 535 avatars and two minutes of processor time, the
@@ -125,6 +137,7 @@ def train(
         plan["words"] = plan_in_words(plan, images, name, preset, device)
         write_json(folder / PLAN, plan)
     progress.say("\n".join(plan["words"]))
+    progress.say(f"what it has learnt so far: {folder / SO_FAR}, which each validation renews")
     vqvae = replace(preset.vqvae, quantize_after=plan["quantize_after"])
     dropout = {"dropout": plan["dropout"], "attention_dropout": plan["dropout"]}
     priors = tuple(replace(prior, **dropout) for prior in preset.priors)
@@ -138,6 +151,17 @@ def train(
     )
     names = run_names(preset)
     before = [latest(folder / run) for run in names]
+
+    def show(vqvae: VQVAE2, priors: Sequence[Prior]) -> None:
+        """A picture of what the models have learnt so far; nothing is drawn by half of them."""
+        path = folder / SO_FAR
+        if not priors:
+            picture_of_reconstructions(vqvae, images.held_out, path, _SHOWN)
+        elif len(priors) == len(preset.priors):
+            pipeline = Pipeline(vqvae, list(priors), classes, recommended)
+            drawn = draw_rows(pipeline, plan["columns"], seed=seed)
+            write_picture(path, sample_grid(drawn.images, drawn.rows, drawn.names))
+
     with threads_of_cpu(plan["threads"] if device.type == "cpu" else 0):
         trained = train_pipeline(
             replace(preset, vqvae=vqvae, priors=priors),
@@ -150,6 +174,7 @@ def train(
             progress=progress,
             recommended=recommended,
             budget=budget,
+            on_validation=show,
         )
         if before == [latest(folder / run) for run in names] and (folder / REPORT).exists():
             progress.say("everything was trained before")
@@ -175,5 +200,6 @@ def train(
             seed=seed,
             progress=progress,
         )
+        (folder / SO_FAR).unlink(missing_ok=True)
         write_json(folder / PLAN, {**plan, "minutes": max(minutes, plan["minutes"])})
     return trained

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vqvae2_fast.console import Progress
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.metrics.results import Evaluation
     from vqvae2_fast.sampling.pipeline import Pipeline
@@ -59,9 +58,7 @@ def rows_drawn(class_names: Sequence[str]) -> int:
     return min(_ROWS, len(group_names(class_names))) or 4
 
 
-def draw_rows(
-    pipeline: Pipeline, columns: int, *, seed: int = 0, progress: Progress
-) -> DrawnImages:
+def draw_rows(pipeline: Pipeline, columns: int, *, seed: int = 0) -> DrawnImages:
     """New images with the pipeline's recommended settings, `columns` of each class.
 
     Of classes in groups each row is a group, its images of classes spread over it; of more than 24
@@ -76,12 +73,8 @@ def draw_rows(
         rows = [row for row in shown for _ in by_group[row]]
         flat = [label for row in shown for label in by_group[row]]
         labels = torch.tensor(flat, device=device, dtype=torch.int64)
-    with progress.task("draw", 1) as task:
-        images = sample_images(
-            pipeline, len(rows), labels=labels, seed=seed, **pipeline.recommended
-        ).cpu()
-        task.update(1)
-    return DrawnImages(images, rows, names)
+    images = sample_images(pipeline, len(rows), labels=labels, seed=seed, **pipeline.recommended)
+    return DrawnImages(images.cpu(), rows, names)
 
 
 def _in_words(recommended: Mapping[str, Any]) -> str:

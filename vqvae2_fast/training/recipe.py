@@ -30,7 +30,7 @@ from vqvae2_fast.training.stage2 import prior_config, prior_stage
 from vqvae2_fast.training.state import OtherRunError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -88,6 +88,7 @@ def train_pipeline(
     progress: Progress | None = None,
     recommended: Mapping[str, Any] | None = None,
     budget: TimeBudget | None = None,
+    on_validation: Callable[[VQVAE2, Sequence[Prior]], object] = lambda vqvae, priors: None,
 ) -> TrainedPipeline:
     """Train the models of a preset on images; of each model the best checkpoint is taken.
 
@@ -99,6 +100,8 @@ def train_pipeline(
         resume: Continue what is in `out`; without it, a run there is an error.
         recommended: Settings to draw with, kept in the pipeline.
         budget: The steps of each run follow from its time, instead of the preset.
+        on_validation: Called after each validation with the models so far, such as to draw with
+            them. The last one is being trained; it has its averaged weights.
 
     Raises:
         ValueError: Images of another size than the preset's, or runs in `out` that are not to be
@@ -122,6 +125,7 @@ def train_pipeline(
     progress = progress or Progress()
     logs: dict[str, list[dict[str, Any]]] = {}
     seconds: dict[str, float] = {}
+    priors: list[Prior] = []
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -134,9 +138,14 @@ def train_pipeline(
         return (settings, None) if budget is None else budget.planned(folder, name, settings)
 
     def run(name: str, stage: Stage, settings: TrainConfig, replan: Replan) -> None:
+        def validate(model: Any) -> dict[str, float]:
+            figures = stage.validate(model)
+            on_validation(vqvae, [] if model is vqvae else [*priors, model])
+            return figures
+
         try:
             trained = train(
-                stage,
+                replace(stage, validate=validate),
                 settings,
                 out=folder / name,
                 resume=resume,
@@ -177,7 +186,6 @@ def train_pipeline(
             for split, images in (("train", train_set), ("held_out", held_out))
         )
 
-    priors = []
     for level, name in enumerate(level_names(len(preset.priors))):
         with timed(f"prior_{name}"):
             with seeded(seed):

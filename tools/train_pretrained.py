@@ -155,14 +155,14 @@ RECIPES = {
         text="100,000 avatars of 64x64 pixels in sixteen styles of DiceBear; measured on {count:,} "
         "with combinations of parts that none of these has",
         licence="CC0 1.0, as the styles they are trained on",
-        vqvae="--train.optimizer muon --train.learning-rate 5e-3 --train.steps 3000 "
-        f"{_SELDOM} --train.validate-every 500 --train.save-every 250",
+        vqvae="--train.optimizer muon --train.learning-rate 5e-3 --train.steps 5000 "
+        f"{_SELDOM} --train.validate-every 1000 --train.save-every 250",
         extract="",
         top=f"--model.channels 96 --model.residual-channels 96 {_NO_DROPOUT} "
         f"--train.optimizer muon --train.learning-rate 2e-2 --train.steps 5000 {_LONG} "
         f"{_SELDOM} --train.validate-every 1000 --train.save-every 250",
         bottom=f"--model.channels 96 --model.residual-channels 96 --model.attention {_NO_DROPOUT} "
-        f"--train.optimizer muon --train.learning-rate 2e-2 --train.steps 4000 {_LONG} "
+        f"--train.optimizer muon --train.learning-rate 2e-2 --train.steps 3500 {_LONG} "
         f"{_SELDOM} --train.validate-every 1000 --train.save-every 250",
         decoder="--adversary.channels 32 --adversary.weight 0.3 --train.steps 900 "
         f"--train.batch-size 8 --train.average-decay 0.99 {_SELDOM}",
@@ -236,7 +236,7 @@ def make_parts(recipe: Recipe, name: str, data: str, runs: Path) -> None:
             write_file(runs / folder / MADE_BY, made_by.encode())
 
 
-def write_card(recipe: Recipe, out: Path, name: str, data: str) -> None:
+def write_card(recipe: Recipe, out: Path, name: str, data: DataOptions) -> None:
     """card.json: where the weights come from, and the measures of the packaged weights.
 
     It shows the commands with the folders of their defaults, wherever they ran.
@@ -244,9 +244,7 @@ def write_card(recipe: Recipe, out: Path, name: str, data: str) -> None:
     commands = as_typed(recipe.commands(name, recipe.data, Path("runs") / name))
     vqvae = load(out / "vqvae", expect=VQVAE2)
     config = vqvae.config
-    images = open_images(
-        DataOptions(data), "held_out", config.image_channels, config.image_size, Progress()
-    )
+    images = open_images(data, "held_out", config.image_channels, config.image_size, Progress())
     priors = [load(out / f"prior_{level}", expect=PixelSNAIL) for level in level_names(2)]
     metrics = evaluate_pipeline(vqvae, priors, images).as_json()
     metrics.pop("curves", None)  # of WebP and the like, at all their rates
@@ -282,7 +280,9 @@ def main() -> None:
     priors = [without_variants(prior) for prior in trained]
     classes = class_names(runs / "prior_top")
     save(Pipeline(vqvae, priors), options.out, class_names=classes, dtype=recipe.dtype)
-    write_card(recipe, options.out, name, data)
+    write_card(
+        recipe, options.out, name, DataOptions(data, runs / "images" if recipe.cache else None)
+    )
     pipeline = replace(load(options.out, expect=Pipeline), recommended=recipe.sampling)
     groups = group_names(classes)
     labels = torch.tensor(spread_over_groups(classes, SHOWN)).flatten()

@@ -1,4 +1,4 @@
-"""The command demo on fewer emoji and steps."""
+"""The command demo on fewer avatars and steps."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import demo
-from vqvae2_fast.data import ImageTensorDataset, load_emoji
+from vqvae2_fast.data import ImageTensorDataset, load_small_avatars
 from vqvae2_fast.training import recipe
 
 
 @pytest.fixture(autouse=True)
-def few_emoji(monkeypatch):
-    def few(split, **options):
-        emoji = load_emoji(split, **options)
-        return ImageTensorDataset(emoji.images[::8], emoji.labels[::8], emoji.class_names)
+def few_avatars(monkeypatch):
+    def few(split):
+        avatars = load_small_avatars(split)
+        return ImageTensorDataset(avatars.images[::8], avatars.labels[::8], avatars.class_names)
 
-    monkeypatch.setattr(demo, "load_emoji", few)
+    monkeypatch.setattr(demo, "load_small_avatars", few)
 
 
 def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
@@ -54,7 +54,7 @@ def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
     assert html.count("data:image/png;base64,") == 6
     told = capsys.readouterr().out
     assert str(out / "report.html") in told
-    assert f"draw more: vqvae2-fast sample --pipeline '{out / 'pipeline'}' --label food" in told
+    assert f"draw more: vqvae2-fast sample --pipeline '{out / 'pipeline'}' --label moods" in told
     before = json.loads((out / "metrics.json").read_text())["held_out"]
     again = ["demo", "--out", str(out), "--scale", "0.001", "--quiet"]
     assert "Continue it with resume, or name another" in error_of(again)

@@ -1,8 +1,8 @@
 """Data: sets of images, stores of code maps, and the order in which training reads them.
 
-Image sources (avatars, emoji, fashion_mnist, folder, hugging_face, web_dataset) give uint8 images
-of one size with labels; image_cache keeps them decoded; sources opens any of them by name. batches
-and augment make training steps of them. code_store and code_writer keep code maps.
+Image sources (avatars, emoji, fashion_mnist, folder, hugging_face, small_avatars, web_dataset) give
+uint8 images of one size with labels; image_cache keeps them decoded; sources opens any of them by
+name. batches and augment make training steps of them. code_store and code_writer keep code maps.
 """
 
 from vqvae2_fast.data.augment import augment
@@ -36,6 +36,7 @@ from vqvae2_fast.data.images import (
     to_float,
     to_uint8,
 )
+from vqvae2_fast.data.small_avatars import load_small_avatars
 from vqvae2_fast.data.web_dataset import load_web_dataset
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "load_avatars",
     "load_emoji",
     "load_fashion_mnist",
+    "load_small_avatars",
     "load_web_dataset",
     "open_hugging_face",
     "shuffled_indices",

@@ -31,6 +31,7 @@ from vqvae2_fast.data.hugging_face import (
 )
 from vqvae2_fast.data.image_cache import cache_key, cached_images, open_cache
 from vqvae2_fast.data.images import held_out_of
+from vqvae2_fast.data.small_avatars import load_small_avatars
 from vqvae2_fast.data.web_dataset import load_web_dataset
 from vqvae2_fast.files.kinds import check_field, integer
 from vqvae2_fast.files.printable import short, why_no_folder
@@ -147,6 +148,17 @@ def _emoji(name: str, wanted: _Wanted) -> ImageSource:
             "images, or choose another preset."
         )
     return load_emoji(wanted.split, height, subcategories=bool(name))
+
+
+@_source("avatars32", "avatars32", "the embedded 4,800 avatars of 32x32, in eight styles")
+def _avatars32(name: str, wanted: _Wanted) -> ImageSource:
+    if name or (wanted.channels, *wanted.size) != (3, TILE, TILE):
+        raise wanted.error(
+            f"avatars32 are images of 3 channels of {TILE}x{TILE}, and the model takes "
+            f"{wanted.channels} of {wanted.size[0]}x{wanted.size[1]}; preset=avatars32 fits. "
+            "avatars:STYLE draws others."
+        )
+    return load_small_avatars(wanted.split)
 
 
 @_source("fashion", "fashion[:FOLDER]", "the IDX files of Fashion-MNIST")

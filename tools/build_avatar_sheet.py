@@ -18,6 +18,9 @@ from vqvae2_fast.data.small_avatars import FOLDER
 # Those that can be recognised at 32×32 after two minutes of training, by eye.
 STYLES = ("clay", "critters", "cutouts", "gaze", "landscape", "moods", "planets", "sprouts")
 COUNT = 600  # of each
+# 2.7 MB at 41.7 dB. At 82, 1.5 MB and 36 dB, the bottom prior needs 434 bits for an image, where it
+# needs 359 without any loss: the flat surfaces get a texture.
+QUALITY = 95
 
 
 def main() -> None:
@@ -30,7 +33,7 @@ def main() -> None:
         for label, style in enumerate(STYLES)
     }
     tiles = torch.cat([images for own in parts.values() for images in own.values()])
-    sheet = encode_sheet(tiles.permute(0, 2, 3, 1).numpy())
+    sheet = encode_sheet(tiles.permute(0, 2, 3, 1).numpy(), QUALITY)
     counts = {
         style: {split: len(images) for split, images in own.items()} for style, own in parts.items()
     }

@@ -3,14 +3,16 @@ pictures of speed.
 
 python benchmarks/results_page.py
 
-What a file of results/ holds is read from there. What only stands in a text is marked as quoted.
-The page also lists a run of each workload on each machine. tests/docs/test_results.py
-holds the README and the pictures to the files.
+What a file of results/ holds is read from there: times from the CSV files, and what `demo` and
+`train` reached from commands.json, which has their metrics.json without the curves of codecs. What
+only stands in a text is marked as quoted. tests/docs/test_results.py holds the README and the
+pictures to the files.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +20,7 @@ from report import Row, latest, read
 from shared.bars import Bar, Panel, picture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -60,14 +62,13 @@ class Measured(NamedTuple):
 
 
 class Quoted(NamedTuple):
-    """A figure that stands in a text only."""
+    """Figures of a command as a whole."""
 
     figures: str  # as the README writes them, separated by "; "
     what: str
     command: str
     machine: str
-    date: str  # when the text got it
-    page: str = ""  # where more is said, from docs/
+    date: str
 
 
 PICTURES = ROOT / "docs/images"
@@ -102,26 +103,12 @@ SCRIPTS = {
 }
 QUOTED = (
     Quoted(
-        "140 minutes",
-        "training of `fashion28`: 19 + 45 + 75 + 2 minutes, from the time of a step",
-        "python tools/train_pretrained.py fashion28 --out fashion28",
-        "processor time of one thread of an AMD EPYC (Zen 4, AVX-512), under load",
-        "2026-11-29",
-        "reports/README.md#fashion28",
-    ),
-    Quoted(
-        "80 seconds; 20 seconds",
-        "the build, and the CUDA kernels in addition: processor time",
+        "4 minutes",
+        "a clean install, with the download of PyTorch's build for CPUs and the compilation: "
+        "4 min 1 s, and 4 min 54 s of processor time",
         "pip install .",
-        "AMD EPYC (Zen 5)",
-        "2026-11-26",
-    ),
-    Quoted(
-        "2 min 39 s to 3 min 16 s; 28.29 dB; 971 bits; 2,375 bits; 22.46 dB",
-        "the demo: time, quality, bits with and without priors, WebP at equal bits",
-        "vqvae2-fast demo",
-        "Intel Xeon (Emerald Rapids), 2 cores, AVX-512 with AMX, torch 2.13",
-        "2026-11-30",
+        "AMD EPYC (Zen 5), 2 cores",
+        "2026-12-03",
     ),
     Quoted(
         "about three minutes",
@@ -131,6 +118,40 @@ QUOTED = (
         "2026-12-03",
     ),
 )
+
+
+def of_commands() -> list[Quoted]:
+    """What `demo` and `train` reached, by the file that holds it."""
+    reports = json.loads((RESULTS / "commands.json").read_text(encoding="utf-8"))
+
+    def quoted(name: str, what: str, *figures: str) -> Quoted:
+        report = reports[name]
+        machine = report["machine"]
+        where = f"{report['processor']}, {machine['simd']}, torch {machine['torch'].split('+')[0]}"
+        return Quoted("; ".join(figures), what, report["command"], where, report["date"])
+
+    def reached(name: str) -> tuple[str, str]:
+        held_out = reports[name]["held_out"]
+        psnr, bits = held_out["reconstruction"]["psnr"], held_out["bits_per_image"]
+        return f"{psnr:.2f} dB", f"{bits:,.0f} bits"
+
+    demo, train = reports["demo"], reports["train"]
+    return [
+        quoted(
+            "demo",
+            "the demo: time, quality, bits with and without priors, WebP at equal bits",
+            f"{demo['seconds']['all']:.0f} seconds",
+            *reached("demo"),
+            f"{demo['held_out']['marginal_bits_per_image']:,.0f} bits",
+            f"{demo['held_out']['webp']['psnr']:.2f} dB",
+        ),
+        quoted(
+            "train",
+            "2,707 avatars of 64×64 in six classes (`--data avatars` draws such images)",
+            f"{train['seconds']['all'] / 60:.0f} minutes",
+            *reached("train"),
+        ),
+    ]
 
 
 def milliseconds(value: str | float) -> str:
@@ -193,41 +214,11 @@ def _measured_lines() -> list[str]:
     return lines
 
 
-def _quoted_lines() -> list[str]:
-    lines = ["| figures | what | command | machine | in the text since |", "|---|---|---|---|---|"]
-    for quoted in QUOTED:
-        what = f"{quoted.what} ([more]({quoted.page}))" if quoted.page else quoted.what
-        lines.append(
-            f"| {quoted.figures} | {what} | `{quoted.command}` | {quoted.machine} | {quoted.date} |"
-        )
-    return lines
-
-
-# What the page has of other machines; the files have more.
-LOWER_LEVELS = ("-avx2", "-avx512")  # of processors that have more
-LISTED = [(figure.mode, figure.shape) for figure in MEASURED]
-
-
-def _machine_lines(path: Path) -> list[str]:
-    """The rows of a file: our time, and how many times as long others take."""
-    lines = []
-    for run in latest(read(path)):
-        ours = run["ours"]
-        if (ours["mode"], ours["shape"]) not in LISTED:
-            continue
-        others = ", ".join(
-            f"{NAMES.get(name, name)} {times(ours, row)}"
-            for name, row in run.items()
-            if name != "ours"
-        )
-        device = (
-            ours["device"].replace(", 2 cores", "").replace("(R)", "").replace(" Processor", "")
-        )
-        work = f"{ours['mode']} {ours['shape'].replace('x', '×')}"
-        lines.append(
-            f"| {device} | {work} | {milliseconds(ours['median_ms'])} | {others} | "
-            f"{ours['threads']}, {ours['clock']} | {ours['commit']}, {ours['date']} |"
-        )
+def _quoted_lines(figures: Iterable[Quoted]) -> list[str]:
+    lines = ["| figures | what | command | machine | date |", "|---|---|---|---|---|"]
+    for quoted in figures:
+        *cells, ran, machine, date = quoted
+        lines.append(f"| {' | '.join(cells)} | `{ran}` | {machine} | {date} |")
     return lines
 
 
@@ -307,28 +298,21 @@ def page() -> str:
         "",
         *_measured_lines(),
         "",
-        "## Quoted",
-        "These figures stand in texts only: no file of results holds them. The commands repeat "
-        "them. Where the machine also did other work, the text that is linked says so.",
+        "## Reached by a command",
+        "From [commands.json](../benchmarks/results/commands.json).",
         "",
-        *_quoted_lines(),
+        *_quoted_lines(of_commands()),
+        "",
+        "## Quoted",
+        "No file of results holds these figures. The commands repeat them.",
+        "",
+        *_quoted_lines(QUOTED),
         "",
         "## Nothing measured",
         "There are no results of a GPU, of an Arm processor, or of a prior of the paper's size.",
         "",
-        "## On other machines",
-        "For each workload: the last of the runs with the most contenders; two cores, float32. A "
-        "factor below 1 means that the other one is faster. Before 2 December 2026 plain PyTorch "
-        "searched by one product of all rows; since then it takes 1,024 rows at a time, in about "
-        "half the time. The files in `benchmarks/results` have more; "
-        "the [list of benchmarks](../benchmarks/README.md) explains the scripts.",
-        "",
-        "| machine | workload | time | others take | threads, clock | commit, date |",
-        "|---|---|---|---|---|---|",
+        "[benchmarks/results](../benchmarks/README.md) has the files of other machines.",
     ]
-    for path in sorted(RESULTS.glob("*-cores-*.csv")):
-        if not path.stem.endswith(LOWER_LEVELS):
-            lines += _machine_lines(path)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -99,3 +99,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         log.warning(
             f"{page.file.src_uri} describes the module {name}: give the function's full name."
         )
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """The page with a name for the theme's search dialog, which readers of screens say aloud."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')

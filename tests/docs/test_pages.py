@@ -22,7 +22,12 @@ from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, cli, preset, save
 from vqvae2_fast.cli import COMMANDS
 from vqvae2_fast.commands import demo
 from vqvae2_fast.commands.options import options_of
-from vqvae2_fast.data import FASHION_MNIST_CLASSES, ImageTensorDataset, load_emoji
+from vqvae2_fast.data import (
+    FASHION_MNIST_CLASSES,
+    ImageTensorDataset,
+    load_emoji,
+    load_small_avatars,
+)
 from vqvae2_fast.data.sources import _SOURCES
 
 ROOT = Path(__file__).parents[2]
@@ -201,14 +206,17 @@ def run_by_torchrun(words: list[str]) -> None:
 
 @pytest.fixture
 def short(monkeypatch):
-    """Fewer emoji, and a training is timed by two steps."""
+    """Fewer images, and a training is timed by two steps."""
 
-    def few_emoji(split, **options):
-        emoji = load_emoji(split, **options)
-        return ImageTensorDataset(emoji.images[::16], emoji.labels[::16], emoji.class_names)
+    def fewer(load):
+        def few(split, **options):
+            found = load(split, **options)
+            return ImageTensorDataset(found.images[::16], found.labels[::16], found.class_names)
 
-    monkeypatch.setattr(demo, "load_emoji", few_emoji)
-    monkeypatch.setattr("vqvae2_fast.data.load_emoji", few_emoji)
+        return few
+
+    monkeypatch.setattr(demo, "load_small_avatars", fewer(load_small_avatars))
+    monkeypatch.setattr("vqvae2_fast.data.load_emoji", fewer(load_emoji))
     monkeypatch.setattr("vqvae2_fast.training.cost._BUDGET", 0.0)
 
 

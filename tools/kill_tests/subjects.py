@@ -86,7 +86,7 @@ def prepare(place: Path) -> None:
         codes.write(place / "codes" / split)
     for module in (demo, train_prior, train_vqvae):
         module.preset = lambda name: PRESET
-    demo.load_emoji = sources.load_emoji = few_emoji
+    demo.load_small_avatars = sources.load_emoji = few_emoji
     recipe = train_classifier.classifier_recipe
 
     def often_saved(*arguments: Any, **options: Any) -> tuple[Any, TrainConfig]:

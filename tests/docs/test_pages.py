@@ -271,8 +271,8 @@ def test_migration(workspace, short, capsys):
 @pytest.mark.pages
 def test_training_on_photographs_in_two_processes(workspace, short, capsys):
     """The commands of the section as written, but under torchrun."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, block = BLOCK.findall(text[text.index("## I have a folder of images") :])[0]
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    _, block = BLOCK.findall(text[text.index("## In six commands") :])[0]
     reader = Reader(capsys)
     (workspace / "photos/IMG_0120.png").unlink()  # the one that is cut
     for command in commands_of(block):

@@ -157,12 +157,6 @@ def test_nothing_is_kept_unless_asked_for(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_reaches_the_end():
-    seen = []
-    small(count=50, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 100), (64, 100), (100, 100)]
-
-
 @pytest.mark.parametrize(
     ("options", "error"),
     [

@@ -77,14 +77,6 @@ def test_indices_out_of_range_are_refused(path) -> None:
         CodeStore(path)[23]
 
 
-def test_iteration_ends(path) -> None:
-    assert sum(1 for _ in CodeStore(path)) == 23
-
-
-def test_labels_are_those_of_the_records(path, memory) -> None:
-    assert torch.equal(CodeStore(path).labels, memory.labels)
-
-
 def test_a_filter_keeps_the_records_of_its_labels_in_order(path, memory) -> None:
     for labels, numbers in ((["ü"], [2]), ([0, "b"], [0, 1]), ([-1], [-1]), ([], [])):
         view = CodeStore(path).with_labels(labels)
@@ -193,12 +185,6 @@ def test_verify_reports_each_shard(path) -> None:
     assert "is missing" in problems[3]
 
 
-def test_verify_reads_all_bytes(path) -> None:
-    seen = []
-    verify(path, lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (23 * 51, 23 * 51)
-
-
 def rewrite(path: Path, at: int, value: int) -> None:
     """Changes a byte of the first shard, and the checksum with it."""
     shard = path / "shard-000000000000.bin"
@@ -275,8 +261,3 @@ def test_priors_of_the_store_match(matching) -> None:
 def test_priors_of_other_codes_are_refused(matching, changes, text) -> None:
     with pytest.raises(ValueError, match=text):
         check_matches(matching, prior(**changes))
-
-
-def test_a_store_whose_path_is_not_utf8_is_refused_when_it_is_opened(tmp_path) -> None:
-    with pytest.raises(ValueError, match="is not UTF-8.* rename the folder"):
-        CodeStore(tmp_path / "n\udcff")

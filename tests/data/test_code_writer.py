@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.codes import random_codes
 
 from vqvae2_fast.data import (
     CodeStore,
     CodeWriter,
-    WriteProgress,
+    code_store,
     discard_damaged,
     verify,
     write_codes,
 )
 from vqvae2_fast.data.code_writer import share
+from vqvae2_fast.files.durable import lock_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
 
 K, SIZES = 300, ((2, 3), (4, 5))
 RECORD_BYTES = 7 + 23 + 4  # 6 and 20 codes of 9 bits, and the label
@@ -80,21 +83,6 @@ def assert_holds(path: Path, ranges: list[tuple[int, int]]) -> None:
 
 def parts(path: Path) -> list[str]:
     return [entry.name for entry in path.iterdir() if entry.name.endswith(".part")]
-
-
-def test_shards_have_the_asked_size(tmp_path) -> None:
-    write(tmp_path, 25)
-    assert [s.records for s in CodeStore(tmp_path).manifest.shards] == [10, 10, 5]
-    assert (tmp_path / "shard-000000000010.bin").stat().st_size == 10 * RECORD_BYTES
-    assert_holds(tmp_path, [(0, 25)])
-
-
-def test_paper_record_is_5764_bytes(tmp_path) -> None:
-    maps = [torch.zeros(3, 32, 32).long(), torch.full((3, 64, 64), 511)]
-    with CodeWriter(tmp_path, 512, ((32, 32), (64, 64))) as out:
-        out.add(maps)
-    (shard,) = tmp_path.glob("shard-*.bin")
-    assert shard.stat().st_size == 3 * (5760 + 4)
 
 
 def test_a_batch_larger_than_shards_is_cut(tmp_path) -> None:
@@ -263,17 +251,6 @@ def test_encode_of_another_length_is_named(tmp_path, given, text) -> None:
         write(tmp_path, 8, encode=lambda first, stop: [records(first, first + given)])
 
 
-def test_progress_counts_to_the_share_with_time_left(tmp_path) -> None:
-    with writer(tmp_path, source_records=40) as out:
-        out.add(*records(0, 6))
-    seen: list[WriteProgress] = []
-    write(tmp_path, 40, rank=0, world_size=2, progress=seen.append)
-    assert [(p.done, p.total) for p in seen] == [(10, 20), (14, 20), (18, 20), (20, 20)]
-    assert all(p.records_per_second > 0 for p in seen)
-    assert seen[0].seconds_left == pytest.approx(10 / seen[0].records_per_second)
-    assert seen[-1].seconds_left == 0.0
-
-
 def full_disk(*_) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -390,3 +367,26 @@ def test_a_store_is_readable_by_others_who_share_the_disk(tmp_path) -> None:
         os.umask(old)
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {0o644}
+
+
+def test_no_shard_is_written_between_finding_it_damaged_and_its_removal(
+    tmp_path, monkeypatch
+) -> None:
+    random_codes(300, 10).write(tmp_path / "s", shard_bytes=5 * 51)  # 5 records per shard
+    (tmp_path / "s" / "shard-000000000005.bin").unlink()
+    held = []
+
+    def watched(folder: Path):
+        with (folder / ".lock").open("ab") as file:
+            held.append(not lock_file(file, block=False))
+        return verify(folder)
+
+    monkeypatch.setattr(code_store, "verify", watched)
+    assert [report.shard.first for report in discard_damaged(tmp_path / "s")] == [5]
+    assert held == [True]
+
+
+def test_nothing_is_left_where_there_is_no_store_to_repair(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        discard_damaged(tmp_path)
+    assert not list(tmp_path.iterdir())

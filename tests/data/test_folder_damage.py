@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import struct
 import subprocess
@@ -11,7 +10,6 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from helpers.images import noise, write_image
 from PIL import Image
@@ -27,14 +25,6 @@ def test_corrupt_file_is_named_before_training_if_its_header_is_bad(tmp_path) ->
     write_image(tmp_path / "a.png", (0, 0, 0))
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"bad\.png cannot be decoded .*skip_corrupt"):
-        ImageFolder(tmp_path, 8)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a picture"])
-def test_a_file_that_begins_as_no_image_is_told_what_is_expected(tmp_path, content) -> None:
-    (tmp_path / "bad.png").write_bytes(content)
-    told = r"bad\.png cannot be decoded \(it begins like none of BMP, .*TIFF, WEBP\)"
-    with pytest.raises(ValueError, match=told):
         ImageFolder(tmp_path, 8)
 
 
@@ -60,14 +50,6 @@ def test_data_behind_the_end_of_an_image_is_no_damage(tmp_path) -> None:
     with (tmp_path / "a.jpg").open("ab") as file:
         file.write(b"a film")
     assert len(ImageFolder(tmp_path, 8)) == 1
-
-
-def test_a_file_that_is_cut_later_is_named_when_it_is_read(tmp_path) -> None:
-    write_image(tmp_path / "cut.jpg", noise(64, 64))
-    dataset = ImageFolder(tmp_path, 8)
-    _truncate(tmp_path / "cut.jpg")
-    with pytest.raises(ValueError, match=r"cut\.jpg cannot be decoded \(.*truncated"):
-        dataset[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
@@ -102,24 +84,13 @@ def test_a_link_out_of_the_folder_that_comes_later_is_refused(tmp_path) -> None:
         dataset[0]
 
 
-def test_a_loop_of_links_is_named_or_skipped_on_request(tmp_path) -> None:
+@pytest.mark.parametrize("target", ["nowhere.png", "b.png"])
+def test_a_link_to_nothing_or_itself_is_named_or_skipped_on_request(tmp_path, target) -> None:
     write_image(tmp_path / "a.png", (0, 0, 0))
-    (tmp_path / "b.png").symlink_to("b.png")
-    told = r"b\.png is a link that leads back to itself; remove it, or set skip_corrupt"
-    with pytest.raises(ValueError, match=told):
-        ImageFolder(tmp_path, 8)
-    with pytest.warns(UserWarning, match="skipped 1 of 2"):
-        assert ImageFolder(tmp_path, 8, skip_corrupt=True).names == ("a.png",)
-
-
-def test_a_link_to_nothing_is_named_or_skipped_on_request(tmp_path) -> None:
-    write_image(tmp_path / "a.png", (0, 0, 0))
-    (tmp_path / "b.png").symlink_to("nowhere.png")
-    told = r"b\.png is a link to nothing; remove it, or set "
-    with pytest.raises(ValueError, match=f"{told}skip_corrupt"):
-        ImageFolder(tmp_path, 8)
-    with pytest.raises(ValueError, match=f"{told}skip_corrupt"):
-        list(whole_images(tmp_path, 3))
+    (tmp_path / "b.png").symlink_to(target)
+    for read in (lambda: ImageFolder(tmp_path, 8), lambda: list(whole_images(tmp_path, 3))):
+        with pytest.raises(ValueError, match=r"b\.png is a link .*skip_corrupt"):
+            read()
     with pytest.warns(UserWarning, match="skipped 1 of 2"):
         assert ImageFolder(tmp_path, 8, skip_corrupt=True).names == ("a.png",)
 
@@ -151,13 +122,6 @@ def test_names_that_are_not_utf8_are_read_and_shown(tmp_path) -> None:
     os.rename(tmp_path / "set", os.fsencode(tmp_path) + b"/\x1b[2J\xfe")
     with pytest.raises(ValueError, match=r"\\x1b\[2J\\udcfe/1\.png cannot be decoded"):
         ImageFolder(os.fsdecode(os.fsencode(tmp_path) + b"/\x1b[2J\xfe"), 8)
-
-
-def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path) -> None:
-    write_image(tmp_path / "a" / "0.png", (0, 0, 0))
-    os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/\xff")
-    with pytest.raises(ValueError, match=r"name of class 0 is not Unicode text: \\udcff"):
-        ImageFolder(tmp_path, 8)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -193,14 +157,6 @@ def test_an_image_within_the_limit_is_read_without_a_warning_of_pillow(
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_limit_of_pillow_that_was_lowered_holds(tmp_path, monkeypatch) -> None:
-    write_image(tmp_path / "a.png", noise(12, 12))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(ValueError, match=r"a\.png cannot be decoded \(.* exceeds limit of 100"):
-        ImageFolder(tmp_path, 8)
-
-
 @pytest.mark.parametrize("side", [12_000, 13_300])  # Pillow warns from 9,460 on
 def test_images_of_too_many_pixels_are_refused_unread_and_without_a_warning(tmp_path, side) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 %d %d 255\n" % (side, side))
@@ -224,18 +180,6 @@ def test_a_tag_of_a_wrong_type_does_not_keep_an_image_from_being_turned(tmp_path
     assert ImageFolder(tmp_path, (16, 8))[0][0].shape == (3, 16, 8)
 
 
-def test_a_tiff_whose_tags_have_wrong_types_is_skipped_on_request(tmp_path) -> None:
-    write_image(tmp_path / "a.png", noise(8, 8, 1))
-    numbers = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 700: 1}  # 700 should be bytes
-    entries = [(tag, 3, struct.pack("<I", value)) for tag, value in numbers.items()]
-    entries.insert(5, (273, 2, b"A\0\0\0"))  # where the pixels begin, which should be a number
-    (tmp_path / "b.tif").write_bytes(_tags(*entries) + bytes(64))
-    with pytest.raises(ValueError, match=r"b\.tif cannot be decoded \(.*skip_corrupt"):
-        ImageFolder(tmp_path, 8, image_channels=1)
-    with pytest.warns(UserWarning, match=r"b\.tif"):
-        assert len(ImageFolder(tmp_path, 8, image_channels=1, skip_corrupt=True)) == 1
-
-
 def test_corrupt_files_are_skipped_and_counted_on_request(tmp_path) -> None:
     for name in ("a.png", "c.png"):
         write_image(tmp_path / name, (0, 0, 0))
@@ -247,21 +191,6 @@ def test_corrupt_files_are_skipped_and_counted_on_request(tmp_path) -> None:
         dataset = ImageFolder(tmp_path, 8, skip_corrupt=True)
     assert dataset.skipped == ("b.jpg", "d.gif")
     assert dataset.names == ("a.png", "c.png")
-
-
-@pytest.mark.parametrize(
-    ("split", "counted"), [("train", "1 of 2 training images"), ("held_out", "1 of 3 held-out")]
-)
-def test_what_is_skipped_in_a_split_is_counted_as_a_part_of_that_split(
-    tmp_path, split, counted
-) -> None:
-    for part, count in (("train", 2), ("held_out", 3)):
-        (tmp_path / part).mkdir()
-        for number in range(count):
-            write_image(tmp_path / part / f"{number}.png", noise(8, 8))
-        (tmp_path / part / "0.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match=f"skipped {counted}"):
-        ImageFolder(tmp_path, 8, split=split, skip_corrupt=True)
 
 
 def test_small_images_are_skipped_and_counted_on_request(tmp_path) -> None:
@@ -297,32 +226,6 @@ def test_only_corrupt_images_is_an_error_even_when_skipping(tmp_path) -> None:
         pytest.raises(ValueError, match="all 1 images of .* are corrupt"),
     ):
         ImageFolder(tmp_path, 8, skip_corrupt=True)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm"])
-def test_damaged_bytes_decode_or_raise_value_error(tmp_path, suffix) -> None:
-    """Whatever Pillow raises for a damaged file, a caller sees one error that names it."""
-    file = io.BytesIO()
-    Image.fromarray(noise(24, 24)).save(file, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
-    good = file.getvalue()
-    rng = np.random.default_rng(1)
-    path = tmp_path / f"x.{suffix}"
-    refused = 0
-    for trial in range(60):
-        damaged = bytearray(good)
-        for at in rng.integers(0, min(len(good), 200 if trial % 2 else len(good)), 4):
-            damaged[at] = rng.integers(0, 256)
-        if trial % 3 == 0:
-            del damaged[rng.integers(1, len(good)) :]
-        path.write_bytes(damaged)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                ImageFolder(tmp_path, 4, convert_channels=True)[0]
-            except ValueError as error:
-                assert f"x.{suffix}" in str(error)
-                refused += 1
-    assert refused > 0
 
 
 def test_a_file_of_another_format_is_not_opened(tmp_path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 FOLDER = Path(__file__).parents[2] / "tools" / "fuzz"
 # More where a case takes little time and may end in many ways.
-CASES = {"vq2": 200}
+CASES = {"vq2": 200, "manifest": 200, "store": 100, "checkpoint": 150, "training": 100}
 FOUND = sorted((Path(__file__).parent / "found").iterdir())
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tools/fuzz needs /proc")

@@ -86,11 +86,6 @@ def test_images_that_cannot_be_trained_on_are_refused(tmp_path, count, size, ask
         open_own_images(tmp_path, asked, 64)
 
 
-def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no images in"):
-        open_own_images(tmp_path, None, 64)
-
-
 def test_only_as_many_images_are_taken_as_memory_allows(tmp_path):
     write(tmp_path, 100, (16, 16, 3))
     found = open_own_images(tmp_path, None, 64, most_bytes=70 * 3 * 16 * 16)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import re
 import struct
-import sys
 import tarfile
 from typing import TYPE_CHECKING
 
@@ -163,26 +161,6 @@ def test_a_hugging_face_set_without_a_test_split_is_divided(hugging_face, tmp_pa
     assert len(seen) == len(sides[0]) + len(sides[1]) == 40
 
 
-def test_an_image_of_a_divided_hugging_face_set_is_named_by_its_row(hugging_face, tmp_path):
-    hugging_face_set(hugging_face, 20).save_to_disk(str(tmp_path / "set"))
-    options = DataOptions(f"hf:{tmp_path / 'set'}", held_out_fraction=0.3)
-    named = []
-    for split in ("train", "held_out"):
-        images = open_images(options, split, 3, (9, 9))
-        for index in range(len(images)):
-            with pytest.raises(ValueError, match="smaller than image_size 9x9") as error:
-                images[index]
-            named.append(int(re.search(r"item (\d+) of image", str(error.value))[1]))
-    assert sorted(named) == list(range(20))
-
-
-def test_a_hugging_face_set_without_a_train_split_is_refused(hugging_face, tmp_path):
-    sides = hugging_face.DatasetDict(dev=hugging_face_set(hugging_face, 2))
-    sides.save_to_disk(str(tmp_path / "set"))
-    with pytest.raises(ValueError, match="expected a split `train`, found dev"):
-        open_images(DataOptions(f"hf:{tmp_path / 'set'}"), "train", 3, (8, 8))
-
-
 @pytest.fixture
 def shards(tmp_path) -> str:
     pytest.importorskip("braceexpand", reason="needs vqvae2_fast[webdataset]")
@@ -239,11 +217,3 @@ def test_a_web_dataset_needs_a_cache_but_not_to_be_looked_at(shards, tmp_path):
 def test_names_that_are_no_source_are_told_the_choice(data, message):
     with pytest.raises(ValueError, match=message):
         open_images(DataOptions(data), "train", 3, (32, 32))
-
-
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(sys, "path", [])
-    monkeypatch.delitem(sys.modules, "datasets", raising=False)
-    sys.path_importer_cache.clear()
-    with pytest.raises(RuntimeError, match=r"pip install 'vqvae2_fast\[hf\]'"):
-        open_images(DataOptions("hf:mnist"), "train", 3, (32, 32))

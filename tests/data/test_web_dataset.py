@@ -88,15 +88,10 @@ def test_shards_are_read_once_until_one_changes(shards, tmp_path, monkeypatch) -
     assert len(list((tmp_path / "c").iterdir())) == 1
 
 
-def test_labels_are_read_from_json(tmp_path) -> None:
-    write(tmp_path / "a.tar", {"a.png": png(0), "a.json": b'{"label": 2}'})
-    dataset = load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c", label_key="json")
-    assert dataset.labels.tolist() == [2]
-
-
-def test_the_member_of_the_label_is_found_whatever_its_case(tmp_path) -> None:
-    write(tmp_path / "a.tar", {"a.png": png(0), "a.Cls": b"2"})
-    dataset = load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c", label_key="Cls")
+@pytest.mark.parametrize(("key", "content"), [("json", b'{"label": 2}'), ("Cls", b"2")])
+def test_labels_are_read_from_the_member_that_is_named(tmp_path, key, content) -> None:
+    write(tmp_path / "a.tar", {"a.png": png(0), f"a.{key}": content})
+    dataset = load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c", label_key=key)
     assert dataset.labels.tolist() == [2]
 
 
@@ -137,21 +132,6 @@ def test_bad_samples_are_named(tmp_path, members, text) -> None:
     assert list((tmp_path / "c").iterdir()) == []
 
 
-def test_images_too_small_or_of_other_channels_are_named(tmp_path) -> None:
-    write(tmp_path / "a.tar", {"a.png": png(0)})
-    with pytest.raises(ValueError, match="is 9x12 .* smaller than image_size 10x10"):
-        load_web_dataset(tmp_path / "a.tar", 10, tmp_path / "c")
-    with pytest.raises(ValueError, match="has 3 channel"):
-        load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c", image_channels=1)
-
-
-def test_a_cut_shard_is_refused(shards, tmp_path) -> None:
-    path = tmp_path / "sh ards" / "train-001.tar"
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"train-001\.tar is damaged .* cut within a member"):
-        load_web_dataset(shards, 6, tmp_path / "c")
-
-
 def test_a_shard_that_was_cut_anywhere_is_refused(tmp_path) -> None:
     write(tmp_path / "a.tar", {f"{i}.{kind}": png(i) for i in range(2) for kind in ("png", "x")})
     content = (tmp_path / "a.tar").read_bytes()
@@ -163,15 +143,6 @@ def test_a_shard_that_was_cut_anywhere_is_refused(tmp_path) -> None:
             load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
     (tmp_path / "a.tar").write_bytes(content[: end + 512])
     assert len(load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")) == 2
-
-
-def test_a_header_damaged_in_its_middle_is_not_the_end(tmp_path) -> None:
-    write(tmp_path / "a.tar", {f"{i}.png": png(i) for i in range(3)})
-    content = bytearray((tmp_path / "a.tar").read_bytes())
-    content[content.index(b"1.png")] ^= 1
-    (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.tar is damaged or not a tar file .*checksum"):
-        load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["a#b.tar", "a?b.tar", "a{b.tar"])
@@ -272,23 +243,3 @@ def test_hidden_members_are_passed_over(tmp_path) -> None:
         tmp_path / "a.tar", {"x/._0.png": b"of macOS", "x/0.png": png(3), "._x": b"", ".1.png": b""}
     )
     assert load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c").names == ("x/0",)
-
-
-def test_of_a_small_set_one_sample_is_held_out(tmp_path) -> None:
-    write(tmp_path / "a.tar", {f"{i}.png": png(i) for i in range(3)})
-    keys = []
-    for split in ("train", "held_out"):
-        with pytest.warns(
-            UserWarning, match=r"of 3 images holds out none .* a\.tar/\d is held out"
-        ):
-            dataset = load_web_dataset(
-                tmp_path / "a.tar",
-                6,
-                tmp_path / "c",
-                split=split,
-                held_out_fraction=0.01,
-                name=split,
-            )
-        keys.append(dataset.names)
-    assert len(keys[1]) == 1
-    assert sorted(keys[0] + keys[1]) == ["0", "1", "2"]

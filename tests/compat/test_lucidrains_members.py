@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 import vector_quantize_pytorch as package
-from helpers.drop_ins import assert_near
 
 from vqvae2_fast.compat import lucidrains
 from vqvae2_fast.compat.lucidrains import arguments, residual_vq
@@ -28,68 +26,6 @@ BUILT = {
     "ResidualSimVQ": {"dim": 4, **SEVERAL},
     "RandomProjectionQuantizer": {"dim": 4, "codebook_size": 16, "codebook_dim": 2},
 }
-
-
-@pytest.mark.parametrize("error", [NotImplementedError, ImportError])
-def test_importing_a_class_that_is_left_out_says_why(error):
-    with pytest.raises(error, match="FSP is not supported: .* nearest"):
-        from vqvae2_fast.compat.lucidrains import FSP  # noqa: F401
-
-
-@pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize("name", ["bound", "symmetry_preserving_bound"])
-def test_bounds_of_fsq_are_the_packages(name, hard):
-    z = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0))
-    theirs, ours = (
-        getattr(source.FSQ([8, 5, 4]), name)(z, hard_clamp=hard) for source in (package, lucidrains)
-    )
-    assert_near(ours, theirs, name)
-
-
-def test_another_eps_of_the_bound_is_refused():
-    with pytest.raises(ValueError, match="expected eps=0.001, which is fixed, got 0.01"):
-        lucidrains.FSQ([8, 5, 4]).bound(torch.zeros(2, 3), 1e-2)
-
-
-def test_fsq_applies_noise_in_training_only():
-    codes = torch.zeros(2, 9, 2)
-    for mode in (True, False):
-        results = []
-        for source in (package, lucidrains):
-            module = source.FSQ([5, 5], preserve_symmetry=True, noise_dropout=0.5).train(mode)
-            torch.manual_seed(0)
-            results.append(module.maybe_apply_noise(codes))
-        assert torch.equal(*results)
-        assert bool(results[1].any()) == mode
-
-
-@pytest.mark.parametrize("spherical", [False, True])
-def test_lfq_normalises_if_it_is_spherical(spherical):
-    x = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0))
-    arguments = {"dim": 6, "spherical": spherical, "codebook_scale": 2.0}
-    theirs, ours = (s.LFQ(**arguments).maybe_l2norm(x) for s in (package, lucidrains))
-    assert_near(ours, theirs, "normalised")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "orthogonal", "diverse"),
-    [
-        ({}, False, False),
-        ({"orthogonal_reg_weight": 0.1}, True, False),
-        ({"codebook_diversity_loss_weight": 0.1}, False, True),
-    ],
-)
-def test_vector_quantize_tells_its_losses(arguments, orthogonal, diverse):
-    module = lucidrains.VectorQuantize(4, 8, **arguments)
-    assert module.has_codebook_orthogonal_loss == orthogonal
-    assert module.has_codebook_diversity_loss == diverse
-
-
-@pytest.mark.parametrize("arguments", [{}, {"ema_update": False, "learnable_codebook": True}])
-def test_residual_vq_tells_whether_it_follows_averages(arguments):
-    arguments = {"dim": 4, "codebook_size": 8, "num_quantizers": 2, **arguments}
-    theirs, ours = (s.ResidualVQ(**arguments).vq_is_ema_updating for s in (package, lucidrains))
-    assert ours == theirs
 
 
 def test_the_page_of_quantisers_lists_all_that_is_left_out():

@@ -67,30 +67,6 @@ def test_arguments_that_a_residual_grid_cannot_take_are_refused(argument):
         lucidrains.ResidualFSQ(**RFSQ, **argument)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "layout"),
-    [({}, "B, N, dim"), ({"dim": 6}, "B, N, dim"), ({"is_channel_first": True}, "B, dim, ...")],
-)
-def test_residual_fsq_explains_a_layout_that_does_not_fit(arguments, layout):
-    module = lucidrains.ResidualFSQ(**RFSQ, **arguments)
-    with pytest.raises(ValueError, match=rf"expected x \[{layout}\].*got \[4, 5, 7\]"):
-        module(torch.randn(4, 5, 7))
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "shape"),
-    [
-        ("ResidualLFQ", {"dim": 6}, (2, 6, 5, 4)),
-        ("ResidualLFQ", {"dim": 6}, (2, 5, 7)),
-        ("GroupedResidualLFQ", {"dim": 12, **MAPS}, (2, 12, 5, 4)),
-    ],
-)
-def test_what_the_projections_of_residual_lfq_cannot_take_is_refused(name, arguments, shape):
-    module = getattr(lucidrains, name)(codebook_size=16, num_quantizers=2, **arguments)
-    with pytest.raises(ValueError, match=r"expected x \[B, N, dim\] with dim=6"):
-        module(torch.randn(shape))
-
-
 def test_residual_lfq_takes_maps_without_projections():
     torch.manual_seed(0)
     theirs, ours = (

@@ -95,18 +95,6 @@ def test_tensors_of_a_safetensors_file_load(tmp_path):
     assert equal(source.state_dict(), target.state_dict())
 
 
-def test_args_of_the_script_come_along(tmp_path):
-    args = argparse.Namespace(hier="bottom", channel=256, dropout=0.1, ckpt=None)
-    torch.save({"model": small_prior().state_dict(), "args": args}, tmp_path / "prior.pt")
-    assert load_checkpoint(tmp_path / "prior.pt").args == args
-
-
-def test_file_without_a_state_dict_is_explained(tmp_path):
-    torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "file.pt")
-    with pytest.raises(ValueError, match="expected a state dict .* found none in {'epoch': int"):
-        load_checkpoint(tmp_path / "file.pt")
-
-
 def misfit(model, state) -> str:
     with pytest.raises(RuntimeError) as caught:
         model.load_state_dict(state)
@@ -122,13 +110,6 @@ def test_other_width_is_named_with_the_call_that_fits():
         "embed_dim=8, n_embed=32)" in message
     )
     assert "enc_b.blocks.0.weight [16, 3, 4, 4], expected [8, 3, 4, 4]" in message
-
-
-@pytest.mark.parametrize("change", [{"n_embed": 64}, {"embed_dim": 4}], ids=["K", "D"])
-def test_wrong_k_or_d_is_explained(change):
-    ((name, value),) = change.items()
-    message = misfit(small_vqvae(), small_vqvae(**change).state_dict())
-    assert f"made with {name}={value} (this model: {SMALL[name]})." in message
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
@@ -250,43 +231,12 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
     load_checkpoint(tmp_path / "file.pt", check_finite=False)
 
 
-def test_a_key_that_gives_a_size_and_is_missing_is_named(tmp_path):
-    state = small_vqvae().state_dict()
-    del state["quantize_b.embed"]
-    torch.save(state, tmp_path / "part.pt")
-    with pytest.raises(ValueError, match=r"it lacks quantize_b\.embed and has"):
-        load_vqvae(tmp_path / "part.pt", rectified_skip=False)
-
-
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
 def test_other_numbers_than_floats_are_refused(dtype):
     state = small_vqvae().state_dict()
     state["upsample_t.bias"] = state["upsample_t.bias"].to(dtype)
     message = misfit(small_vqvae(), state)
     assert f"1 other dtypes: upsample_t.bias {str(dtype)[6:]}, expected float32" in message
-
-
-def test_what_is_no_state_dict_is_refused(tmp_path):
-    model = small_vqvae()
-    torch.save(model.state_dict(), tmp_path / "file.pt")
-    with pytest.raises(TypeError, match="got Checkpoint; pass its state_dict"):
-        model.load_state_dict(load_checkpoint(tmp_path / "file.pt"))
-    with pytest.raises(TypeError, match=r"pass load_checkpoint\(path\)\.state_dict"):
-        model.load_state_dict(str(tmp_path / "file.pt"))
-
-
-def test_missing_and_unexpected_keys_are_listed():
-    state = small_vqvae().state_dict()
-    state["extra.weight"] = state.pop("upsample_t.bias")
-    message = misfit(small_vqvae(), state)
-    assert "1 missing keys: upsample_t.bias" in message
-    assert "1 unexpected keys: extra.weight" in message
-
-
-def test_other_blocks_of_a_prior_are_named():
-    message = misfit(small_prior(), small_prior(attention=False, n_out_res_block=0).state_dict())
-    assert "attention=False (this model: True), n_out_res_block=0 (this model: 1)" in message
-    assert "It loads into PixelSNAIL(shape=[6, 4], n_class=10, channel=16" in message
 
 
 @pytest.mark.parametrize(
@@ -301,13 +251,6 @@ def test_other_blocks_of_a_prior_are_named():
 )
 def test_keys_of_another_package_name_it(key, source):
     assert f"Likely source: {source}" in misfit(small_vqvae(), {key: torch.zeros(1)})
-
-
-def test_file_of_the_other_stage_is_named():
-    message = misfit(small_vqvae(), small_prior().state_dict())
-    assert "Likely source: a PixelSNAIL of the port" in message
-    message = misfit(small_prior(), small_vqvae().state_dict())
-    assert "Likely source: a VQVAE of the port" in message
 
 
 def test_not_strict_loads_what_there_is():

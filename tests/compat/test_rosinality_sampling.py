@@ -98,22 +98,3 @@ def test_a_prior_in_training_mode_is_drawn_from_without_dropout():
     for engine in CPU_ENGINES:
         assert torch.equal(sample_codes(top.train(), 2, seed=1, engine=engine), expected)
     assert top.training
-
-
-def test_sampling_leaves_the_random_state_alone():
-    _, top, _ = small_models()
-    state = torch.get_rng_state()
-    sample_codes(top, 1, seed=1)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_condition_of_the_wrong_size_is_refused():
-    _, _, bottom = small_models()
-    with pytest.raises(ValueError, match="condition"):
-        sample_codes(bottom, 1, condition=torch.zeros(1, 6, 8, dtype=torch.int64))
-
-
-def test_labels_are_refused():
-    _, top, _ = small_models()
-    with pytest.raises(ValueError, match="labels"):
-        sample_codes(top, 1, labels=torch.zeros(1, dtype=torch.int64))

@@ -109,11 +109,6 @@ def test_resume_goes_on_to_more_steps(place, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 8
 
 
-def test_a_run_is_not_written_over(place, error_of):
-    message = error_of(f"{train_vqvae(place)} --out {place}/vqvae")
-    assert "holds a run already. Continue it with resume" in message
-
-
 @pytest.mark.parametrize(
     ("number", "code", "cause"),
     [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")],
@@ -129,15 +124,6 @@ def test_a_signal_ends_training_with_its_exit_code(
     assert f"stopped by {cause} after step 1" in text
     assert "Continue with resume and the same options." in text
     assert (tmp_path / "run" / "checkpoints" / "step-000000001" / "state.json").exists()
-
-
-def test_sample_draws_from_a_vqvae_and_its_priors(place, tmp_path):
-    out = tmp_path / "samples"
-    assert run(f"sample {models(place)} --n 4 --out {out} --quiet") == 0
-    names = sorted(path.name for path in (out / "images").glob("*.png"))
-    assert names == ["00000.png", "00001.png", "00002.png", "00003.png"]
-    with Image.open(out / "images" / "00000.png") as image:
-        assert image.size == (8, 8)
 
 
 def test_reconstruct_leaves_the_error_and_a_picture(place, tmp_path):
@@ -159,21 +145,6 @@ def test_evaluate_sums_the_levels(place, tmp_path):
     assert (out / "rate.png").exists()
 
 
-def test_the_report_of_evaluate_has_no_place_for_what_was_not_measured(place, tmp_path):
-    out = tmp_path / "evaluation"
-    assert run(f"evaluate {models(place)} --data {place}/images --quiet --out {out}") == 0
-    html = (out / "report.html").read_text()
-    assert "6 held-out images." in html
-    assert "Intervals" not in html
-    assert "<th>PSNR" in html
-    assert "MS-SSIM" not in html
-
-
-def test_info_describes_the_installation(capsys):
-    assert main(["info", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["nearest_code"]
-
-
 def test_info_lists_the_presets(capsys):
     assert main(["info", "--presets"]) == 0
     text = capsys.readouterr().out
@@ -193,54 +164,25 @@ def test_info_names_the_best_checkpoint_of_a_run(place, capsys):
     )
 
 
-def test_info_shows_of_a_run_no_empty_settings_and_a_fraction_as_one(place, capsys):
-    assert main(["info", str(place / "vqvae")]) == 0
-    text = capsys.readouterr().out
-    assert "recommended" not in text
-    assert re.search(r"final learning rate: \S+ of the learning rate\n", text)
-
-
-def test_info_describes_a_code_store(place, capsys):
-    assert main(["info", str(place / "codes" / "train")]) == 0
-    assert "records: 36" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("sample --label x", "one of --preset, --pipeline, or --vqvae"),
         ("sample --vqvae {0}/prior_top --priors {0}/prior_top", "expected a VQ-VAE at"),
         (
             "sample --vqvae {0}/vqvae --priors {0}/prior_top",
             "expected priors to be 2, one for each level",
         ),
-        ("info {0}/nowhere", "error: expected PATH to be a run, checkpoint, pipeline, code store"),
-        ("info nothing.vq2", "error: nothing.vq2: expected a .vq2 file, which does not exist"),
-        ("presets", "got 'presets'. `vqvae2-fast info --presets` lists the presets."),
-        ("export nowhere", "error: expected PATH to be the folder of"),
         ("sample --preset emoji33", "error: the package has no weights of 'emoji33'"),
-        ("export --preset emoji33", "error: the package has no weights of 'emoji33'"),
-        ("reconstruct --preset emoji33", "error: the package has no weights of"),
-        (
-            "train-vqvae --data fashion:nowhere",
-            "error: data=fashion:nowhere: nowhere has neither",
-        ),
-        ("info {0}/images", "images has no config.json"),
-        ("train-vqvae --data nowhere", "data: expected the folder of a data set"),
         ("extract --vqvae {0}", "error: expected --vqvae to be the folder of a checkpoint"),
         (
             "sample --vqvae {0}/vqvae --priors {0}/codes",
             "error: expected --priors to be the folder of",
         ),
-        ("sample --pipeline {0}/nowhere", "error: expected --pipeline to be the folder of"),
         ("train-vqvae --preset emoji33", "expected the name of a preset, one of emoji32"),
-        ("train-vqvae --preset emoji23", "got 'emoji23'. Perhaps you meant emoji32."),
-        ("train-vqvae --data {0}/images", "smaller than image_size 32x32"),
         ("train-prior --codes {0}/codes --level middle", "--level: expected one"),
         ("train-prior --codes {0}/images", "as `vqvae2-fast extract` leaves it; "),
         ("train-prior --codes {0}/codes/train", "train is a code store itself"),
         ("train-prior --codes {0}/codess", "codess does not exist."),
-        ("train-vqvae --out {0}/codes/result.json", "result.json is a file; expected"),
         ("extract --vqvae {0}/vqvae --out {0}/codes/result.json", "--out: "),
         (
             "sample --vqvae {0}/vqvae --priors {0}/prior_bottom {0}/prior_top",
@@ -248,8 +190,6 @@ def test_info_describes_a_code_store(place, capsys):
             "is expected. Name them in the order top, bottom.",
         ),
         ("extract --vqvae {0}/vqvae --out {0}/codes", "holds codes already"),
-        ("info --device abacus", "--device: expected"),
-        ("info --threads -1", "--threads: expected 0 to 4096"),
     ],
 )
 def test_a_wrong_request_is_told_without_a_traceback(
@@ -315,15 +255,6 @@ def test_tensorboard_gets_both_kinds_of_figures(place, tmp_path, capsys):
     found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     found.Reload()
     assert {"train/loss", "held_out/psnr"} <= set(found.Tags()["scalars"])
-
-
-def test_tensorboard_without_its_package_fails_with_the_remedy(
-    place, tmp_path, monkeypatch, error_of
-):
-    monkeypatch.setattr("vqvae2_fast.runs.tensorboard.find_spec", lambda name: None)
-    message = error_of(f"{train_vqvae(place)} --tensorboard --out {tmp_path}/run", code=1)
-    assert "pip install 'vqvae2_fast[tensorboard]'" in message
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("command", "resumes"), [("demo", True), ("tune", False)])

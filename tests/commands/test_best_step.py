@@ -8,8 +8,6 @@ from dataclasses import replace
 import pytest
 
 from vqvae2_fast.commands import train_prior
-from vqvae2_fast.commands.training import best_lines
-from vqvae2_fast.training import TrainResult
 
 PRIOR = "--model.channels 8 --model.residual-channels 8 --model.num-heads 2 --train.batch-size 4"
 
@@ -54,17 +52,3 @@ def test_a_last_step_about_as_good_as_the_best_is_not_questioned(prior_whose_val
 def test_the_best_step_is_a_value_for_machines(prior_whose_validations_give):
     values = json.loads(prior_whose_validations_give(67, 85, options="--json"))
     assert values["best"] == {"step": 1, "metric": "bits_per_image", "value": 67}
-
-
-@pytest.mark.parametrize(
-    ("metric", "best", "last", "shown"),
-    [
-        ("psnr", 28.3, 25.0, "28.30 dB"),
-        ("lpips", 0.1234, 0.2, "LPIPS 0.1234"),
-        ("accuracy", 0.9, 0.5, "90.00% accuracy"),
-    ],
-)
-def test_every_figure_that_decides_is_shown_in_its_unit(metric, best, last, shown, tmp_path):
-    record = {"step": 3, "metric": metric, "value": best}
-    [line] = best_lines(TrainResult({metric: last}, best=record), tmp_path)
-    assert line.startswith(f"best at step 3: {shown};")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from helpers.models import tiny_pipeline
-from PIL import Image
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import decompress
-from vqvae2_fast.data import CodeWriter, pixels
+from vqvae2_fast.data import CodeWriter
 from vqvae2_fast.ops import _native
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
 
@@ -30,27 +32,6 @@ def test_a_failed_decoding_writes_no_image(workplace: Path) -> None:
     data[-1] ^= 1
     (workplace / "x.vq2").write_bytes(data)
     assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 2
-    assert not (workplace / "out").exists()
-
-
-def test_a_file_that_does_not_exist_is_told(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("decompress nothing.vq2 --pipeline pipeline --out out --quiet") == 2
-    told = "error: nothing.vq2: expected a .vq2 file, which does not exist"
-    assert told in capsys.readouterr().err
-    assert not (workplace / "out").exists()
-
-
-def test_images_that_are_too_large_are_refused_before_any_is_written(
-    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
-    monkeypatch.setattr(pixels, "MAX_PIXELS", 800)
-    monkeypatch.setattr(decompress, "pictures", lambda _: pytest.fail("was decoded"))
-    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 2
-    told = "x.vq2: expected images of at most 800 pixels, the file has some of 40x23"
-    assert told in capsys.readouterr().err
     assert not (workplace / "out").exists()
 
 
@@ -150,21 +131,6 @@ def test_two_decompress_into_one_folder_are_kept_apart(
     assert told == [1]
     assert "--out: another run is writing to out. Wait for it" in capsys.readouterr().err
     assert sorted(os.listdir("out")) == [f"0000{n}.png" for n in range(4)]
-
-
-def test_an_image_gets_its_name_when_it_is_whole(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
-    seen, saved = [], Image.Image.save
-
-    def save_and_look(image, target, **options):
-        saved(image, target, **options)
-        seen.append(len(list(Path("out").glob("*.png"))))
-
-    monkeypatch.setattr(Image.Image, "save", save_and_look)
-    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
-    assert seen == [0, 1, 2, 3]
 
 
 def test_what_an_interrupted_decompress_leaves_is_told_of_and_removed(

@@ -59,17 +59,6 @@ def test_extract_with_resume_tells_what_is_left(images, vqvae, codes, run, files
     assert files(codes) == before
 
 
-def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    line = f"train-prior --codes {codes} --level bottom {PRIOR} --train.batch-size 4 --dry-run"
-    code, text, _ = run(line)
-    assert code == 0
-    assert "train 18, held_out 6, codes of 2 classes" in text
-    assert "num_embeddings 16 and level sizes 2x2, 4x4 (the last to be modelled)" in text
-    assert "out: runs/prior_bottom" in text
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

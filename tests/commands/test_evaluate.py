@@ -136,26 +136,6 @@ def test_the_score_is_trained_on_as_many_images_as_asked_for(place, tmp_path):
     assert values["sampled_images"] == NUMBER
 
 
-def test_the_score_is_not_trained_on_more_images_than_there_are(place, tmp_path, capsys):
-    asked = f"--images {NUMBER} --features classifier --classifier {place}/judge --cas-epochs 1"
-    assert evaluate(place, tmp_path / "out", asked, f"--cas-images {NUMBER + 1}") == 2
-    error = capsys.readouterr().err
-    assert "--cas-images: expected 200 at most, the number of training images, got 201" in error
-
-
-def test_images_of_the_score_need_its_epochs(place, tmp_path, capsys):
-    asked = f"--images {NUMBER} --features classifier --classifier {place}/judge"
-    assert evaluate(place, tmp_path / "out", asked, f"--cas-images {NUMBER}") == 2
-    assert "--cas-images: expected --cas-epochs too" in capsys.readouterr().err
-
-
-def test_samples_on_the_disk_are_used_again(place, found, capsys):
-    before = (found / "samples" / "samples.jsonl").stat().st_mtime_ns
-    assert evaluate(place, found, sampling_options(place), "--json") == 0
-    assert (found / "samples" / "samples.jsonl").stat().st_mtime_ns == before
-    assert json.loads(capsys.readouterr().out)["sampled_images"] == NUMBER
-
-
 def test_samples_without_a_class_are_refused_before_any_training(place, tmp_path, capsys):
     drawn = tmp_path / "drawn"
     line = f"sample --pipeline {place}/pipeline --n {NUMBER} --out {drawn} --quiet --label none cat"
@@ -276,12 +256,6 @@ def test_other_pipelines_files_stand_beside(place, found, tmp_path, monkeypatch)
     assert shown["other"][0].levels == ("top",)
 
 
-def test_an_evaluation_without_files_does_not_stand_beside(place, tmp_path, capsys):
-    (tmp_path / "metrics.json").write_text("{}")
-    assert evaluate(place, tmp_path / "out", "--beside", str(tmp_path)) == 2
-    assert "repeat it with --compressed-images" in capsys.readouterr().err
-
-
 def test_two_processes_leave_what_one_leaves(place, found, run_in_two_processes, tmp_path, files):
     out = tmp_path / "out"
     line = f"evaluate --pipeline {place}/pipeline --data {place}/images --quiet --out {out}"
@@ -307,22 +281,6 @@ def test_two_processes_measure_reconstructions_like_one(place, run, run_in_two_p
     assert results[0] == results[1]
 
 
-def test_two_evaluations_are_kept_apart(place, tmp_path, capsys, monkeypatch):
-    out, real, told = tmp_path / "out", module.evaluate_pipeline, []
-    options = "--held-out-images 2 --train-images 0 --codec-images 1 --compressed-images 0"
-
-    def meanwhile(*arguments, **others):
-        if not told:
-            told.append(None)
-            told[0] = evaluate(place, out, options)
-        return real(*arguments, **others)
-
-    monkeypatch.setattr(module, "evaluate_pipeline", meanwhile)
-    assert evaluate(place, out, options) == 0
-    assert told == [1]
-    assert f"--out: another run is writing to {out}. Wait for it" in capsys.readouterr().err
-
-
 def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
     out = tmp_path / "out"
     options = "--held-out-images 20 --train-images 0 --codec-images 2 --compressed-images 0"
@@ -337,12 +295,12 @@ def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
     ("arguments", "text"),
     [
         (("--held-out-images", "-1"), "held_out_images: expected 0 or more, got -1"),
-        (("--train-images", "-1"), "train_images: expected 0 or more, got -1"),
-        (("--codec-images", "0"), "codec_images: expected 1 or more, got 0"),
         (("--images", "200", "--neighbours", "0"), "neighbours: expected 1 or more, got 0"),
         (("--images", "200", "--neighbours", "180"), "--neighbours: expected 179 at most for"),
         (("--images", "199"), "expected 200 or more, got 199"),
         (("--images", "201"), "expected 200 at most, got 201"),
+        (("--images", "200", "--cas-images", "200"), "--cas-images: expected --cas-epochs too"),
+        (("--images", "200", "--cas-epochs", "1", "--cas-images", "201"), "expected 200 at most"),
         (("--classifier", "JUDGE"), "without which --classifier would have no effect, got 0"),
         (("--features", "classifier"), "without which --features would have no effect"),
         (("--inception-weights", "x"), "without which --inception-weights would have no effect"),
@@ -350,12 +308,6 @@ def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
         (
             ("--images", "200", "--features", "classifier"),
             "classifier must be a trained one for the features of",
-        ),
-        (("--images", "200", "--features", "resnet"), "one of 'auto', 'inception'"),
-        (("--images", "200", "--features", "inception"), "VQVAE2_FAST_INCEPTION"),
-        (
-            ("--images", "200", "--features", "inception", "--inception-weights", "/no/such"),
-            "there is no file /no/such; get weights-inception-2015-12-05",
         ),
     ],
 )

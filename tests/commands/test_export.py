@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -68,16 +66,6 @@ def test_a_destination_that_cannot_be_written_is_refused_before_the_export(
     assert expected in error
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused_before_the_export(
-    pipelines, run, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # it holds root back, too
-    monkeypatch.setattr(module, "export_program", None)
-    code, _, error = run("export", pipelines / "classes", "--out", tmp_path / "a.onnx")
-    assert code == 2
-    assert f"{tmp_path} cannot be written to. Name another folder" in error
-
-
 def test_a_file_that_exists_is_kept(pipelines, run, tmp_path):
     out = tmp_path / "mine.onnx"
     out.write_bytes(b"mine")
@@ -100,11 +88,3 @@ def test_a_size_that_the_strides_do_not_divide_is_refused(pipelines, run, tmp_pa
     code, _, error = run("export", pipelines / "classes", "--out", out, f"--size {size}")
     assert code == 2
     assert "expected size (height, width), both multiples of 4, got" in error
-
-
-def test_the_default_file_is_named_after_the_part(pipelines, run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "save_onnx", lambda program, path: path.write_bytes(b"ONNX"))
-    for part in ("encoder", "decoder"):
-        assert run("export", pipelines / "classes", "--part", part)[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"encoder.onnx", "decoder.onnx"}

@@ -64,19 +64,6 @@ def test_a_prior_in_place_of_the_vqvae_is_refused_by_both_names(tmp_path, images
     assert "found a prior" in error
 
 
-def test_fewer_subclasses_than_none_are_refused(images, vqvae, run):
-    code, _, error = run("extract", "--vqvae", vqvae, "--data", images, "--subclasses=-1")
-    assert code == 2
-    assert "subclasses to be an integer >= 0, got -1" in error
-
-
-def test_a_shift_beyond_the_images_is_refused(images, vqvae, tmp_path, run):
-    line = f"extract --vqvae {vqvae} --data {images} --out {tmp_path / 'codes'} --copies 1"
-    code, _, error = run(line, "--shift 99999999999999999999")
-    assert code == 2
-    assert "error: shift must be below 8, the shorter side of the images, got 999" in error
-
-
 def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path, run_in_two_processes):
     out = tmp_path / "codes"
     line = f"extract --vqvae {vqvae} --data {images} --out {out} --quiet --threads 1"

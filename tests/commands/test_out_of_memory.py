@@ -38,16 +38,6 @@ def test_a_command_names_the_settings_that_help(images, tmp_path, run, monkeypat
     assert "--resume" in error
 
 
-def test_a_command_names_no_setting_that_it_does_not_have(images, tmp_path, run, monkeypatch):
-    monkeypatch.setattr("vqvae2_fast.commands.training.train", fill_the_card)
-    options = ["--data", images, "--out", tmp_path / "run", "--quiet", "--image-size", "8", "8"]
-    code, _, error = run("train-classifier", *options, "--batch-size", "4")
-    assert code == 1
-    assert "batch_size=2: the same images in a step" in error
-    assert "precision" not in error
-    assert "optimizer" not in error
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -78,9 +68,3 @@ def test_the_moments_are_those_of_the_weights_that_are_trained():
     saved = f"optimizer=momentum, in a new run: {number(size)} MiB, the size of the weights that"
     with pytest.raises(RuntimeError, match=re.escape(saved)), explaining:
         fill_the_card()
-
-
-def test_other_errors_pass():
-    explaining = explaining_memory(VQVAE2(SMALL_VQVAE), TrainConfig(), TrainVQVAE)
-    with pytest.raises(RuntimeError, match="^another$"), explaining:
-        raise RuntimeError("another")

@@ -16,38 +16,20 @@ def _codes(folder: Path, num_embeddings: int, *level_sizes: tuple[int, int]) -> 
     return ["--codes", str(folder)]
 
 
-def test_that_of_the_only_preset_with_such_maps(tmp_path):
-    codes = _codes(tmp_path, 128, (7, 7), (14, 14))
-    assert TrainPrior.defaults(codes).preset == "fashion28"
-
-
-def test_that_which_is_named(tmp_path):
-    codes = _codes(tmp_path, 128, (7, 7), (14, 14))
-    assert TrainPrior.defaults([*codes, "--preset", "photos64"]).preset == "photos64"
-
-
-def test_the_default_for_maps_of_no_preset(tmp_path):
-    codes = _codes(tmp_path, 100, (7, 7), (14, 14))
-    assert TrainPrior.defaults(codes).preset == "emoji32"
+@pytest.mark.parametrize(
+    ("num_embeddings", "options", "found"),
+    [(128, [], "fashion28"), (128, ["--preset", "photos64"], "photos64"), (100, [], "emoji32")],
+    ids=["the only one with such maps", "the one that is named", "the default"],
+)
+def test_a_preset_is_found(tmp_path, num_embeddings, options, found):
+    codes = _codes(tmp_path, num_embeddings, (7, 7), (14, 14))
+    assert TrainPrior.defaults([*codes, *options]).preset == found
 
 
 def test_several_presets_with_such_maps_are_named(tmp_path):
     codes = _codes(tmp_path, 512, (8, 8), (16, 16))
     with pytest.raises(ValueError, match="^--preset: .* emoji64 and avatars64 and photos64"):
         TrainPrior.defaults(codes)
-
-
-def test_help_needs_no_choice(tmp_path):
-    codes = _codes(tmp_path, 512, (8, 8), (16, 16))
-    assert TrainPrior.defaults([*codes, "--help"]).preset == "emoji32"
-
-
-def test_the_settings_are_said(codes, tmp_path, run):
-    code, _, error = run(
-        f"train-prior --codes {codes} --out {tmp_path / 'run'} --train.batch-size 4 --dry-run"
-    )
-    assert code == 0
-    assert "settings: those of preset emoji32, level top" in error
 
 
 @pytest.mark.parametrize(
@@ -68,12 +50,6 @@ def test_a_level_that_the_preset_lacks_has_settings_of_another(
     command = TrainPrior.defaults([*codes, "--preset", preset_name, "--level", level])
     assert command.level == level
     assert command.model == preset(preset_name).priors[settings]
-
-
-def test_a_level_of_no_model_is_refused(tmp_path):
-    codes = _codes(tmp_path, 100, (2, 2), (4, 4))
-    with pytest.raises(ValueError, match="^--level: .* top, middle, middle1, middle2, bottom, got"):
-        TrainPrior.defaults([*codes, "--level", "centre"])
 
 
 def test_an_option_that_the_codes_contradict_is_refused(codes, tmp_path, run):

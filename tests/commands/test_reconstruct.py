@@ -29,12 +29,3 @@ def test_one_model_is_expected(tmp_path, run, models, got):
     assert code == 2
     assert f"expected one of --vqvae and --preset, got {got}." in error
     assert not (tmp_path / "out").exists()
-
-
-def test_a_name_for_a_file_is_no_folder(tmp_path, run):
-    code, _, error = run(
-        "reconstruct --preset emoji32 --data emoji --quiet --out", tmp_path / "rec.png"
-    )
-    assert code == 2
-    assert "expected a folder, got" in error and str(tmp_path / "rec") in error
-    assert not list(tmp_path.iterdir())

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from helpers.codes import CodeSet
 from helpers.models import tiny_pipeline
 
 from vqvae2_fast.checkpoints import save
@@ -71,14 +70,6 @@ def test_a_threshold_writes_what_reaches_it(place, tmp_path, capsys):
     )
 
 
-def test_no_picture_is_named_if_nothing_is_kept(place, tmp_path, capsys):
-    arguments = ("--threshold", "1", "--n", "3")
-    assert sample(place, tmp_path, *arguments) == 0
-    assert "picture:" not in capsys.readouterr().out
-    assert sample(place, tmp_path, *arguments, "--resume", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["picture"] is None
-
-
 def test_whole_groups_go_on_and_end_as_an_unbroken_run(place, tmp_path):
     arguments = ("--best", "1", "3", "--n", "18", "--batch-size", "5")
     assert sample(place, tmp_path / "whole", *arguments) == 0
@@ -95,13 +86,6 @@ def test_whole_groups_go_on_and_end_as_an_unbroken_run(place, tmp_path):
         for part in ("cut", "whole")
     ]
     assert names[0] == names[1]
-
-
-def test_the_batch_size_changes_nothing(place, tmp_path):
-    for size in ("3", "18"):
-        arguments = ("--best", "1", "3", "--n", "18", "--batch-size", size)
-        assert sample(place, tmp_path / size, *arguments) == 0
-    assert rows(tmp_path / "3") == rows(tmp_path / "18")
 
 
 def test_two_processes_keep_what_one_keeps(place, tmp_path, run_in_two_processes):
@@ -137,21 +121,6 @@ def test_requests_that_make_no_sense_are_refused(place, tmp_path, capsys, argume
     assert not (tmp_path / "out").exists()
 
 
-def test_known_images_without_a_class_cannot_be_judged(place, tmp_path, capsys):
-    maps = [torch.zeros(2, side, side, dtype=torch.int64) for side in (4, 8)]
-    CodeSet(maps, 13, torch.tensor([1, -1]), CLASSES).write(tmp_path / "known")
-    known = ("--known", str(tmp_path / "known"), "--threshold", "0.5")
-    assert sample(place, tmp_path / "out", *known) == 2
-    assert "expected samples of classes" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_rule_without_a_classifier_is_refused(place, tmp_path, capsys):
-    code = main(["sample", "--pipeline", str(place / "pipeline"), "--threshold", "0.5"])
-    assert code == 2
-    assert "for --best or --threshold to judge by" in capsys.readouterr().err
-
-
 def test_train_classifier_leaves_one_that_judges(tmp_path, images, run):
     line = f"train-classifier --data {images} --image-size 8 8 --steps 2 --quiet"
     line += f" --out {tmp_path}/run"
@@ -163,11 +132,3 @@ def test_train_classifier_leaves_one_that_judges(tmp_path, images, run):
     code, _, error = run(line)
     assert code == 2
     assert "holds a run already" in error
-
-
-def test_train_classifier_needs_labels(tmp_path, images, capsys):
-    flat = images / "train" / "cat"
-    arguments = ["train-classifier", "--data", str(flat), "--image-size", "8", "8"]
-    code = main([*arguments, "--out", str(tmp_path / "run"), "--held-out-fraction", "0.5"])
-    assert code == 2
-    assert "have none" in capsys.readouterr().err

@@ -121,11 +121,6 @@ def test_resume_draws_what_is_missing_and_more(sample, tmp_path, files):
     assert (tmp_path / "b" / "images" / "00003.png").stat().st_mtime_ns == kept.st_mtime_ns
 
 
-def test_resume_of_nothing_begins(sample, tmp_path, column):
-    assert sample(tmp_path / "out", "--n", "1", "--resume") == 0
-    assert column(tmp_path / "out", "sample") == [0]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -190,23 +185,13 @@ def test_a_preset_recommends_what_its_card_says():
         (["--label", "Catt"], "got 'Catt'. Perhaps you meant cat."),
         (["--label", "3"], "a label below 3"),
         (["--n", "0"], "--n: expected 1 or more, got 0"),
-        (["--batch-size", "-1"], "--batch-size: expected 0 or more, got -1"),
         (["--engine", "warp"], "engine: expected one of"),
-        (["--seed", "99999999999999999999"], "expected seed to be an integer from"),
-        (["--temperature", "1", "1", "1"], "expected temperature to be one value or 2, one per"),
         (["--temperature", "-1"], "expected temperature to be 0, which takes the best"),
-        (["--top-p", "0"], "expected top_p to be None or from"),
-        (["--top-k", "-2"], "--top-k: expected 0, for no limit, or more, got -2"),
         (["--known", "nowhere"], "known: expected an image, a folder of images, a code store"),
-        (["--known", "emoji"], "those of the known images are not those of the priors"),
         (["--known", "emoji", "--label", "cat", "--keep", "0"], "keep: expected a share"),
         (["--mask", "nowhere"], "--mask: expected images to complete with it, by --known"),
-        (["--skip-corrupt"], "--skip-corrupt: expected images to complete with it, by --known"),
         (["--known", "emoji", "--candidates", "2"], "--candidates: expected a --mask with it"),
         (["--known", "emoji", "--keep", "1", "--mask", "x"], "--keep: expected either --keep or"),
-        (["--known", "emoji", "--mask", "x", "--candidates", "0"], "candidates: expected 1 or"),
-        (["--known", "emoji", "--mask", "nowhere"], "mask: nowhere: No such file or directory"),
-        (["--known", "emoji", "--mask", "{pipelines}"], "mask: {pipelines} is a folder"),
         (
             ["--known", "emoji", "--mask", "{pipelines}/classes/config.json"],
             "mask: {pipelines}/classes/config.json cannot be decoded",
@@ -216,10 +201,6 @@ def test_a_preset_recommends_what_its_card_says():
         (
             ["--pipeline", "{pipelines}/plain", "--label", "cat"],
             "--label: the priors have no classes",
-        ),
-        (
-            ["--pipeline", "{pipelines}/plain", "--guidance-scale", "2"],
-            "guidance_scale: the priors",
         ),
         (
             ["--label", "none", "--guidance-scale", "1", "2"],
@@ -291,27 +272,6 @@ def test_a_signal_stops_it_and_it_goes_on(
     assert files(out) == files(tmp_path / "peace")
 
 
-def test_progress_tells_images_and_codes_a_second(pipelines, tmp_path, capsys):
-    arguments = ["--pipeline", str(pipelines / "classes"), "--n", "3", "--out", str(tmp_path)]
-    assert main(["sample", *arguments]) == 0
-    text = capsys.readouterr().err
-    assert re.search(r"sample  240/240  took 0:0\d  3/3 images  [\d,]+ codes/s  ", text)
-
-
-@pytest.mark.parametrize(
-    ("count", "said"),
-    [
-        ("1", "1 image in .* \\(Activities - arts & crafts, seed"),
-        ("7", "7 images in .* \\(7 of 96 classes, seed"),
-        ("96", "96 images in .* \\(96 classes, seed"),
-    ],
-)
-def test_result_names_the_classes_that_were_drawn(count, said, tmp_path, capsys):
-    arguments = ["--preset", "emoji32", "--n", count, "--out", str(tmp_path)]
-    assert main(["sample", *arguments, "--quiet"]) == 0
-    assert re.search(said, capsys.readouterr().out.replace("\n", " "))
-
-
 def test_processes_share_the_work_and_draw_the_same_folder(
     pipelines, sample, tmp_path, run_in_two_processes, files
 ):
@@ -360,19 +320,31 @@ def test_a_refused_run_keeps_what_was_there(sample, sample_error, tmp_path, monk
     assert after == before
 
 
-def test_a_folder_that_cannot_be_begun_is_told_without_how_to_continue(
-    sample_error, tmp_path, monkeypatch
+def recommending(pipelines, path):
+    """The pipeline with classes, which recommends a guidance scale and a temperature."""
+    own = {"temperature": [0.8, 0.7], "guidance_scale": [2.0, 1.5]}
+    save(replace(load(pipelines / "classes"), recommended=own), path)
+    return path
+
+
+def test_without_a_class_a_recommended_guidance_scale_is_not_used(pipelines, tmp_path, run, column):
+    path = recommending(pipelines, tmp_path / "pipeline")
+    code, said, _ = run(
+        *("sample --quiet --n 1 --label none --pipeline", path, "--out", tmp_path / "out")
+    )
+    assert code == 0
+    assert column(tmp_path / "out", "settings")[0]["guidance_scale"] == [1.0, 1.0]
+    assert "guidance" not in said
+    assert "--temperature: as the pipeline recommends" in said
+
+
+def test_beside_a_class_images_without_one_keep_the_guidance_scale(
+    pipelines, tmp_path, run, column
 ):
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(SampleFolder, "begin", refuse)
-    text = sample_error(tmp_path / "out", "--n 1")
-    assert f"error: cannot write to {tmp_path / 'out'}: Permission denied\n" in text
-
-
-def test_refused_runs_without_a_folder_leave_none(pipelines, run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    refused_at_once(monkeypatch)
-    assert run("sample --quiet --n 1 --pipeline", pipelines / "classes")[0] == 2
-    assert not list((tmp_path / "runs").iterdir())
+    path = recommending(pipelines, tmp_path / "pipeline")
+    code, said, _ = run(
+        *("sample --quiet --n 2 --label none cat --pipeline", path, "--out", tmp_path / "out")
+    )
+    assert code == 0
+    assert column(tmp_path / "out", "settings")[1]["guidance_scale"] == [2.0, 1.5]
+    assert "guidance scale 2 and 1.5" in said.replace("\n", " ")

@@ -58,15 +58,6 @@ def test_a_store_without_classes_is_completed_in_the_class_that_is_named(
     assert column(tmp_path / "out", "class") == ["cow", "cow"]
 
 
-def test_a_store_of_other_sizes_is_not_completed(sample_error, tmp_path):
-    maps = [torch.zeros(1, size, size, dtype=torch.int64) for size in (2, 8)]
-    encode = lambda *_: [(maps, torch.tensor([-1]))]  # noqa: E731
-    write_codes(tmp_path / "codes", encode, 1, 13, [(2, 2), (8, 8)])
-    error = sample_error(tmp_path / "out", "--known", str(tmp_path / "codes"), "--label", "cow")
-    assert f"{tmp_path / 'codes'} holds others" in error
-    assert "level sizes 2x2, 8x8" in error
-
-
 def test_each_known_image_is_completed_in_every_class(sample, tmp_path, column):
     for number in range(2):
         folder = tmp_path / "photos"
@@ -148,3 +139,28 @@ def test_transparent_pixels_of_a_mask_are_drawn(pipelines, tmp_path):
     hole = painted(tmp_path / "mask.png", 1, config)
     assert hole.pixels.nonzero().tolist() == [[7, 3]]
     assert [level.nonzero().tolist() for level in hole.codes] == [[[1, 0]], [[3, 1]]]
+
+
+@pytest.fixture
+def known_photos(tmp_path):
+    """Writes a folder of photographs of one colour each."""
+
+    def write(*colours):
+        (tmp_path / "photos").mkdir()
+        for number, colour in enumerate(colours):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / "photos" / f"{number}.png")
+        return tmp_path / "photos"
+
+    return write
+
+
+def test_a_photo_whose_colour_a_grey_model_loses_is_named(sample, tmp_path, known_photos):
+    photo = known_photos((200, 40, 40)) / "0.png"
+    with pytest.warns(UserWarning, match=r"0\.png has colour, .* its colour is lost\.$"):
+        assert sample(tmp_path / "out", f"--n 1 --known {photo}", pipeline="plain") == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_grey_photo_of_three_channels_loses_nothing(sample, tmp_path, known_photos):
+    photos = known_photos((9, 9, 9))
+    assert sample(tmp_path / "out", f"--n 1 --known {photos}", pipeline="plain") == 0

@@ -56,27 +56,6 @@ def test_a_run_of_more_than_an_hour_names_the_steps_of_an_hour(vqvae_run, monkey
     assert "steps=2 would take an hour" in told
 
 
-def test_a_run_of_about_an_hour_is_not_told_how_to_take_an_hour(vqvae_run, monkeypatch):
-    monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(905.0, 0, 1))
-    told = vqvae_run("--dry-run")[1]
-    assert "time: about 60 minutes" in told
-    assert "an hour" not in told
-
-
-def test_a_dry_run_says_everything_once(vqvae_run):
-    _, told, said = vqvae_run("--dry-run")
-    for part in ("4 steps of 4 on cpu", "data: train 18", "model: ", "time: about"):
-        assert (told + said).count(part) == 1
-
-
-def test_a_run_that_is_continued_tells_the_time_of_the_rest(vqvae_run, monkeypatch):
-    assert vqvae_run()[0] == 0
-    monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(1800.0, 0, 1))
-    told = vqvae_run("--resume", "--train.steps", 10, "--dry-run")[1]
-    assert "about 3 hours, 1,800 s" in told
-    assert "steps=6 would take an hour" in told
-
-
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(codes, tmp_path, run, memory):
     memory(10**9)
     made = []
@@ -125,11 +104,6 @@ def test_micro_batches_of_a_global_batch_are_counted(vqvae_run, memory, monkeypa
     code, _, error = vqvae_run(*step)
     assert code == 2
     assert "Use batch_size=2, or try" in error
-
-
-def test_a_warm_up_longer_than_the_run_is_said(vqvae_run):
-    assert "the warm-up of 50 steps is longer than the run of 4" in vqvae_run("--dry-run")[1]
-    assert "warm-up" not in vqvae_run("--dry-run", "--train.warmup-steps", 2)[1]
 
 
 def test_timing_changes_no_weight(vqvae_run, tmp_path, monkeypatch):
@@ -208,19 +182,6 @@ def test_a_dry_run_refuses_what_resuming_would(vqvae_run, tmp_path, files, chang
     assert files(tmp_path / "run") == before
 
 
-def test_a_dry_run_of_resuming_accepts_changes_that_are_accepted(vqvae_run):
-    assert vqvae_run()[0] == 0
-    assert vqvae_run("--resume", "--flip", "--accept-changed", "--dry-run")[0] == 0
-
-
-def test_a_refusal_to_resume_asks_first_for_the_options_of_the_first_command(vqvae_run):
-    assert vqvae_run()[0] == 0
-    error = vqvae_run("--resume", "--train.batch-size", 5)[2]
-    assert error.index("Repeat the options with which it was begun, its preset too") < error.index(
-        "Set global_batch=4"
-    )
-
-
 def test_a_dry_run_reads_every_image(images, tmp_path, run):
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
@@ -231,22 +192,6 @@ def test_a_dry_run_reads_every_image(images, tmp_path, run):
     assert code == 2
     assert broken.name in error
     assert "skip_corrupt" in error
-
-
-def test_a_pipelines_folder_is_not_trained_into(vqvae, images, run, files):
-    before = files(vqvae)
-    code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", vqvae)
-    assert code == 2
-    assert "is a checkpoint or pipeline, not a run" in error
-    assert files(vqvae) == before
-
-
-def test_the_folder_of_an_extraction_is_not_trained_into(codes, images, run, files):
-    before = files(codes)
-    code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", codes)
-    assert code == 2
-    assert "is a folder of code stores, not a run" in error
-    assert files(codes) == before
 
 
 @pytest.mark.parametrize("place", ["", "runs/vqvae"])
@@ -270,13 +215,6 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_once(images, tmp_path,
     assert f"--out: expected a folder to write to, got {tmp_path}/a/b; {tmp_path} cannot" in error
 
 
-def test_a_folder_below_a_file_is_refused_at_once(images, tmp_path, run):
-    (file := tmp_path / "file").touch()
-    code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", file / "run")
-    assert code == 2
-    assert f"--out: expected a folder to write to, got {file}/run; {file} is a file" in error
-
-
 def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
     monkeypatch.setattr(
         "vqvae2_fast.training.stage1._held_out_metrics",
@@ -298,12 +236,6 @@ def test_codebooks_that_had_no_time_to_begin_are_not_said_to_collapse(vqvae_run)
     told = vqvae_run("--model.quantize-after", 4)[1]
     assert "warning: the run of 4 steps ended before its codebooks began" in told
     assert "collapsed" not in told
-
-
-def test_warnings_are_told_to_machines_too(vqvae_run):
-    told = json.loads(vqvae_run("--model.quantize-after", 4, "--json")[1])
-    (warning,) = told["warnings"]
-    assert warning.startswith("the run of 4 steps ended before its codebooks began")
 
 
 def test_a_classifier_that_takes_fewer_images_at_once_keeps_the_batch(images, tmp_path, run):

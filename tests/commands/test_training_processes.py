@@ -36,16 +36,6 @@ def test_two_processes_leave_one_run_which_one_continues(
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
 
 
-def test_a_batch_that_the_processes_cannot_share_evenly_is_refused_with_one_that_fits(
-    run_in_two_processes, run, arguments
-):
-    run_in_two_processes(*arguments, "--train.steps", "1", "--train.global-batch", "5")
-    code, _, error = run(*arguments, "--resume", "--train.steps", "2")
-    assert code == 2
-    assert "Set global_batch=5, which any number of processes can share" in error
-    assert run(*arguments, "--resume", "--train.steps", "2", "--train.global-batch", "5")[0] == 0
-
-
 def test_a_process_that_never_comes_ends_the_wait_with_the_timeout_named(
     run, arguments, monkeypatch
 ):

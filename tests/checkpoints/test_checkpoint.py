@@ -170,14 +170,6 @@ def test_saving_to_a_link_replaces_the_folder_that_it_leads_to(tmp_path):
     assert_equal(load(tmp_path / "link"), prior)
 
 
-@pytest.mark.parametrize("path", [".", "a/.."])
-def test_saving_to_a_folder_without_a_name_is_refused(tmp_path, monkeypatch, path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match=r"expected the name of a folder, got"):
-        save(small_priors()[0], path)
-
-
 @pytest.mark.parametrize("leave", [0, 8 * 1024])
 def test_a_full_disk_leaves_the_old_checkpoint(small_disk, leave):
     path = small_disk.folder / "model"
@@ -225,22 +217,9 @@ def test_other_objects_are_refused(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_an_unknown_kind_is_refused_by_name(saved):
-    edit(saved, kind="diffusion")
-    with pytest.raises(ValueError, match="kind to be one of .*vqvae2.*got 'diffusion'"):
-        load(saved)
-
-
 def test_a_newer_version_is_refused(saved):
     edit(saved, version=checkpoint.VERSION + 1)
     with pytest.raises(ValueError, match="has version 3; this package reads up to 2"):
-        load(saved)
-
-
-@pytest.mark.parametrize("version", ["1", None, 0, 1.0], ids=repr)
-def test_a_version_that_is_no_number_is_refused(saved, version):
-    edit(saved, version=version)
-    with pytest.raises(ValueError, match="version to be an integer"):
         load(saved)
 
 
@@ -248,14 +227,12 @@ def test_a_version_that_is_no_number_is_refused(saved, version):
     ("config", "message"),
     [
         ({"embedding_dim": float("nan")}, "embedding_dim of VQVAE2Config to be int, got nan"),
-        ({"restart": float("inf")}, "restart of VQVAE2Config to be float, got inf"),
         ({"depth": 3}, "has no field 'depth'"),
-        ({"num_embeddings": "8"}, "num_embeddings of VQVAE2Config to be int, got '8'"),
         ({"num_embeddings": True}, "num_embeddings of VQVAE2Config to be int, got True"),
         ({"strides": [3]}, "strides to be 1 to 4 powers of two"),
         ({"strides": ["a"]}, r"strides of VQVAE2Config to be tuple\[int, ...\], got \['a'\]"),
     ],
-    ids=["nan", "infinite", "unknown", "type", "bool", "value", "inner"],
+    ids=["nan", "unknown", "bool", "value", "inner"],
 )
 def test_a_configuration_that_does_not_fit_is_refused_by_field(saved, config, message):
     edit(saved, config=json.loads((saved / "config.json").read_text())["config"] | config)

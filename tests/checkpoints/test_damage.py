@@ -98,26 +98,6 @@ def test_checksums_are_computed_once(run, monkeypatch):
     assert sorted(computed) == sorted(FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(run, name):
-    path = run / "checkpoints" / "step-000000008"
-    (path / name).unlink()
-    with pytest.raises((DamagedError, FileNotFoundError, ValueError), match=name):
-        load_training(path)
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("sums", [True, False], ids=["checksums", "none"])
-def test_a_cut_file_is_called_damaged(run, name, sums):
-    folder = run / "checkpoints" / "step-000000008"
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[: len(content) // 2])
-    if not sums:
-        (folder / "files.json").unlink()
-    with pytest.raises(DamagedError, match=f"{name} is damaged"):
-        load_training(folder)
-
-
 def test_the_average_cannot_go_missing_unnoticed(run):
     folder = run / "checkpoints" / "step-000000008"
     (folder / "average.safetensors").unlink()
@@ -148,14 +128,6 @@ def test_the_newest_whole_checkpoint_before_a_damaged_one_is_offered(run, read):
     os.rename(*command[1:])
     shutil.move(folder / "step-000000008", folder / "step-000000008.damaged")
     assert load_training(run).state["step"] == 4
-
-
-def test_without_an_earlier_checkpoint_none_is_offered(run):
-    shutil.rmtree(run / "checkpoints" / "step-000000004")
-    flip(run / "checkpoints" / "step-000000008" / "model.safetensors", -1)
-    with pytest.raises(DamagedError) as caught:
-        load(run)
-    assert "before it" not in str(caught.value)
 
 
 def test_a_pickle_in_place_of_weights_is_refused_and_never_run(step, tmp_path):
@@ -321,27 +293,14 @@ def test_an_optimiser_of_other_weights_is_refused(step, changed):
         load_training(step)
 
 
-def test_a_moment_with_a_strange_name_is_refused_in_one_readable_line(step):
-    moments = load_file(step / "optimizer.safetensors")
-    moments["weight\x1b[2J.exp_avg"] = torch.zeros(1)
-    save_file(moments, step / "optimizer.safetensors")
-    with pytest.raises(ValueError, match="fits no weight of the model") as refused:
-        load_training(step)
-    assert str(refused.value).isprintable()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"step": -1}, "step to be an integer >= 0, got -1"),
-        ({"step": "8"}, "step to be an integer >= 0, got '8'"),
-        ({"train": []}, "train to be an object"),
         ({"metrics": None}, "metrics to be an object"),
-        ({"identity": [1, 2]}, "identity to be an object"),
-        ({"global_batch": "x"}, "global_batch to be an integer >= 1, got 'x'"),
         ({"train": {"batch_size": 0}}, r"train\.batch_size to be an integer >= 1, got 0"),
     ],
-    ids=["negative", "text", "train", "metrics", "identity", "global_batch", "batch_size"],
+    ids=["step", "metrics", "batch_size"],
 )
 def test_a_state_that_is_none_of_ours_is_refused_by_field(step, change, message):
     state = json.loads((step / "state.json").read_text())

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.presets import preset
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 STRIDES = [(2,), (4,), (8,), (2, 2), (4, 2), (2, 4, 2), (8, 2, 2), (2, 2, 2, 2)]
@@ -248,15 +247,6 @@ def test_training_is_deterministic() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
-def test_state_restores_a_trained_model() -> None:
-    batch = images(2, 3, 32, 64)
-    model = trained(small(), batch)
-    loaded = small()
-    loaded.load_state_dict(model.state_dict())
-    assert torch.equal(loaded.eval()(batch).reconstruction, model(batch).reconstruction)
-    assert not any("pending" in name for name in model.state_dict())
-
-
 def test_compiled_evaluation_equals_eager() -> None:
     batch = images(2, 3, 32, 64)
     model = trained(small(), batch)
@@ -265,13 +255,6 @@ def test_compiled_evaluation_equals_eager() -> None:
     expected = model(batch)
     assert torch.equal(output.reconstruction, expected.reconstruction)
     assert all(torch.equal(*pair) for pair in zip(output.codes, expected.codes, strict=True))
-
-
-@pytest.mark.parametrize("name", ["emoji32", "fashion28"])
-def test_small_presets_reconstruct(name: str) -> None:
-    config = preset(name).vqvae
-    batch = images(2, config.image_channels, *config.image_size)
-    assert VQVAE2(config)(batch).reconstruction.shape == batch.shape
 
 
 @pytest.mark.parametrize(
@@ -310,7 +293,6 @@ def codes_of(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
         (codes_of((1, 4, 4)), r"expected 2 code maps \(top, bottom\), got 1"),
         (codes_of((4, 4), (8, 8)), r"expected codes \[B, h, w\], got \[4, 4\] at level top"),
         (codes_of((1, 4, 4), (1, 8, 4)), r"expected codes \[1, 8, 8\] at level bottom"),
-        (codes_of((1, 4, 4), (2, 8, 8)), r"expected codes \[1, 8, 8\] at level bottom"),
         ([*codes_of((1, 4, 4)), torch.full((1, 8, 8), 16)], r"in 0\.\.15, got 16\.\.16 at level b"),
         ([torch.full((1, 4, 4), -1), *codes_of((1, 8, 8))], r"in 0\.\.15, got -1\.\.-1 at level t"),
     ],

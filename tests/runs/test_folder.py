@@ -20,8 +20,6 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.runs import InterruptedRun
 from vqvae2_fast.runs.folder import (
-    best_record,
-    better,
     check_run_folder,
     clear_run,
     locked_run,
@@ -347,16 +345,6 @@ def test_steps_of_any_length_are_ordered_as_numbers(tmp_path):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "checkpoints" / name / "config.json").write_text("{}")
     assert latest(tmp_path).name == "step-1000000000"
-
-
-def test_a_figure_is_better_than_none_and_nan_than_nothing():
-    assert better(1.0, None, lower=True)
-    assert not better(float("nan"), None, lower=True)
-
-
-def test_a_record_that_is_none_of_ours_is_refused():
-    with pytest.raises(ValueError, match="best to be a step, metric and value, got 3"):
-        best_record({"best": 3})
 
 
 @pytest.mark.parametrize("name", ["best", "checkpoints", "tensorboard"])

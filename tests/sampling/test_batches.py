@@ -4,8 +4,7 @@ import pytest
 import torch
 from helpers.models import tiny_pipeline
 
-from vqvae2_fast.sampling import Pipeline, sample_images, sample_levels, stream_images
-from vqvae2_fast.sampling.batches import codes_per_image
+from vqvae2_fast.sampling import sample_images, sample_levels, stream_images
 
 SETTINGS = {"seed": 3, "temperature": [0.9, 0.7], "top_k": [None, 5], "guidance_scale": 2.0}
 
@@ -49,10 +48,6 @@ def test_known_codes_go_with_their_samples():
     assert torch.equal(rows, known[:, 0])
 
 
-def test_codes_per_image_counts_all_levels():
-    assert codes_per_image(tiny_pipeline()) == 4 * 4 + 8 * 8
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,9 +59,3 @@ def test_codes_per_image_counts_all_levels():
 def test_a_wrong_request_is_told_before_the_first_batch(arguments, message):
     with pytest.raises(ValueError, match=f"expected {message}"):
         stream_images(tiny_pipeline(), **arguments)
-
-
-def test_no_classes_need_no_labels():
-    pipeline = tiny_pipeline(0)
-    assert isinstance(pipeline, Pipeline)
-    assert next(stream_images(pipeline, 1)).labels is None

@@ -192,40 +192,6 @@ def small_stacks():
     resource.setrlimit(resource.RLIMIT_STACK, (8 << 20,) * 2)
 
 
-# OpenMP ends the threads that a smaller region does not need, such as a draw of its threads.
-DRAWS_WITH_FEWER_THREADS_THAN_ONCE = """
-import os, resource, torch
-from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import sample_codes
-from helpers.models import tiny_prior
-prior = tiny_prior()
-threads = lambda: len(os.listdir("/proc/self/task"))
-torch.set_num_threads(128)
-sample_codes(prior, 1, engine="cpu")
-torch.set_num_threads(2)
-for _ in range(200):
-    _native.module.forget_waits()
-    seen = [threads()]
-    sample_codes(prior, 1, engine="cpu", progress=lambda *_: seen.append(threads()))
-    if len(set(seen[1:])) == 1 and threads() == seen[1] < 100:
-        break
-pages = int(open("/proc/self/statm").read().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (512 << 20),) * 2)
-torch.set_num_threads(128)
-_native.module.forget_waits()
-try:
-    sample_codes(prior, 1, engine="cpu")
-except RuntimeError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
-def test_threads_that_were_ended_and_cannot_be_started_again_are_an_error():
-    done = run_alone(DRAWS_WITH_FEWER_THREADS_THAN_ONCE, preexec_fn=small_stacks)
-    assert re.search(r"the system started \d+ of 127 threads", done.stdout), done.stderr
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
 def test_a_thread_that_cannot_be_started_is_an_error():
     done = run_alone(DRAWS_WITH_TOO_FEW_THREADS, preexec_fn=small_stacks)

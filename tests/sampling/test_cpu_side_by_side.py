@@ -65,17 +65,3 @@ def test_rows_are_told_in_order_when_all_samples_have_them(threads):
     assert [row for row, _ in told] == [0, 1, 2, 3]
     for row, codes in told:
         assert torch.equal(codes, drawn.codes[:, row])
-
-
-def test_an_error_of_the_watcher_ends_the_draw(threads):
-    told = []
-
-    def watch(row, codes):
-        told.append(row)
-        if row == 1:
-            raise KeyError("enough")
-
-    threads(2)
-    with pytest.raises(KeyError, match="enough"):
-        drawn_rows(tiny_prior(**KIND), slice(None), on_row=watch)
-    assert told == [0, 1]

@@ -54,19 +54,6 @@ def test_a_card_may_hold_smaller_clusters_or_none(of_16, of_8, chosen, sampler_o
     assert chosen in text if chosen else "cluster" not in text
 
 
-def test_a_cluster_is_expected_to_be_faster_where_it_is_taken(sampler_on_cpu):
-    def step(**values):
-        words = report(sampler_on_cpu, **values).partition("expected, not measured: ")[2]
-        return float(words.split()[0])
-
-    assert step() < step(**{"card.cluster": 0})
-
-
-def test_the_driver_is_asked_for_clusters(sampler_on_cpu):
-    blocks, _, of_16, of_8 = sampler_on_cpu.card()
-    assert (of_16, of_8) == (blocks // 16, blocks // 8)
-
-
 def test_a_cluster_that_does_not_fit_is_refused_with_a_reason(sampler_on_cpu):
     with pytest.raises(RuntimeError, match="convolutions read their own position"):
         report(sampler_on_cpu, mask="include", **{"card.cluster": 16})

@@ -208,17 +208,6 @@ def test_known_codes_given_noise_and_log_prob(engines):
     torch.testing.assert_close(log_prob.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_equal_logits_take_the_lowest_code(engines):
-    prior = tiny_prior(size=(1, 3), num_embeddings=40, attention=False, num_blocks=1)
-    with torch.no_grad():
-        for parameter in (prior.head.bias, prior.head.kernel.weight_g):
-            parameter.zero_()
-    noise = torch.zeros(2, 1, 3, 40)
-    arguments = {"engine": "on_cpu", "noise": noise - torch.arange(40) % 3}
-    assert sample_codes(prior, 2, temperature=0.0, engine="on_cpu").eq(0).all()
-    assert sample_codes(prior, 2, top_k=7, **arguments).eq(0).all()
-
-
 @pytest.mark.parametrize(
     ("engine", "bits"), [("on_cpu_tf32", 11), ("on_cpu_bfloat16", 8)], ids=["tf32", "bfloat16"]
 )
@@ -230,17 +219,6 @@ def test_products_on_tensor_cores_round_their_inputs(engine, bits, mask, engines
     error = (logits_of(prior, inputs, engine) - exact).abs().max()
     # Each product has two rounded factors; logits of order one sum the errors of all layers.
     assert 0 < error < 16 * 2.0**-bits
-
-
-def test_progress_is_told_row_by_row(engines):
-    rows = []
-    sample_codes(
-        tiny_prior(size=(3, 2), attention=False),
-        1,
-        engine="on_cpu",
-        progress=lambda *done: rows.append(done),
-    )
-    assert rows == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_out_of_memory_says_which_batch_would_fit(sampler_on_cpu, monkeypatch):
@@ -307,13 +285,6 @@ def test_a_prior_elsewhere_is_refused_with_the_reason(monkeypatch):
         sample_codes(tiny_prior(), 1, engine="cuda")
     assert "Move it with device=cuda, or draw with engine='auto'" in str(refused.value)
     assert choose_engine("auto", tiny_prior())[0] == "cpu"
-
-
-@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
-def test_no_move_is_proposed_where_there_is_no_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="PyTorch finds no GPU to move it to. Draw with engine="):
-        sample_codes(tiny_prior(), 1, engine="cuda")
 
 
 def test_packed_weights_are_written_before_and_kept_until_any_stream_has_read_them(monkeypatch):

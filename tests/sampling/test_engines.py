@@ -115,13 +115,6 @@ def test_logits_after_a_change_of_the_weights(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_first_draw_of_every_prior_is_the_references(engine):
-    for config in CONFIGS.values():
-        prior = tiny_prior(**config)
-        assert_same_draws(prior, prior_inputs(prior, 2), engine)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("mask", ["exclude", "include", "down", "downright"])
 @pytest.mark.parametrize("level", ["top", "bottom"])
 def test_draws_are_the_references(level, mask, engine):

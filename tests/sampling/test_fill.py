@@ -8,15 +8,14 @@ import pytest
 import torch
 from helpers.models import prior_inputs, tiny_pipeline, tiny_prior
 
+from vqvae2_fast.sampling import candidates as candidates_module
 from vqvae2_fast.sampling import (
-    Pipeline,
     fill,
     level_settings,
     sample_codes,
     sample_levels,
     score_codes,
 )
-from vqvae2_fast.sampling import candidates as candidates_module
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.settings import DrawSettings
@@ -179,12 +178,9 @@ def test_progress_counts_the_rows_of_all_batches(monkeypatch):
     ("arguments", "error", "message"),
     [
         ({"candidates": 0}, ValueError, "candidates to be an integer from 1 .*, got 0"),
-        ({"candidates": 2**31}, ValueError, "candidates to be an integer from 1 to 1431655765"),
         ({"first_sample": -1}, ValueError, "first_sample to be an integer from 0"),
-        ({"first_sample": 1.5}, ValueError, "first_sample to be an integer from 0 .*, got 1.5"),
         ({"mask": MASK.float()}, TypeError, "mask bool, True where to draw, got float32"),
         ({"mask": MASK[:8]}, ValueError, r"mask \[3, 16, 16\] or \[16, 16\], got \[8, 16\]"),
-        ({"mask": [MASK]}, ValueError, "mask to be bool .* a list of 2 masks .* got a list of 1"),
         ({"mask": [MASK, MASK]}, ValueError, r"mask\[0\] \[3, 4, 4\] or \[4, 4\], got"),
         (
             {"images": IMAGES[:, :1]},
@@ -193,29 +189,7 @@ def test_progress_counts_the_rows_of_all_batches(monkeypatch):
         ),
         ({"images": IMAGES.byte()}, TypeError, "images of a floating dtype, got uint8"),
         ({"images": IMAGES * 100}, ValueError, r"images in \[-1, 1\], got values from -99.* to 99"),
-        (
-            {"images": IMAGES / 0 * 0},
-            ValueError,
-            r"images in \[-1, 1\], got values from nan to nan",
-        ),
-        ({"images": None}, TypeError, "images to be a tensor, got None"),
-        ({"images": "a.png"}, TypeError, "images to be a tensor, got a str"),
-        (
-            {"images": IMAGES.numpy()},
-            TypeError,
-            r"images to be a tensor, got a numpy array: pass torch.from_numpy\(images\)",
-        ),
-        ({"mask": None}, TypeError, "mask to be bool .* or a list of 2 masks .* got None"),
-        ({"mask": "a.png"}, TypeError, "mask to be bool .* or a list of 2 masks .* got a str"),
-        (
-            {"mask": MASK.numpy()},
-            TypeError,
-            r"mask to be bool .* got a numpy array: pass torch.from_numpy\(mask\)",
-        ),
-        ({"mask": [None, None]}, TypeError, r"mask\[0\] to be a tensor, got None"),
         ({"labels": LABELS[:2]}, ValueError, r"labels \[3\], got \[2\]"),
-        ({"labels": {0, 1, 3}}, ValueError, "labels to be a list, .* a set has no order"),
-        ({"seed": [1, 2]}, ValueError, r"seed to be one integer for all levels, got \[1, 2\]"),
     ],
 )
 def test_bad_argument_is_named(arguments, error, message):
@@ -224,47 +198,10 @@ def test_bad_argument_is_named(arguments, error, message):
         fill(tiny_pipeline(), **given)
 
 
-def test_known_codes_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"^expected known \[2, 4, 6\], got \[3, 4, 6\]"):
-        draw_candidates(
-            tiny_prior(),
-            2,
-            DrawSettings(),
-            2,
-            condition=[],
-            labels=None,
-            known=torch.full((3, 4, 6), -1),
-            first_sample=0,
-            stream=0,
-        )
-
-
-def test_a_decoder_alone_cannot_encode():
-    pipeline = tiny_pipeline(0)
-
-    class Decoder:
-        def decode(self, codes):
-            return pipeline.vqvae.decode(codes)
-
-    with pytest.raises(TypeError, match="expected a pipeline with a VQVAE2, got a Decoder"):
-        fill(Pipeline(Decoder(), pipeline.priors), IMAGES, MASK)
-
-
-def test_a_model_in_place_of_the_pipeline_is_named():
-    with pytest.raises(TypeError, match="^expected a Pipeline, got a VQVAE2"):
-        fill(tiny_pipeline().vqvae, IMAGES, MASK)
-
-
 def test_images_a_little_beyond_their_range_are_filled():
     # As scaling and decoders make them.
     filled, _ = fill(tiny_pipeline(), IMAGES * 1.5, MASK, labels=LABELS)
     assert filled.abs().max() <= 1
-
-
-def test_images_of_any_floating_type_are_filled():
-    pipeline = tiny_pipeline()
-    filled = fill(pipeline, IMAGES.double(), MASK, labels=LABELS)[0]
-    assert torch.equal(filled, fill(pipeline, IMAGES, MASK, labels=LABELS)[0])
 
 
 def test_labels_are_taken_by_name():

@@ -11,7 +11,6 @@ from vqvae2_fast.modules.causal_conv import ConvWeight
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import interface_of, plan_of, sample_codes
 from vqvae2_fast.sampling.folding import LEAST_NORM, Folding
-from vqvae2_fast.sampling.plan import conv_plan
 
 compiled = pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 # Weights of fewer values than the 16 sums, of odd numbers of them, and of several pieces of work.
@@ -104,39 +103,6 @@ def test_the_plan_of_a_prior_has_these_norms():
 
 
 @pytest.mark.parametrize("engine", ["cpu", "eager"])
-def test_torchs_defaults_do_not_matter(engine):
-    if engine == "cpu" and _native.module is None:
-        pytest.skip("this install has no compiled module")
-    wanted = sample_codes(tiny_prior(), 2, engine=engine)
-    for change, value, restored in (
-        (torch.set_default_dtype, torch.bfloat16, torch.float32),
-        (torch.set_default_device, "meta", None),
-    ):
-        prior = tiny_prior()
-        change(value)
-        try:
-            folded = plan_of(prior, interface_of(prior))
-        finally:
-            change(restored)
-        assert folded.layers.conv1.scales[0].dtype == torch.float32
-        assert torch.equal(sample_codes(prior, 2, engine=engine), wanted)
-
-
-def test_a_kernel_in_the_compilers_wrapper_is_that_kernel():
-    kernel = kernel_of((4, 3, 3, 3))
-    wrapper = nn.Module()
-    wrapper._orig_mod = kernel
-    folding = Folding(nn.ModuleList([kernel]))
-    assert torch.equal(folding.scale(wrapper), folding.scale(kernel))
-    assert torch.equal(folding.weight(wrapper), folding.weight(kernel))
-
-
-def test_a_kernel_of_another_prior_is_not_taken_for_one_without_norm():
-    with pytest.raises(KeyError):
-        Folding(kernel_of((4, 3, 3, 3))).scale(kernel_of((4, 3, 3, 3)))
-
-
-@pytest.mark.parametrize("engine", ["cpu", "eager"])
 def test_one_layer_without_its_norm_keeps_the_scales_of_the_others(engine):
     if engine == "cpu" and _native.module is None:
         pytest.skip("this install has no compiled module")
@@ -146,12 +112,6 @@ def test_one_layer_without_its_norm_keeps_the_scales_of_the_others(engine):
     kernel.weight_v.data = Folding(prior).weight(kernel).detach()
     kernel.weight_g = None
     assert torch.equal(sample_codes(prior, 2, engine=engine), wanted)
-
-
-def test_scales_of_other_weights_are_refused():
-    weights, scale = [torch.zeros(2, 2, 1, 1)] * 2, torch.ones(2, 1, 1, 1)
-    with pytest.raises(ValueError, match="expected a scale for each of 2 weights, got 1"):
-        conv_plan(weights, scales=[scale])
 
 
 VALUES = [0.0, -0.0, 1e-45, 8.0, -8.0]

@@ -19,12 +19,6 @@ def unexpected():
     raise AssertionError("a value was made that is kept")
 
 
-def test_a_value_is_kept():
-    kept, plan = Kept(2), Plan()
-    value = kept.get(plan, "a", object)
-    assert kept.get(plan, "a", unexpected) is value
-
-
 def test_keys_and_plans_are_kept_apart():
     kept, plans = Kept(2), [Plan(), Plan()]
     for plan in plans:
@@ -73,13 +67,6 @@ def test_a_shared_value_is_made_once_by_threads_that_ask_at_once():
     for thread in threads:
         thread.join()
     assert len(made) == 1 and found == made * 5
-
-
-def test_a_shared_value_of_another_key_takes_the_place_of_the_only_one():
-    kept, plan = Kept(1), Plan()
-    assert kept.get(plan, "a", lambda: 1) == 1
-    assert kept.get(plan, "b", lambda: kept.count(plan)) == 0
-    assert kept.count(plan) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -4,8 +4,6 @@ import pytest
 import torch
 from helpers.models import tiny_prior
 from helpers.near_tie import (
-    EXACT_ERROR,
-    NearTie,
     _gaps,
     assert_near_tie,
     assert_same_draw,
@@ -34,11 +32,6 @@ def test_a_code_beyond_the_tolerance_does_not_hold():
     assert gap(DrawSettings(), 0, error=1e-4) == (False, True)
 
 
-def test_tolerance_is_four_errors_over_the_temperature():
-    _, _, tolerance = _gaps(DrawSettings(temperature=0.5), LOGITS, ZERO, torch.tensor([0]), 1e-3)
-    assert tolerance == pytest.approx(8e-3)
-
-
 def test_a_code_at_the_edge_of_a_filter_holds():
     # Top-1 keeps code 1; within the error it could also keep code 0, but never code 2.
     assert gap(DrawSettings(top_k=1), 0)[0]
@@ -62,16 +55,6 @@ FOUND = {"logit_error": 1e-6, "raw_error": 1e-6, "largest_logit": 1.0}
 FOUND |= {"tolerance": 4e-6, "num_drawn": 10_000}
 
 
-def test_more_than_one_code_in_ten_thousand_is_a_failure():
-    found = {"worst_gap": 0.0, **FOUND}
-    assert NearTie(num_not_best=1, num_beyond=0, **found).holds
-    assert not NearTie(num_not_best=2, num_beyond=0, **found).holds
-
-
-def test_a_single_code_beyond_the_tolerance_is_a_failure():
-    assert not NearTie(num_not_best=1, num_beyond=1, worst_gap=1.0, **FOUND).holds
-
-
 def test_a_changed_code_is_found():
     prior = tiny_prior()
     codes = sample_codes(prior, 4, seed=1)
@@ -85,15 +68,6 @@ def test_a_changed_code_is_found():
 def test_codes_of_another_seed_are_refused():
     prior = tiny_prior()
     assert not near_tie(prior, sample_codes(prior, 2, seed=1), seed=2).holds
-
-
-def test_known_codes_are_not_judged():
-    prior = tiny_prior()
-    known = torch.full((2, 4, 6), -1)
-    known[:, :2] = 3
-    codes = sample_codes(prior, 2, known=known)
-    result = assert_near_tie(prior, codes, known=known)
-    assert result.num_drawn == 2 * 2 * 6
 
 
 def drawn(prior, engine):
@@ -130,13 +104,3 @@ def test_equal_maps_need_equal_log_probabilities(error):
     check(log_prob + 1e-6)
     with pytest.raises(AssertionError, match=f"its log-probabilities by (0.001|{error})"):
         check(log_prob + error)
-
-
-def test_an_exact_engine_may_err_as_the_reference_does_where_weights_cancel():
-    prior = tiny_prior()
-    with torch.no_grad():  # adds the same to all of a query's products, whose low bits are lost
-        prior.blocks[0].attention.key.bias.fill_(1e6)
-    expected, found = drawn(prior, "reference"), drawn(prior, "eager")
-    result = near_tie(prior, found[0], engine="eager")
-    assert result.raw_error > 10 * EXACT_ERROR * result.largest_logit
-    assert_same_draw(prior, found, expected, engine="eager", what="draw")

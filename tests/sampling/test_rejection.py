@@ -26,11 +26,6 @@ def test_rules_that_keep_nothing_or_too_much_are_refused(values):
         RejectionRule(*values)
 
 
-def test_groups_that_are_not_whole_are_refused():
-    with pytest.raises(ValueError, match="whole groups of 3, got 4"):
-        RejectionRule(1, 3).kept(torch.zeros(4))
-
-
 def test_the_probability_is_that_of_the_own_class():
     torch.manual_seed(0)
     model = Classifier(ClassifierConfig((8, 8), 1, 3, "small", 8)).eval()

@@ -137,11 +137,6 @@ def test_any_level_and_number_of_threads(level, threads, batch_size):
     assert steps == 13 + 3 * 5
 
 
-def test_each_row_follows_the_one_above_by_a_segment_and_what_it_looks_at():
-    # Segments of 4 columns, and one column to the right: 5 steps behind.
-    assert drawn(prior_of(), prior_inputs(prior_of(), 1), at_once=True)[1] == 16 + 5 * 5
-
-
 def test_four_samples_of_a_prior_that_no_cache_holds():
     """The current taps have 33 MiB, so that sharing a reading of them pays in a larger batch."""
     prior = prior_of(

@@ -8,7 +8,7 @@ from helpers.models import prior_inputs, tiny_prior
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import choose_engine, interface_of, plan_of, sample_codes
+from vqvae2_fast.sampling import interface_of, plan_of, sample_codes
 from vqvae2_fast.sampling.request import DrawNoise
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings
@@ -100,23 +100,11 @@ def test_plan_is_folded_once_while_the_weights_stay():
     assert plan_of(prior, interface_of(prior)) is not plan
 
 
-def test_auto_names_its_engine_and_why():
-    engine, reason = choose_engine()
-    assert engine == ("eager" if _native.module is None else "cpu")
-    assert reason
-
-
 MAP = torch.zeros(2, 4, 6, dtype=torch.int64)
 BAD_ARGUMENTS = {
     "batch": ({"batch_size": 0}, ValueError, "batch_size to be an integer from 1 to .*, got 0"),
-    "batch of a fraction": ({"batch_size": 2.0}, ValueError, "batch_size to be .*, got 2.0"),
     "noise with NaN": (
         {"noise": torch.full((2, 4, 6, 13), float("nan"))},
-        ValueError,
-        "finite noise, got infinite or NaN",
-    ),
-    "infinite noise": (
-        {"noise": torch.full((2, 4, 6, 13), float("inf")), "top_k": 1},
         ValueError,
         "finite noise, got infinite or NaN",
     ),
@@ -125,11 +113,6 @@ BAD_ARGUMENTS = {
         ValueError,
         "first_sample to be .* 0 to 4294967294, got -1",
     ),
-    "sample beyond 32 bits": (
-        {"first_sample": 2**32 - 1},
-        ValueError,
-        "4294967294, got 4294967295",
-    ),
     "stream": ({"stream": -1}, ValueError, "stream to be an integer from 0 to 65535, got -1"),
     "seed": (
         {"seed": 2**64},
@@ -137,19 +120,12 @@ BAD_ARGUMENTS = {
         "seed to be .*, got 18446744073709551616",
     ),
     "engine": ({"engine": "gpu"}, ValueError, "auto, .*eager, reference.*, got 'gpu'"),
-    "temperature": ({"temperature": -1.0}, ValueError, "temperature to be 0"),
-    "guidance without classes": ({"guidance_scale": 2.0}, ValueError, "without classes, got 2.0"),
     "labels without classes": ({"labels": MAP[:, 0, 0]}, ValueError, "expected no labels"),
     "condition not wanted": ({"condition": MAP}, ValueError, "condition to be 0 map"),
     "noise shape": (
         {"noise": torch.zeros(2, 4, 6, 12)},
         ValueError,
         r"noise \[2, 4, 6, 13\] \(B, H, W, K\), got \[2, 4, 6, 12\]",
-    ),
-    "noise dtype": (
-        {"noise": torch.zeros(2, 4, 6, 13, dtype=torch.float64)},
-        TypeError,
-        "noise float32",
     ),
     "known shape": ({"known": MAP[:1]}, ValueError, r"known \[2, 4, 6\], got \[1, 4, 6\]"),
     "known dtype": ({"known": MAP.float()}, TypeError, "known int64"),
@@ -261,8 +237,3 @@ def test_missing_condition_is_named():
     condition = prior_inputs(prior, 3)["condition"]
     with pytest.raises(ValueError, match=r"condition\[0\] \[2, 2, 3\], got \[3, 2, 3\]"):
         sample_codes(prior, 2, condition=condition)
-
-
-def test_unknown_prior_is_named():
-    with pytest.raises(TypeError, match="do not know how to draw from a Linear"):
-        sample_codes(torch.nn.Linear(2, 2), 1)

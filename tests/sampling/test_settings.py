@@ -1,15 +1,10 @@
 """Drawing a code from logits: temperature, filters, ties."""
 
-from dataclasses import replace
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
-from helpers.models import tiny_pipeline, tiny_prior
 
 from vqvae2_fast.ops.draw_codes.op import guided
-from vqvae2_fast.sampling import sample_codes, sample_images, sample_levels, stream_images
 from vqvae2_fast.sampling.settings import DrawSettings, level_settings
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 3.0, 0.0]])
@@ -31,10 +26,6 @@ def test_top_k_among_many_equal_logits_takes_the_lowest_indices():
     assert kept_codes(DrawSettings(top_k=4), logits) == [0, 7, 14, 21]
 
 
-def test_top_k_beyond_k_keeps_all():
-    assert DrawSettings(top_k=9).kept(LOGITS) is LOGITS
-
-
 def test_top_p_keeps_the_shortest_prefix_that_reaches_p():
     logits = torch.tensor([[0.1, 0.5, 0.25, 0.15]]).log()
     assert kept_codes(DrawSettings(top_p=0.5), logits) == [1]
@@ -53,11 +44,6 @@ def test_top_p_acts_on_what_top_k_left():
     # 0.4.
     assert kept_codes(DrawSettings(top_p=0.5), logits) == [0, 1]
     assert kept_codes(DrawSettings(top_k=2, top_p=0.5), logits) == [0]
-
-
-def test_kept_logits_are_unchanged():
-    kept = DrawSettings(top_k=2).kept(LOGITS)
-    assert torch.equal(kept[0, [1, 3]], LOGITS[0, [1, 3]])
 
 
 def test_argmax_takes_the_lowest_index_on_ties():
@@ -107,41 +93,17 @@ def test_draws_follow_the_softmax():
     [
         ({"temperature": -0.5}, "temperature to be 0, .* or from 1e-15 to 1e.15, got -0.5"),
         ({"temperature": float("nan")}, "temperature to be 0, .*, got nan"),
-        ({"temperature": 1e-46}, "temperature to be 0, .*, got 1e-46"),
-        ({"temperature": 1e39}, "temperature to be 0, .*, got 1e.39"),
-        ({"temperature": "1"}, "temperature to be a number, got '1'"),
         ({"top_k": 0}, "top_k to be an integer >= 1, or None for no limit, got 0"),
-        ({"top_k": 2**63}, "top_k to be an integer from 1 to .*, got 9223372036854775808"),
         ({"top_k": 1.5}, "top_k to be an integer from 1 to 9223372036854775807, got 1.5"),
-        ({"top_k": True}, "top_k to be an integer from 1 to .*, got True"),
         ({"top_p": 0.0}, "top_p to be None or from 1e-15 to 1, got 0.0"),
-        ({"top_p": 1e-46}, "top_p to be None or from 1e-15 to 1, got 1e-46"),
         ({"top_p": 1.5}, "top_p to be None or from 1e-15 to 1, got 1.5"),
         ({"guidance_scale": float("inf")}, "guidance_scale to be from .*, got inf"),
-        ({"guidance_scale": 1e39}, "guidance_scale to be from -1e.15 to 1e.15, got 1e.39"),
         ({"seed": 1.5}, "seed to be an integer from .*, got 1.5"),
     ],
 )
 def test_values_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         DrawSettings(**arguments)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        DrawSettings,
-        partial(sample_codes, tiny_prior(), 1),
-        partial(sample_images, tiny_pipeline(), 1),
-        partial(sample_levels, tiny_pipeline(), 1),
-        partial(stream_images, tiny_pipeline(), 1),
-        partial(level_settings, 2),
-        lambda **recommended: replace(tiny_pipeline(), recommended=recommended),
-    ],
-)
-def test_every_draw_refuses_a_temperature_below_zero(call):
-    with pytest.raises(ValueError, match="^expected temperature to be 0, "):
-        call(temperature=-0.5)
 
 
 def test_numbers_of_other_libraries_become_plain_ones():
@@ -158,12 +120,6 @@ def test_a_top_p_that_is_1_in_float32_leaves_nothing_out():
 def test_settings_are_given_once_or_per_level():
     levels = level_settings(2, temperature=[0.9, 0.7], top_k=5, seed=3)
     assert levels == (DrawSettings(0.9, 5, seed=3), DrawSettings(0.7, 5, seed=3))
-
-
-@pytest.mark.parametrize("seed", [[1, 2], (1, 2)])
-def test_a_seed_per_level_is_refused(seed):
-    with pytest.raises(ValueError, match="^expected seed to be one integer for all levels"):
-        level_settings(2, seed=seed)
 
 
 def test_a_list_of_another_length_and_an_unknown_setting_are_named():

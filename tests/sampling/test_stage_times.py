@@ -1,15 +1,11 @@
 """Times of the stages of engine `cuda`'s kernel, and the fit of its model's constants to them. The
 times here are made up; `sampler_test` checks those that the kernel notes."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from helpers.models import tiny_prior
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 
@@ -62,60 +58,6 @@ def test_constants_are_recovered_from_the_times_they_make(script, tables):
         assert found.prices[name] == today[name]
 
 
-def test_what_no_time_depends_on_is_not_determined(script, tables):
-    model = script("fit_sampler_model")
-    stages, constants = tables
-    today = model.prices_of(constants)
-    draws = [stage for stage in timed(script, stages, today) if stage["name"] == "draw"]
-    found = model.fit(draws, today)
-    determined = {name for name in model.NAMES if found.determined[name]}
-    assert determined == {"kTelling", "kL2Trip", "kDrawing"}
-
-
-def test_noise_moves_constants_by_no_more_than_its_size(script, tables):
-    model = script("fit_sampler_model")
-    stages, constants = tables
-    today = model.prices_of(constants)
-    generator = np.random.default_rng(1)
-    noisy = timed(script, stages, today)
-    for stage in noisy:
-        for part in PARTS:
-            stage[part] *= 1 + 0.02 * generator.standard_normal()
-    found = model.fit(noisy, today)
-    for name in ("kTelling", "kL2Trip", "kDrawing"):
-        assert found.prices[name] == pytest.approx(today[name], rel=0.02)
-
-
-def test_parts_without_a_time_are_left_out(script, tables):
-    model = script("fit_sampler_model")
-    stages, constants = tables
-    today = model.prices_of(constants)
-    true = today | {"kTelling": 0.9e-6}
-    partly = [
-        {name: value for name, value in stage.items() if n % 3 or name != "handover"}
-        for n, stage in enumerate(timed(script, stages, true))
-    ]
-    assert model.fit(partly, today).prices["kTelling"] == pytest.approx(0.9e-6)
-    assert model.error(partly, true) < 1e-12
-    with pytest.raises(ValueError, match="expected stages with measured times, got none"):
-        model.fit(stages, today)
-
-
-def test_the_report_prints_both_constants_and_says_what_is_open(script, tables):
-    model = script("fit_sampler_model")
-    stages, constants = tables
-    true = model.prices_of(constants | {"kTelling": 0.9e-6})
-    recorded = {
-        "device": "a card",
-        "card": "h100",
-        "constants": constants,
-        "cases": [{"name": "top", "stages": timed(script, stages[-8:], true)}],
-    }
-    lines = {line.split()[0]: line for line in model.report(recorded).splitlines()}
-    assert lines["kTelling"].split()[1:] == ["6e-07", "9e-07"]
-    assert lines["memory_bandwidth"].endswith("not determined")
-
-
 def test_intervals_of_a_row(script):
     # Two steps, three blocks, two stages; nanoseconds from a start that floats could not hold.
     start = 1_764_000_000_000_000_000
@@ -139,22 +81,3 @@ def test_intervals_of_a_row(script):
     assert second == pytest.approx(
         {"handover": 500e-9, "work": 900e-9, "telling": 550e-9}, abs=1e-12
     )
-
-
-def test_a_stage_that_waits_for_nothing_has_no_handover(script):
-    times = np.arange(1, 4).reshape(1, 1, 1, 3)
-    (only,) = script("shared.stage_times").intervals(
-        times, [{"wait_stage": -1.0, "wait_before": 0.0}]
-    )
-    assert math.isnan(only["handover"])
-
-
-def test_a_library_without_the_flag_refuses_to_note_times(sampler_on_cpu):
-    prior = tiny_prior()
-    plan = plan_of(prior, interface_of(prior))
-    card = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
-    times = torch.zeros(6, 5, 30, 3, dtype=torch.int64)
-    with pytest.raises(RuntimeError, match="built with -DVQ_STAGE_TIMES"):
-        cuda.draw_with(
-            sampler_on_cpu, card, 0, plan, None, cuda.PRECISIONS["cuda"], stage_times=times
-        )

@@ -209,18 +209,7 @@ def test_by_default_the_ranges_have_less_squared_error_than_those_of_all_values(
     assert (squared_errors(prior, inputs) < 0.99 * of_all).all()
 
 
-@pytest.mark.parametrize("margin", [0.5, float("nan"), float("inf")])
-def test_a_margin_below_one_or_infinite_is_refused(margin):
-    with pytest.raises(ValueError, match="expected margin to be None or a finite number"):
-        calibrate(tiny_prior(), [], margin=margin)
-
-
 def test_a_prior_that_is_not_float32_is_not_calibrated():
     prior = tiny_prior().double()
     with pytest.raises(ValueError, match="expected a prior with float32 weights"):
         calibrate(prior, [(prior_inputs(prior, 2)["codes"], None, None)])
-
-
-def test_a_calibration_without_codes_is_refused():
-    with pytest.raises(ValueError, match="expected at least one batch"):
-        calibrate(tiny_prior(), [])

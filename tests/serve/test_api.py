@@ -251,28 +251,6 @@ def test_codebooks_are_described(client, pipeline):
         assert [near[0] for near in level["neighbours"]] == distances.argmin(1).tolist()
 
 
-def test_a_quantiser_without_counts_tells_no_use_of_its_codes(uncounted):
-    with TestClient(create_app(uncounted), base_url="http://127.0.0.1") as client:
-        top, bottom = client.get("/v1/codebooks").json()["levels"]
-    assert top["use"] is None
-    assert len(top["palette"]) == len(bottom["use"]) == 13
-
-
-@needs_kernels
-def test_a_compressed_file_of_several_sizes_is_decoded(client, pipeline, pixels):
-    sizes = [(16, 16), (32, 16)]
-    files = [encode_images(pipeline, torch.zeros(1, 3, *size)) for size in sizes]
-    answer = client.post("/v1/decode", json={"vq2": base64.b64encode(b"".join(files)).decode()})
-    assert [pixels(png).shape[:2] for png in answer.json()["images"]] == sizes
-
-
-def test_openapi_describes_every_field(client):
-    described = client.get("/openapi.json").json()
-    request = described["components"]["schemas"]["ImagesRequest"]["properties"]
-    assert all(field.get("description") for field in request.values())
-    assert set(described["paths"]) >= {"/v1/images", "/v1/encode", "/v1/decode", "/healthz"}
-
-
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/v1/info"])
 def test_what_can_be_got_has_a_head(client, path):
     answer = client.head(path)

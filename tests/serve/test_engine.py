@@ -7,7 +7,6 @@ import threading
 from dataclasses import replace
 
 import pytest
-import torch
 from helpers.models import tiny_pipeline
 
 from vqvae2_fast.sampling import DrawSettings, sample_levels
@@ -276,10 +275,3 @@ def test_an_image_is_of_the_part_that_a_draw_of_its_own_has():
     ]
     found = [image["codes"] for image in run_with(pipeline, use)]
     assert found == [[maps[0].tolist() for maps in levels] for levels in expected]
-
-
-def test_a_call_runs_between_batches(pipeline):
-    async def use(engine, metrics):
-        return await asyncio.wrap_future(engine.call(lambda: torch.ones(2).sum().item()))
-
-    assert run_with(pipeline, use) == 2

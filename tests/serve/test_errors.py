@@ -12,8 +12,10 @@ import torch
 from fastapi.testclient import TestClient
 from helpers.models import tiny_pipeline
 from PIL import Image
+from pydantic import ValidationError
 
 from vqvae2_fast.codec import encode_images
+from vqvae2_fast.serve import schemas
 from vqvae2_fast.serve.app import create_app
 
 
@@ -21,22 +23,9 @@ from vqvae2_fast.serve.app import create_app
     ("path", "body", "status", "field", "expected"),
     [
         ("images", {"temperature": -1}, 422, "temperature", "greater than or equal to 0"),
-        ("images", {"temperature": [1, 1, 1]}, 422, "temperature", "one value or 2"),
         ("images", {"label": "x"}, 422, "label", "expected a label below 3"),
-        ("images", {"label": True}, 422, "label", "the number of a class"),
         ("images", {"count": 17}, 422, "count", "at most 16"),
         ("fill", {"source": {"codes": []}, "candidates": 65}, 422, "candidates", "at most 64"),
-        ("images", {"label": []}, 422, "label", "at least 1 item"),
-        (
-            "images",
-            {"label": [0, 1.5]},
-            422,
-            "label.1",
-            "its name or the beginning of one, got 1.5",
-        ),
-        ("images", {"label": 1.5}, 422, "label", "the number of a class, its name or"),
-        ("images", {"temperature": [1, -1]}, 422, "temperature.1", "equal to 0, got -1"),
-        ("images", {"top_k": [1] * 17}, 422, "top_k", "at most 16 items"),
         ("images", {"colour": 1}, 422, "colour", "not permitted"),
         ("images", {"first_sample": 2**32 - 1, "count": 2}, 422, "first_sample", "2^32"),
         (
@@ -47,8 +36,6 @@ from vqvae2_fast.serve.app import create_app
             "2^32 / 2",
         ),
         ("images", {"label": [1] * 17}, 422, "label", "a list of at most 16, got 17"),
-        ("images", {"label": "9" * 500}, 422, "label", "expected a label below"),
-        ("images", {"known": [None]}, 422, "known", "2 maps"),
         ("images", {"known": [[[1, 2]], None]}, 422, "known.0", "4 rows of 4, got 1 row of"),
         ("images", {"known": [[[13] * 4] * 4, None]}, 422, "known.0", "codes in -1..12"),
         ("decode", {"codes": [[[-1] * 4] * 4, [[0] * 8] * 8]}, 422, "codes.0", "codes in 0..12"),
@@ -56,17 +43,8 @@ from vqvae2_fast.serve.app import create_app
         ("decode", {"vq2": "AAAA"}, 400, "vq2", "VQ2C"),
         ("decode", {"vq2": "?"}, 422, "vq2", "base64"),
         ("complete", {"keep": 0.5}, 422, "source", "this field"),
-        ("complete", {"source": {}}, 422, "source", "either an image or its codes"),
         ("complete", {"source": {"image": "AAAA"}}, 400, "source.image", "an image"),
-        (
-            "complete",
-            {"source": {"image": "?"}},
-            422,
-            "source.image",
-            "expected base64, got text with other",
-        ),
         ("fill", {"source": {"codes": []}}, 422, "mask", "either mask or code_masks"),
-        ("variations", {"source": {"codes": []}, "levels": 3}, 422, "levels", "at most 2"),
         ("cross", {"sources": []}, 422, "sources", "2 maps"),
     ],
 )
@@ -83,13 +61,9 @@ def test_an_error_names_the_field_what_was_expected_and_the_remedy(
 @pytest.mark.parametrize(
     ("path", "body", "begins"),
     [
-        ("images", {"temperature": [1]}, "expected temperature to be one value or 2"),
-        ("images", {"label": "x"}, "expected a label below 3"),
         ("images", {str(n): 0 for n in range(40)}, "expected only the fields count, label"),
         ("images", [1], "expected a JSON object, got [1]"),
-        ("complete", {"source": 1}, "expected a JSON object, got 1"),
         ("complete", {"seed": 1}, "expected this field, got none."),
-        ("decode", {"vq2": "AAAA"}, "expected a .vq2 file, which begins with b'VQ2C'; it begins"),
     ],
 )
 def test_an_error_speaks_of_the_request_and_not_of_python(client, path, body, begins):
@@ -102,26 +76,6 @@ def test_a_file_of_another_pipeline_is_refused_without_the_remedies_of_python(cl
     answer = client.post("/v1/decode", json={"vq2": base64.b64encode(file).decode()})
     error = answer.json()["error"]
     assert re.fullmatch(r"the file was encoded with pipeline \w+, this is \w+\.", error["expected"])
-
-
-def test_an_error_that_quotes_a_file_is_not_cut_within_the_quotation(client):
-    sentences = base64.b64encode(b"A. B. And more of this text").decode()
-    error = client.post("/v1/decode", json={"vq2": sentences}).json()["error"]
-    assert error["expected"].endswith("it begins with b'A. B'.")
-
-
-@pytest.mark.parametrize("names", [("Pet - cat", "Cow", "Pet - dog"), None])
-@pytest.mark.parametrize("label", [9, 3, -1])
-def test_a_number_of_no_class_is_refused_alike_in_a_query_and_in_json(pipeline, names, label):
-    served = tiny_pipeline(0) if names is None else replace(pipeline, class_names=names)
-    with TestClient(create_app(served), base_url="http://127.0.0.1") as client:
-        query = client.post("/v1/encode", params={"label": label}, content=b"")
-        body = client.post("/v1/images", json={"label": label})
-    # What comes in a query is a text, and only for a text are the names of the classes listed.
-    told, of_number = (re.sub(r" \(Pet.*?\)|'", "", answer.text) for answer in (query, body))
-    assert (query.status_code, told) == (body.status_code, of_number)
-    assert body.status_code == 422
-    assert body.json()["error"]["field"] == "label"
 
 
 def test_a_number_in_json_is_never_the_name_of_a_class(pipeline):
@@ -139,12 +93,6 @@ def test_a_body_that_is_no_json_is_refused(client):
     assert error["expected"].startswith("expected JSON: Expecting property name")
 
 
-def test_a_body_that_is_missing_is_asked_for(client):
-    answer = client.post("/v1/images")
-    assert answer.status_code == 422
-    assert answer.json()["error"]["expected"] == "expected a body of JSON, got none."
-
-
 @pytest.mark.parametrize("size", [(8, 8), (5000, 4000)])
 def test_an_upload_of_another_size_is_refused(client, size):
     file = io.BytesIO()
@@ -154,21 +102,12 @@ def test_an_upload_of_another_size_is_refused(client, size):
     assert f"{size[0]}x{size[1]}" in answer.json()["error"]["expected"]
 
 
-def test_a_body_of_another_type_is_told_which_to_send(client):
-    answer = client.post("/v1/images", content=b'{"seed": 1}', headers={"Content-Type": "text/a"})
-    assert answer.status_code == 415
-    assert answer.json()["error"]["field"] == "Content-Type"
-
-
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
         ("GET", "/v1/images", "POST"),
-        ("PUT", "/v1/images", "POST"),
         ("POST", "/healthz", "GET, HEAD"),
         ("POST", "/", "GET, HEAD"),
-        ("POST", "/main.js", "GET, HEAD"),
-        ("POST", "/openapi.json", "GET, HEAD"),
     ],
 )
 def test_another_method_is_told_which_ones_there_are(client, method, path, allowed):
@@ -201,13 +140,7 @@ def test_an_error_does_not_send_the_request_back(client, body):
     assert max(map(len, answer.json()["error"].values())) <= 400
 
 
-def test_a_long_label_in_a_query_is_not_sent_back(client):
-    answer = client.post("/v1/encode", params={"label": "x" * 60_000}, content=b"")
-    assert answer.status_code == 422
-    assert len(answer.content) <= 600
-
-
-@pytest.mark.parametrize("value", [b"[]", b"{}", b"0"])
+@pytest.mark.parametrize("value", [b"[]", b"0"])
 def test_json_of_more_values_than_any_request_has_is_not_parsed(client, value):
     content = b'{"known": [' + b",".join([value] * 2**20) + b"]}"
     headers = {"Content-Type": "application/json"}
@@ -222,3 +155,28 @@ def test_a_mask_and_codes_of_every_pixel_are_few_enough(client):
     codes = [[[0] * level["width"]] * level["height"] for level in info["levels"]]
     answer = client.post("/v1/fill", json={"source": {"codes": codes}, "mask": mask})
     assert answer.status_code == 200
+
+
+MANY = 10_000
+
+
+@pytest.mark.parametrize(
+    ("model", "request_"),
+    [
+        (schemas.ImagesRequest, {"known": [[[-2] * MANY], None]}),
+        (schemas.ImagesRequest, {"known": [[[-2]] * MANY, None]}),
+        (schemas.ImagesRequest, {"known": ["x"] * MANY}),
+        (schemas.FillRequest, {"source": {}, "mask": [[0] * MANY]}),
+        (schemas.FillRequest, {"source": {}, "code_masks": [[[0]] * MANY]}),
+        (schemas.FillRequest, {"source": {"codes": [[[-2]] * MANY]}}),
+        (schemas.CrossRequest, {"sources": ["x"] * MANY}),
+        (schemas.DecodeRequest, {"codes": ["x"] * MANY}),
+        (schemas.DrawRequest, {"temperature": [-1] * MANY}),
+        (schemas.DrawRequest, {"temperature": [1] * MANY}),
+        (schemas.DrawRequest, {str(n): 0 for n in range(MANY)}),
+    ],
+)
+def test_errors_do_not_grow_with_the_request(model, request_):
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate(request_)
+    assert refused.value.error_count() < 20

@@ -176,10 +176,6 @@ def test_the_page_keeps_to_its_policy_and_needs_nothing_from_elsewhere():
         assert set(found) <= {"http://www.w3.org/2000/svg"}, name
 
 
-def test_the_page_is_small():
-    assert sum(path.stat().st_size for path in STATIC.iterdir()) <= 100_000
-
-
 @pytest.mark.parametrize(
     "path", ["/../app.py", "/%2e%2e/app.py", "/..%5capp.py", "/./", "//etc/passwd"]
 )
@@ -187,10 +183,3 @@ def test_only_the_page_itself_is_served(pipeline, path):
     start, *parts = answer_to(create_app(pipeline), "GET", path)
     body = b"".join(part["body"] for part in parts)
     assert start["status"] == 404 or b"<!doctype html>" in body
-
-
-def test_requests_are_counted_by_route_and_status(client):
-    client.post("/v1/images", json={"count": 0})
-    text = client.get("/metrics").text
-    assert 'vqvae2_requests_total{route="/v1/images",status="422"}' in text
-    assert "vqvae2_codes_total" in text

@@ -112,13 +112,6 @@ def test_an_idle_engine_forgets_who_worked_longest(engine, done, monkeypatch, cl
     assert done == ["level 0, 64", "call"]
 
 
-def test_calls_do_not_wait_where_nothing_is_drawn(engine, done):
-    for _ in range(3):
-        engine.call(engine.called)
-        engine._do_next()
-    assert done == ["call"] * 3
-
-
 def test_images_of_many_candidates_let_others_between_them(engine, done, monkeypatch):
     monkeypatch.setattr(engine, "_fill", lambda slot: engine.called())
     engine.submit(replace(ORDER, samples=range(6), candidates=2))

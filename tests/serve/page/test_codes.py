@@ -37,17 +37,6 @@ def test_the_finest_code_of_a_pixel_is_looked_up(page):
     expect(cell).to_have_text(f"Row 2, column 1, code {found[1]}")
 
 
-def test_a_code_that_is_not_counted_has_no_rank_and_no_share(browser, uncounted, done):
-    with served(uncounted) as address:
-        page = browser.new_page()
-        page.goto(address)
-        expect(page.locator("#status")).to_have_text(done)
-        page.locator("#maps canvas").nth(0).press("Enter")
-        text = r"^Code \d+ of the top level occurs here \d+ times, in \d of \d images\."
-        expect(page.locator("#code-text")).to_have_text(re.compile(text))
-        page.close()
-
-
 def test_codes_that_are_not_counted_stand_by_their_numbers(browser, uncounted, done):
     with served(uncounted) as address:
         page = browser.new_page()
@@ -59,15 +48,6 @@ def test_codes_that_are_not_counted_stand_by_their_numbers(browser, uncounted, d
         page.locator("#histogram").press("ArrowRight")
         expect(page.locator("#histogram")).to_have_attribute("aria-valuetext", "Code 1")
         page.close()
-
-
-def test_a_live_redraw_keeps_the_focus_on_a_tile(page, done):
-    tile = page.locator("#gallery .tile").nth(1)
-    with page.expect_response("**/v1/images"):
-        page.locator("#guidance").fill("0.5")
-        tile.focus()
-    expect(page.locator("#status")).to_have_text(done)
-    expect(tile).to_be_focused()
 
 
 def test_the_history_keeps_the_focus_and_the_counts_follow(page, draw):

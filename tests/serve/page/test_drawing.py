@@ -36,15 +36,6 @@ def test_rows_come_before_the_image_and_stop_ends_them(page, button, draw):
     expect(button(page, "PNG")).to_be_disabled()
 
 
-def test_an_image_that_was_stopped_halfway_cannot_be_redrawn(page, button, draw, paint):
-    draw(page, 1, pace="120")
-    expect(page.locator("#gallery .tile")).to_have_count(1)
-    button(page, "Stop").click()
-    paint(page, 1, (0.5, 0.5))
-    expect(button(page, "Clear paint")).to_be_enabled()
-    expect(button(page, "Redraw")).to_be_disabled()
-
-
 def test_a_painted_hole_is_redrawn_and_the_rest_kept(page, address, button, card_of, paint, done):
     card = card_of(page)
     answer = httpx.post(address + card["endpoint"], json=card["request"], timeout=60)
@@ -137,30 +128,6 @@ def test_a_setting_changed_during_a_draw_counts_after_it(page, draw, done):
     expect(page.locator("#status")).to_have_text(done)
 
 
-@pytest.mark.parametrize(("classes", "labels"), [(96, [0, 24, 48, 72]), (6, [0, 1, 2, 3, 4, 5])])
-def test_classes_that_no_picture_holds_are_spread_over_its_images(page, classes, labels):
-    found = page.evaluate(
-        """async classes => {
-            const { Controls } = await import(document.querySelector("script[src]").src
-                .replace("main.js", "controls.js"));
-            const info = { classes: Array(classes).fill(""), limits: { count: 16 } };
-            return Controls.prototype.labelFor.call({ info }, 4);
-        }""",
-        classes,
-    )
-    assert found == labels
-
-
-def test_the_first_draw_without_classes_keeps_to_the_limit(browser, address):
-    info = httpx.get(f"{address}/v1/info").json() | {"classes": []}
-    info["limits"]["count"] = 4
-    page = browser.new_page()
-    page.route("**/v1/info", lambda route: route.fulfill(json=info))
-    page.goto(address)
-    expect(page.locator("#status")).to_have_text(re.compile("^4 images in"))
-    page.close()
-
-
 def test_a_group_of_classes_can_be_drawn(browser, draw, done):
     pipeline = replace(tiny_pipeline(3), class_names=("Pet - cat", "Cow", "Pet - dog"))
     with served(pipeline) as address:
@@ -177,3 +144,19 @@ def test_a_group_of_classes_can_be_drawn(browser, draw, done):
         expect(page.locator("#title")).to_have_text(re.compile("^Pet, seed"))
         expect(page.locator("#gallery .tile")).to_have_count(2)
         page.close()
+
+
+def test_a_token_of_base64_is_sent_as_it_is(browser, address):
+    page = browser.new_page()
+    with page.expect_request("**/v1/info") as asked:
+        page.goto(f"{address}/#token=a+b/c%3D%3D")
+    assert asked.value.headers["authorization"] == "Bearer a+b/c=="
+    page.close()
+
+
+def test_it_fits_a_telephone(browser, address, done):
+    page = browser.new_page(viewport={"width": 400, "height": 800})
+    page.goto(address)
+    expect(page.locator("#status")).to_have_text(done)
+    assert page.locator("html").evaluate("html => html.scrollWidth") == 400
+    page.close()

@@ -39,13 +39,6 @@ def test_an_error_without_a_control_is_seen_wherever_the_page_is_scrolled_to(pag
     expect(page.locator(".error")).to_be_in_viewport(ratio=1)
 
 
-def test_an_error_of_a_control_below_the_window_is_scrolled_to(page, button):
-    page.set_viewport_size({"width": 1366, "height": 650})
-    page.locator('[data-field="top_p.1"] input').evaluate("input => { input.value = 2; }")
-    button(page, "Draw").click()
-    expect(page.locator('[data-field="top_p.1"] + .error')).to_be_in_viewport(ratio=1)
-
-
 def test_a_seed_that_the_browser_rounds_is_refused(page, tmp_path, card_of):
     card, file = card_of(page), tmp_path / "card.json"
     card["request"]["seed"] = 2**53 + 1

@@ -70,16 +70,6 @@ def test_images_that_come_without_rows_are_kept_when_they_are_stopped(page, butt
     expect(page.locator("#history li")).to_have_count(2)
 
 
-def test_an_image_that_is_whole_when_it_is_stopped_can_be_used(page, button, draw):
-    page.evaluate(CUT, ["image", "stays"])
-    draw(page, 1)
-    page.wait_for_function(ROW_SHOWN)
-    page.wait_for_function(IMAGE_SHOWN)
-    button(page, "Stop").click()
-    for name in ["PNG", "Complete", "Draw it again from its card"]:
-        expect(button(page, name)).to_be_enabled()
-
-
 @pytest.mark.parametrize("how", ["ends", "breaks"])
 def test_a_stream_that_breaks_off_is_told(page, how, draw):
     page.evaluate(CUT, ["row", how])

@@ -11,6 +11,7 @@ from helpers.models import SMALL_TOP, SMALL_VQVAE
 
 import vqvae2_fast as vq2
 from vqvae2_fast.modules.causal_conv import CausalConv2d
+from vqvae2_fast.presets import preset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,3 +87,42 @@ def test_a_module_from_the_meta_device_computes_what_was_loaded(name, way):
             trained, evaluated = trained.reconstruction, evaluated.reconstruction
         results.append((trained, evaluated, state_of(one)))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+PRESET = preset("emoji32")
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
+@pytest.mark.parametrize(
+    "start",
+    [{"init": "kmeans"}, {"init": "normal"}, {"update": "step", "quantize_after": 5}],
+    ids=str,
+)
+def test_a_quantizer_without_values_has_the_shapes_of_one_with(start, train):
+    quantizer = vq2.VectorQuantizerEMA(8, 4, restart=0.03, **start).train(train).to("meta")
+    z_q, indices, loss = quantizer(torch.zeros(2, 3, 4, device="meta"))
+    assert (z_q.shape, indices.shape, loss.shape) == ((2, 3, 4), (2, 3), ())
+    assert z_q.is_meta and indices.is_meta and loss.is_meta
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
+def test_a_vqvae_without_values_has_the_shapes_of_one_with(train):
+    model = vq2.VQVAE2(PRESET.vqvae).train(train).to("meta")
+    output = model(torch.zeros(2, 3, 32, 32, device="meta"))
+    assert output.reconstruction.is_meta
+    assert output.reconstruction.shape == (2, 3, 32, 32)
+    assert [list(codes.shape) for codes in output.codes] == [[2, 8, 8], [2, 16, 16]]
+    assert model.decode(output.codes).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
+@pytest.mark.parametrize("config", PRESET.priors, ids=["top", "bottom"])
+def test_a_prior_without_values_has_the_shapes_of_one_with(config, train):
+    prior = vq2.PixelSNAIL(config).train(train).to("meta")
+    codes, *condition = (
+        torch.zeros(2, *size, dtype=torch.int64, device="meta")
+        for size in (config.size, *config.condition_sizes)
+    )
+    logits = prior(codes, condition or None, torch.zeros(2, dtype=torch.int64, device="meta"))
+    assert logits.is_meta
+    assert logits.shape == (2, config.num_embeddings, *config.size)

@@ -2,13 +2,11 @@
 
 import copy
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqvae2_fast import ops
 from vqvae2_fast.modules import averages, host
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
@@ -108,14 +106,6 @@ def test_loss_is_commitment_cost_times_mean_squared_distance() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_evaluation_changes_nothing() -> None:
-    quantizer = VectorQuantizerEMA(K, D, init="normal").eval()
-    before = copy.deepcopy(quantizer)
-    quantizer(torch.randn(40, D))
-    assert_same_state(quantizer, before)
-    assert not quantizer.pending.counts.any()
-
-
 def test_encode_does_not_count_in_training_mode() -> None:
     quantizer = VectorQuantizerEMA(K, D, init="normal", update="step")
     z = torch.randn(4, 6, D)
@@ -191,36 +181,6 @@ def test_autocast_leaves_the_quantiser_in_float32() -> None:
     assert_same_state(quantizer, plain)
 
 
-def test_autocast_is_off_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    for name in ("vector_quantize", "nearest_code"):
-        inner = getattr(ops, name)
-
-        def spy(*args: torch.Tensor, inner: Callable = inner) -> tuple[torch.Tensor, ...]:
-            seen.append(torch.is_autocast_enabled("cpu"))
-            return inner(*args)
-
-        monkeypatch.setattr(ops, name, spy)
-    quantizer = VectorQuantizerEMA(K, D)
-    with torch.autocast("cpu", torch.bfloat16):
-        quantizer(torch.randn(40, D))
-        quantizer.encode(torch.randn(40, D))
-    assert seen
-    assert not any(seen)
-
-
-def test_training_with_a_half_codebook_is_an_error() -> None:
-    quantizer = VectorQuantizerEMA(K, D, init="normal").bfloat16()
-    with pytest.raises(TypeError, match="expected a float32 codebook in training, got bfloat16"):
-        quantizer(torch.randn(4, D).bfloat16())
-
-
-def test_training_with_a_double_codebook_is_an_error_that_names_its_own_remedy() -> None:
-    quantizer = VectorQuantizerEMA(K, D, init="normal").double()
-    with pytest.raises(TypeError, match=r"float64\. Codebooks train in float32: .*\.float\(\)"):
-        quantizer(torch.randn(4, D).double())
-
-
 def test_perplexity_is_that_of_the_latest_forward() -> None:
     quantizer = VectorQuantizerEMA(4, 1, init="normal", restart=0)
     quantizer.set_codebook_(torch.arange(4.0)[:, None])
@@ -294,17 +254,6 @@ def test_loading_an_untrained_quantiser_asks_for_a_start_again() -> None:
     trained.load_state_dict(fresh)
     trained(z)
     assert_same_state(trained, untrained)
-
-
-def test_same_seed_gives_the_same_codebook() -> None:
-    runs = []
-    for _ in range(2):
-        quantizer = VectorQuantizerEMA(K, D, seed=7, restart=0.5)
-        generator = torch.Generator().manual_seed(1)
-        for _ in range(5):
-            quantizer(torch.randn(30, D, generator=generator))
-        runs.append(quantizer)
-    assert_same_state(*runs)
 
 
 def test_set_codebook_starts_from_given_averages() -> None:
@@ -397,15 +346,10 @@ def test_a_training_step_on_a_gpu_reads_nothing_on_the_host(ema_start: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_embeddings": 0}, "expected num_embeddings .*>= 1, got 0"),
-        ({"embedding_dim": 0}, "expected embedding_dim .*>= 1, got 0"),
         ({"init": "zeros"}, "expected init to be one of 'kmeans', .*, got 'zeros'"),
-        ({"ema_start": "two"}, "expected ema_start to be one of 'one', .*, got 'two'"),
         ({"gradient": "none"}, "expected gradient to be one of .straight_through"),
-        ({"update": "never"}, "expected update to be one of 'forward', 'step', got 'never'"),
         ({"decay": 1.0}, "expected decay .* < 1, got 1.0"),
         ({"restart": 1.5}, "expected restart .* < 1, got 1.5"),
-        ({"epsilon": -1.0}, "expected epsilon .* >= 0, got -1.0"),
         ({"epsilon": math.nan}, "expected epsilon .* >= 0, got nan"),
         ({"epsilon": 0.0, "restart": 0}, "expected epsilon > 0 with restart=0, got 0"),
     ],
@@ -413,25 +357,6 @@ def test_a_training_step_on_a_gpu_reads_nothing_on_the_host(ema_start: str) -> N
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VectorQuantizerEMA(**{"num_embeddings": K, "embedding_dim": D, **arguments})
-
-
-def test_wrong_dimension_of_z_is_named() -> None:
-    with pytest.raises(ValueError, match=r"expected z \[\.\.\., D\] .* D=5, got \[2, 4\]"):
-        VectorQuantizerEMA(K, D)(torch.randn(2, 4))
-
-
-def test_the_codebook_is_float32_whatever_torchs_default_is():
-    wanted = VectorQuantizerEMA(8, 4, init="normal")
-    torch.set_default_dtype(torch.float64)
-    try:
-        quantizer = VectorQuantizerEMA(8, 4, init="normal")
-        quantizer(torch.randn(20, 4, dtype=torch.float32))
-        quantizer.update_codebook_()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert {buffer.dtype for buffer in quantizer.buffers()} == {
-        buffer.dtype for buffer in wanted.buffers()
-    }
 
 
 def test_an_attribute_of_the_rule_can_be_assigned_during_training() -> None:
@@ -446,6 +371,8 @@ def test_an_attribute_of_the_rule_can_be_assigned_during_training() -> None:
         assigned.decay = 1.5
 
 
-def test_names_of_another_package_are_answered_with_ours() -> None:
-    with pytest.raises(TypeError, match="no argument dim, codebook_size.* embedding_dim"):
-        VectorQuantizerEMA(K, D, dim=D, codebook_size=K)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_training_with_another_codebook_than_float32_is_an_error(dtype: torch.dtype) -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal").to(dtype)
+    with pytest.raises(TypeError, match="expected a float32 codebook in training, got"):
+        quantizer(torch.randn(4, D).to(dtype))

@@ -78,17 +78,6 @@ def test_a_training_step_breaks_no_graph(name: str, graphs: int) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
-def test_evaluation_breaks_no_graph(gradient: str) -> None:
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    quantizer = VectorQuantizerEMA(K, D, init="normal", gradient=gradient).eval()
-    z = torch.randn(4, 6, D)
-    compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")(z)
-    for a, b in zip(quantizer(z), compiled, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
 @pytest.mark.parametrize("make", [partial(VectorQuantizerEMA, K), partial(ResidualVQ, (K, K))])
 def test_references_break_no_graph(make, gradient: str) -> None:
     """They compute float64, and everything where there are no compiled kernels."""

@@ -59,10 +59,3 @@ def test_averages_are_of_unit_vectors():
     indices = layer(z)[1]
     sums = torch.zeros(13, 6).index_add_(0, indices, unit)
     torch.testing.assert_close(layer.embed_avg, 0.99 * before + 0.01 * sums)
-
-
-def test_unknown_metric_is_refused():
-    with pytest.raises(
-        ValueError, match="expected metric to be one of 'euclidean', 'cosine', got 'l1'"
-    ):
-        VectorQuantizerEMA(4, 2, metric="l1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -150,7 +149,7 @@ def test_the_gradient_of_z_q_goes_straight_to_z_once(name):
     torch.testing.assert_close(z.grad, weight)
 
 
-@pytest.mark.parametrize("name", ["grouped_joint", "heads_shared", "residual_fsq"])
+@pytest.mark.parametrize("name", ["ema", "grouped_joint", "heads_shared", "residual_fsq"])
 def test_a_graph_gives_the_numbers_of_eager_mode(name):
     quantizer = made(name)
     quantizer.eval()
@@ -245,18 +244,6 @@ def test_half_vectors_are_quantised_under_an_autocast_to_another_half(name):
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_results_do_not_follow_the_default_dtype(name, monkeypatch):
-    torch.set_default_dtype(torch.float64)
-    try:
-        quantizer = made(name)
-        z_q, _, loss = quantizer(torch.randn(30, D, dtype=torch.float32))
-        assert z_q.dtype == loss.dtype == quantizer.perplexity.dtype == torch.float32
-        assert getattr(quantizer, "usage", loss).dtype == torch.float32
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize("name", MAKE)
 def test_lookup_takes_integers_that_are_no_mask(name):
     quantizer = made(name).eval()
     indices = quantizer.encode(torch.randn(5, D))
@@ -299,36 +286,15 @@ def test_perplexity_of_many_codes_equals_that_of_a_table():
     torch.testing.assert_close(few, many)
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda cost: vq2.VectorQuantizerEMA(8, 4, commitment_cost=cost),
-        lambda cost: VectorQuantizer(8, 4, commitment_cost=cost),
-        lambda cost: vq2.LFQ(16, commitment_cost=cost),
-        lambda cost: vq2.ResidualVQ(8, 4, 2, commitment_cost=cost),
-    ],
-    ids=["ema", "gradient", "lfq", "residual"],
-)
-def test_the_weight_of_a_loss_is_finite_and_not_negative(make, value):
-    with pytest.raises(ValueError, match=f"expected commitment_cost .* >= 0, got {value}"):
-        make(value)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: vq2.FSQ([8, 2]), "levels of at least 3 values each, got .8, 2.. For 2 values use"),
-        (lambda: vq2.FSQ([]), "levels of at least 3"),
         (lambda: vq2.FSQ("8,5,5"), "expected levels to be a list of integers, got '8,5,5'"),
-        (lambda: vq2.FSQ(8), "expected levels to be a list of integers, got 8"),
         (lambda: vq2.FSQ([64] * 6), "product is at most 2..31"),
         (lambda: vq2.LFQ(100), "a power of two >= 2, got 100: use 128"),
         (lambda: vq2.LFQ(2**20), "num_embeddings <= 262144, got 1048576: use BSQ"),
-        (lambda: vq2.BSQ(64, temperature=0.0), "expected temperature .* > 0"),
         (lambda: vq2.BSQ(64, temperature=math.nan), "expected temperature .* > 0"),
-        (lambda: vq2.SimVQ(0, 4), "expected num_embeddings .*>= 1, got 0"),
-        (lambda: vq2.SimVQ(4, 4, gradient="none"), "'rotation', got 'none'"),
         (lambda: vq2.ResidualVQ(8, 4), "num_quantizers >= 1"),
         (lambda: vq2.ResidualVQ((8, 4), 4, 3), "num_quantizers=2 or none"),
         (lambda: vq2.ResidualVQ((8, 4), 4, shared_codebook=True), "one num_embeddings with"),
@@ -356,24 +322,3 @@ def test_lookup_refuses_indices_out_of_range(name, wrong):
     indices.view(-1)[-1] = wrong
     with pytest.raises(ValueError, match=rf"expected indices.* got values in .*{wrong}"):
         quantizer.lookup(indices)
-
-
-@pytest.mark.parametrize(
-    ("quantizer", "expected"),
-    [
-        (vq2.ResidualVQ(8, 4, num_quantizers=3), r"\[\.\.\., 1\.\.3\]"),
-        (vq2.ResidualFSQ([3, 3], 3), r"\[\.\.\., 1\.\.3\]"),
-        (MultiHeadVQ(2, 8, 4), r"\[\.\.\., 2\]"),
-        (vq2.GroupedResidualVQ(2, 8, 4, num_quantizers=3), r"\[\.\.\., 2, 1\.\.3\]"),
-    ],
-)
-@pytest.mark.parametrize("shape", [(), (5,), (2, 5), (2, 0)])
-def test_lookup_names_the_columns_that_are_missing(quantizer, expected, shape):
-    message = f"expected indices {expected}, got "
-    with pytest.raises(ValueError, match=message + re.escape(str(list(shape)))):
-        quantizer.lookup(torch.zeros(shape, dtype=torch.int64))
-
-
-def test_images_with_channels_first_are_told_to_permute():
-    with pytest.raises(ValueError, match=r"channels last and D=8, got \[2, 8, 4, 6\]\. Permute"):
-        vq2.VectorQuantizerEMA(16, 8)(torch.randn(2, 8, 4, 6))

@@ -118,14 +118,6 @@ def test_evaluation_equals_that_of_the_vectors_that_count(name) -> None:
     torch.testing.assert_close(perplexity, quantizer.perplexity)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_the_loss_has_the_precision_of_one_without_a_mask(dtype) -> None:
-    quantizer = VectorQuantizerEMA(K, D, init="normal").eval()
-    z, mask = batches()[0]
-    z = z.to(dtype)
-    torch.testing.assert_close(quantizer(z, mask=mask)[2], quantizer(z[mask])[2])
-
-
 @pytest.mark.parametrize("name", MAKE)
 def test_nothing_counts_where_all_is_masked(name) -> None:
     quantizer = made(name)

@@ -120,12 +120,6 @@ def test_vectors_pass_unchanged_while_quantisation_waits() -> None:
     assert torch.equal(z.grad, torch.ones_like(z))
 
 
-def test_with_cosine_vectors_pass_at_length_one_while_quantisation_waits() -> None:
-    quantizer = VectorQuantizerEMA(K, D, update="step", quantize_after=2, metric="cosine")
-    z = torch.randn(50, D)
-    assert torch.equal(quantizer(z)[0], torch.nn.functional.normalize(z, dim=-1))
-
-
 def test_kmeans_starts_from_the_batch_after_the_wait() -> None:
     quantizer = waiting_quantizer(2)
     for _ in range(2):
@@ -177,12 +171,6 @@ def test_a_loaded_quantizer_waits_for_what_is_left() -> None:
     loaded.update_codebook_()
     loaded(torch.randn(50, D))
     assert loaded.initialised
-
-
-@pytest.mark.parametrize("other", [{"init": "normal"}, {"update": "forward"}])
-def test_waiting_needs_kmeans_and_updates_by_step(other: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match='expected init="kmeans" and update="step"'):
-        VectorQuantizerEMA(K, D, **{"update": "step", "quantize_after": 5, **other})
 
 
 @pytest.mark.parametrize("ema_start", ["one", "zero", "debiased"])

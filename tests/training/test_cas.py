@@ -68,15 +68,3 @@ def test_an_interrupted_score_is_continued_by_the_same_call(tmp_path, monkeypatc
     assert stopped.value.signal_number == signal.SIGINT
     monkeypatch.setattr(Classifier, "forward", forward)
     assert scored()[0].images == 8
-
-
-def test_a_score_on_a_full_disk_is_continued_by_the_same_call(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "disk full")
-
-    monkeypatch.setattr("vqvae2_fast.runs.log.write_all", full)
-    with pytest.raises(OSError, match="and continue with the same arguments") as failed:
-        classification_accuracy_score(
-            {"real": images(8, 0)}, {"real": images(4, 1)}, out=tmp_path, steps=1, progress=QUIET
-        )
-    assert "resume" not in str(failed.value)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vqvae2_fast.checkpoints import load, save
+from vqvae2_fast.checkpoints import load
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.metrics import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
@@ -153,20 +153,3 @@ def test_the_small_network_halves_images_of_48_pixels_first():
         ClassifierConfig((48, 48), 3, 5, "small", 8, first_stride=3)
     with pytest.raises(ValueError, match="network to be one of .*, got 'resnet18'"):
         ClassifierConfig(network="resnet18")
-
-
-def test_configurations_that_make_no_classifier_are_refused():
-    with pytest.raises(ValueError, match="no labels"):
-        ClassifierConfig((32, 32), 3, 1, "small")
-    with pytest.raises(ValueError, match="network='small'"):
-        ClassifierConfig((32, 32), 3, 10, "resnet50")
-
-
-def test_a_classifier_is_saved_and_loaded(tmp_path):
-    torch.manual_seed(0)
-    model = Classifier(SMALL).eval()
-    save(model, tmp_path / "model", class_names=("across", "down"))
-    loaded = load(tmp_path / "model")
-    assert loaded.config == SMALL
-    images = torch.rand(2, 1, 12, 12)
-    assert torch.equal(loaded(images), model(images))

@@ -49,21 +49,6 @@ def test_levels_that_have_collapsed_are_named_with_what_to_do(used, perplexity, 
         assert "Raise restart=0.02, " in found["top"]
 
 
-@pytest.mark.parametrize(
-    ("quantizer", "remedy"),
-    [
-        ("gradient", "Replace quantizer=gradient, or lower learning_rate"),
-        ("cosine", "Raise restart=0.02"),
-        ("residual:16,32", "Raise restart=0.02"),
-    ],
-)
-def test_only_moving_averages_are_told_to_restart(quantizer, remedy):
-    metrics = dict.fromkeys(("top_codes_used", "top_perplexity"), 3.0)
-    metrics |= dict.fromkeys(("bottom_codes_used", "bottom_perplexity"), 400.0)
-    found = collapsed_levels(replace(VQVAE, quantizer=(quantizer, "ema")), metrics, 1000)
-    assert remedy in found["top"]
-
-
 @pytest.mark.parametrize("quantizer", ["ema", "gradient", "simvq", "lfq", "residual:4,4"])
 def test_every_quantiser_is_validated_in_training(quantizer):
     model = VQVAE2(replace(VQVAE, num_embeddings=16, quantizer=(quantizer,)))

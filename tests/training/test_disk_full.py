@@ -3,7 +3,6 @@ continue."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -109,8 +108,8 @@ def test_a_best_that_finds_no_room_is_made_on_resume(small_disk, monkeypatch):
     assert load(run / "best").config == stage().model.config
 
 
-@pytest.mark.parametrize("name", ["curves", "image", "page"])
-def test_a_picture_or_page_that_finds_no_room_leaves_the_old_one(small_disk, name):
+@pytest.mark.parametrize("name", ["curves", "image", "page", "result"])
+def test_a_picture_page_or_result_that_finds_no_room_leaves_the_old_one(small_disk, name):
     def write(steps):
         if name == "curves":
             log = [{"step": step, "loss": 0.1, "val_bits_per_code": 2} for step in range(1, steps)]
@@ -118,6 +117,8 @@ def test_a_picture_or_page_that_finds_no_room_leaves_the_old_one(small_disk, nam
         elif name == "image":
             noise = torch.randint(256, (steps, 99, 3), dtype=torch.uint8).numpy()
             write_picture(small_disk.folder / name, Image.fromarray(noise))
+        elif name == "result":
+            write_result(small_disk.folder / name, {"psnr": 26.5, "note": "x" * 300 * steps})
         else:
             write_report(small_disk.folder / name, "Runs", "x" * 300 * steps, [], "")
 
@@ -129,14 +130,3 @@ def test_a_picture_or_page_that_finds_no_room_leaves_the_old_one(small_disk, nam
     small_disk.clear()
     assert (small_disk.folder / name).read_bytes() == before
     assert [entry.name for entry in small_disk.folder.iterdir()] == [name]
-
-
-def test_a_result_that_finds_no_room_leaves_the_old_one(small_disk):
-    path = small_disk.folder / "metrics.json"
-    write_result(path, {"psnr": 26.5})
-    small_disk.fill(0)
-    with pytest.raises(OSError, match=rf"cannot write \S*metrics\.json: ({FULL})"):
-        write_result(path, {"psnr": 27.5, "note": "x" * 8192})
-    small_disk.clear()
-    assert json.loads(path.read_text()) == {"psnr": 26.5}
-    assert [entry.name for entry in small_disk.folder.iterdir()] == ["metrics.json"]

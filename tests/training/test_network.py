@@ -19,7 +19,6 @@ from helpers.models import SMALL_PRIOR, SMALL_VQVAE
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
-from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.encoder_decoder import PlainConv2d
@@ -145,13 +144,6 @@ def test_a_model_is_as_before_once_it_is_trained():
     stage = prior(config)
     train(stage, config, progress=Progress(quiet=True))
     assert not any("forward" in vars(module) for module in stage.model.modules())
-
-
-def test_a_model_without_segments_is_refused():
-    model = Classifier(ClassifierConfig((8, 8), 3, 2, "small"))
-    config = replace(CONFIG, recompute=True)
-    with pytest.raises(ValueError, match="recompute need a model with segments.* Classifier"):
-        prepared(model, config, Ranks()).__enter__()
 
 
 def warnings_of_a_copy() -> list[str]:

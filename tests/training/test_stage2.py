@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from itertools import islice
 
@@ -37,16 +36,6 @@ def test_balanced_codes_hold_rare_classes_more_often(tmp_path):
     assert torch.bincount(rows.labels + 1).tolist() == [1, 16, 8, 4]
     (maps,), labels = rows.batch(torch.arange(len(rows)))
     assert maps.flatten()[labels == 2].tolist() == [20] * 4
-
-
-def test_no_balance_leaves_the_codes_as_they_are(tmp_path):
-    store = labelled().write(tmp_path)
-    assert balanced(store, 0.0) is store
-
-
-def test_a_balance_that_is_no_share_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected class_balance .* <= 1, got 1.5"):
-        balanced(labelled().write(tmp_path), 1.5)
 
 
 def test_training_batches_are_those_of_the_records_in_memory(tmp_path):
@@ -102,13 +91,6 @@ def test_an_empty_store_is_refused_by_its_argument(tmp_path):
             prior_stage(PixelSNAIL(SMALL_PRIOR), *stores, CONFIG, level=1)
 
 
-def test_a_held_out_store_of_other_codes_is_refused(tmp_path):
-    ours = code_set().write(tmp_path / "ours")
-    other = random_codes(8, 5, sizes=((2, 2), (4, 8))).write(tmp_path / "other")
-    with pytest.raises(ValueError, match="level sizes 2x2, 4x8 .* level sizes 2x2, 4x4"):
-        prior_stage(PixelSNAIL(SMALL_PRIOR), ours, other, CONFIG, level=1)
-
-
 def test_stores_of_two_models_are_refused_by_both_hashes(tmp_path):
     ours = code_set().write(tmp_path / "ours")
     theirs = replace(code_set(), checkpoint_hash="fedcba987654321").write(tmp_path / "theirs")
@@ -140,12 +122,6 @@ def told_labels(tmp_path, changed: dict[str, int] | None = None, **dropout) -> T
     torch.manual_seed(0)
     stage.loss(model, next(stage.batches(0)))
     return told[0]
-
-
-@pytest.mark.parametrize("shares", [(1.5, 0.1), (-0.5, 0.1), (math.nan, 0.1), (0.1, 1.0)])
-def test_dropouts_that_are_no_shares_are_refused(tmp_path, shares):
-    with pytest.raises(ValueError, match="expected .*dropout .* < 1, got"):
-        told_labels(tmp_path, label_dropout=shares[0], subclass_dropout=shares[1])
 
 
 def test_a_prior_is_told_the_class_of_a_changed_image_and_how_it_was_changed(tmp_path):
@@ -237,16 +213,3 @@ def test_a_prior_of_groups_has_their_number_of_classes(tmp_path, hidden, told):
     check_matches(store, config)
     assert (config.num_classes, config.num_subclasses) == (2, 3 if hidden else 0)
     assert labels_of_prior(names, 2, config.num_subclasses).tolist() == [*told, 2]
-
-
-def test_parts_of_a_single_class_are_not_hidden(tmp_path):
-    codes = [torch.zeros(2, 2, 2, dtype=torch.int64)]
-    store = CodeSet(codes, 8, torch.arange(2), ("images - 0", "images - 1")).write(tmp_path)
-    with pytest.raises(ValueError, match="expected two classes or more, got only 'images'"):
-        prior_config(SMALL_PRIOR, store, 0, parts=True)
-
-
-def test_codes_that_name_no_model_are_taken(tmp_path):
-    ours = code_set().write(tmp_path / "ours")
-    unnamed = replace(code_set(), checkpoint_hash="").write(tmp_path / "unnamed")
-    prior_stage(PixelSNAIL(SMALL_PRIOR), ours, unnamed, CONFIG, level=1)

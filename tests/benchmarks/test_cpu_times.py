@@ -27,26 +27,6 @@ def test_a_draw_is_timed_by_the_clock_of_what_it_is_compared_with(sampler, monke
     )
 
 
-def test_maps_that_the_priors_lack_are_refused(sampler, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sampler.py", "--maps", "middle", "top"])
-    with pytest.raises(SystemExit) as raised:
-        sampler.main()
-    assert raised.value.code == 2
-    assert "--maps: expected some of top, bottom, got middle" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["sampler", "sampler_eager"])
-@pytest.mark.parametrize("rows", ["1", "-2"])
-def test_a_single_row_of_the_naive_sampler_is_refused(measuring, monkeypatch, capsys, name, rows):
-    script = measuring(name)
-    monkeypatch.setattr(script, "PRIORS", {})
-    monkeypatch.setattr(sys, "argv", [name, "--naive-rows", rows])
-    with pytest.raises(SystemExit) as raised:
-        script.main()
-    assert raised.value.code == 2
-    assert "expected 2 or more rows, or 0 for no naive sampler, got" in capsys.readouterr().err
-
-
 def test_rows_of_the_naive_sampler_are_summed(sampler, monkeypatch):
     """Each of the 8 codes of row i, from 0 to 3, takes i + 1 seconds."""
     config = SimpleNamespace(size=(4, 8), condition_sizes=(), num_classes=0)

@@ -6,7 +6,6 @@ import sys
 import tempfile
 
 import pytest
-import torch
 
 HEAD = "import pytest\n\n\n@pytest.mark.parametrize('case', ['an_op-case'])\ndef test_op(case):\n"
 
@@ -40,32 +39,9 @@ def test_an_operator_whose_tests_fail_is_red(conformance, capsys):
     assert "a wrong result" in capsys.readouterr().err
 
 
-def test_the_package_of_the_tree_is_not_what_is_tested(conformance):
-    (conformance.TESTS.parents[2] / "vqvae2_fast.py").write_text("raise ImportError('not built')\n")
-    write(conformance, "import vqvae2_fast")
-    assert conformance.is_green("an_op")
-
-
-def test_tests_that_lack_a_package_are_an_error_that_says_so(conformance):
-    conformance.TESTS.with_name("conftest.py").write_text("import a_package_that_is_missing\n")
-    with pytest.raises(RuntimeError) as raised:
-        conformance.is_green("an_op")
-    assert "the tests of an_op did not run" in str(raised.value)
-    assert "pip install '.[bench]'" in str(raised.value)
-    assert "No module named 'a_package_that_is_missing'" in str(raised.value)
-
-
 def test_an_operator_without_tests_is_an_error(conformance):
     with pytest.raises(RuntimeError, match="the tests of another_op did not run"):
         conformance.is_green("another_op")
-
-
-def test_no_pytest_is_an_error(conformance, monkeypatch):
-    monkeypatch.setattr(conformance.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        RuntimeError, match=r"pip install '.\[bench\]'. What .*: there is no pytest"
-    ):
-        conformance.is_green("an_op")
 
 
 @pytest.mark.parametrize(
@@ -76,12 +52,6 @@ def test_the_fingerprint_is_of_every_source_of_the_operators(conformance, path):
     source = conformance.PACKAGE / path
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text("changed = True\n")
-    assert conformance.fingerprint() != before
-
-
-def test_the_fingerprint_is_of_torchs_version(conformance, monkeypatch):
-    before = conformance.fingerprint()
-    monkeypatch.setattr(torch, "__version__", "2.99.0")
     assert conformance.fingerprint() != before
 
 
@@ -122,13 +92,3 @@ def test_compare_leaves_out_a_workload_with_a_red_operator(one_red, measuring, m
     assert [row.mode for row in saved] == ["good"]
     assert set(ran) == {"good"}
     assert threads == [1]
-
-
-def test_no_contender_of_a_red_workload_is_in_the_suite(one_red, measuring, monkeypatch):
-    workloads, ran = one_red
-    suite = measuring("test_operators")
-    monkeypatch.setattr(suite, "workload_of", lambda name: workloads[name]())
-    for contender in ("ours", "faiss"):
-        with pytest.raises(pytest.fail.Exception, match="left out, the tests of a_red_op fail"):
-            suite.test_speed(None, "bad", contender)
-    assert not ran

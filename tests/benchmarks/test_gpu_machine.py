@@ -44,36 +44,6 @@ def test_kernels_that_cannot_run_are_told_with_what_is_used_instead(judge):
     )
 
 
-def test_a_torch_that_cannot_run_ends_it(judge):
-    sentence, measurable = judge((12, 4), (13, 0), None)
-    assert not measurable
-    assert "nothing can be measured: install driver 580 or later" in sentence
-
-
-def test_a_torch_without_cuda_ends_it(judge):
-    sentence, measurable = judge((13, 0), None, None)
-    assert not measurable
-    assert "torch 2.15 is a build without CUDA" in sentence
-
-
-def test_no_driver_ends_it(judge):
-    sentence, measurable = judge(None, (13, 0), None)
-    assert not measurable
-    assert sentence.startswith("No NVIDIA driver was found")
-
-
-def test_rocm_is_measured(judge):
-    assert judge(None, None, None, hip=True)[1]
-
-
-def test_torchs_version_is_read_without_importing_it(script):
-    import torch
-
-    found = script("gpu_machine").find_torch()
-    assert found.version == torch.__version__
-    assert (found.cuda is None) == (torch.version.cuda is None)
-
-
 USAGE = """
 arch = {architecture}
 Resource usage:

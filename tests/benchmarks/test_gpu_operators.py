@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
 import sys
 import time
@@ -62,29 +61,6 @@ def test_a_contender_that_fails_is_left_out(table):
     assert "cuvs: left out, it fails: RuntimeError: no such instruction on this card" in output
 
 
-def test_ours_can_be_measured_alone(table):
-    rows, _ = table({1: {"ours": int, "lean": int}}, "--contenders", "ours")
-    assert rows == [("1x2", "ours")]
-
-
-def test_pieces_are_chosen_by_their_names(table):
-    rows, _ = table(
-        {1: {"ours": int}, 2: {"ours": int}, 3: {"ours": int}}, "--only", "piece 1", "3"
-    )
-    assert [shape for shape, _ in rows] == ["1x2", "3x2"]
-
-
-def test_pieces_that_do_not_exist_are_refused(table, capsys):
-    with pytest.raises(FileNotFoundError):  # there is no table
-        table({1: {"ours": int}}, "--only", "serach")
-    assert "--only: expected parts of piece 1" in capsys.readouterr().err
-
-
-def test_a_contender_that_no_work_has_is_named(table):
-    _, output = table({1: {"ours": int, "cuvs": int}}, "--contenders", "ours", "cuvss")
-    assert "--contenders: no work has cuvss" in output
-
-
 @pytest.fixture
 def saved(measuring, monkeypatch, tmp_path):
     """Saves rows, and returns what the table then holds."""
@@ -112,18 +88,3 @@ def test_saved_rows_replace_only_those_of_the_same_work_and_contender(saved):
         ("draw", "ours", "3.0"),
         ("gate", "ours", "5.0"),
     ]
-
-
-def test_saved_rows_of_the_sampler_replace_those_of_the_same_engine_and_batch(saved):
-    key = ("engine", "batch")
-    saved({"engine": "cuda", "batch": 8, "s": 1}, {"engine": "cuda", "batch": 64, "s": 2}, key=key)
-    found = saved({"engine": "cuda", "batch": 8, "s": 3}, key=key)
-    assert [(r["batch"], r["s"]) for r in found] == [("8", "3"), ("64", "2")]
-
-
-def test_a_row_names_the_versions_of_all_contenders(measuring, monkeypatch):
-    gpu = measuring("gpu")
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
-    found = gpu.measure.versions(gpu.PACKAGES)
-    for name in ("torch", "triton", "flash-kmeans", "cuvs-cu13"):
-        assert f"{name} 1" in found

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,8 +16,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-
-from vqvae2_fast.sampling.engines.cuda import PRECISIONS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -212,38 +209,6 @@ def test_the_page_has_claims_expected_and_measured(undisturbed):
     assert page in output
 
 
-def test_what_has_no_figure_is_not_measured(undisturbed):
-    page = undisturbed[2]["summary.md"]
-    images = claim(page, "50,000 images, batch 64, engine `cuda` (float32)")
-    assert images[1:4] == ["13 min", "not measured", ""]
-
-
-def test_bfloat16_has_a_claim(undisturbed):
-    images = claim(
-        undisturbed[2]["summary.md"], "50,000 images, batch 64, engine `cuda_bfloat16` (bfloat16)"
-    )
-    assert images[1:3] == ["6.5 min", "not measured"]
-
-
-def test_every_precision_of_the_sampler_is_measured_for_its_claim(undisturbed):
-    call = undisturbed[2]["claims-sampler.log"]
-    (engines,) = re.findall(r"--engines ([\w ]+) --", call)
-    assert engines.split() == list(PRECISIONS)
-
-
-def test_figures_come_before_tests(undisturbed):
-    parts = [line.split("\t")[0] for line in undisturbed[2]["parts.tsv"].splitlines()]
-    assert parts.index("operators") < parts.index("tests") < parts.index("memcheck")
-
-
-def test_the_samplers_tests_come_before_those_that_compile_for_minutes(undisturbed):
-    files = undisturbed[2]
-    parts = [line.split("\t")[0] for line in files["parts.tsv"].splitlines()]
-    assert parts.index("tests-sampling") < parts.index("tests")
-    assert files["tests-sampling.log"].endswith("-q -m cuda tests/sampling\n")
-    assert files["tests.log"].endswith("-q -m cuda --ignore tests/sampling\n")
-
-
 def memcheck_that_is_stopped(machine, *lines):
     """What the page and the log say of a sanitizer that prints these lines and does not end."""
     text = "".join(f"========= {line}\n" for line in ("COMPUTE-SANITIZER", *lines))
@@ -266,58 +231,11 @@ def test_errors_of_a_memcheck_that_is_stopped_count(machine):
     )
 
 
-def test_a_memcheck_that_is_stopped_before_any_error_passes(machine):
-    end = ("Error: process didn't terminate successfully", "Target application returned an error")
-    result, log = memcheck_that_is_stopped(machine, *end, "ERROR SUMMARY: 0 errors")
-    assert result == "passed"
-    assert log.endswith("compute-sanitizer: no error in 1 s, stopped there\n")
-
-
 def test_the_models_constants_are_fitted_to_this_card(undisturbed):
     page = undisturbed[2]["summary.md"]
     assert "NVIDIA H100 80GB HBM3, as h100: 1 stages" in page
     (telling,) = [line.split() for line in page.splitlines() if line.startswith("kTelling")]
     assert telling[1:] == ["4e-07", "5e-07"]
-
-
-def test_stage_times_are_in_the_archive(undisturbed):
-    assert json.loads(undisturbed[2]["stage_times.json"]) == STAGE_TIMES
-
-
-def test_stage_times_come_after_the_tables(undisturbed):
-    parts = [line.split("\t")[0] for line in undisturbed[2]["parts.tsv"].splitlines()]
-    assert parts.index("operators") < parts.index("stage-times") < parts.index("tests")
-
-
-def test_stage_times_are_those_of_the_library_that_was_built(undisturbed):
-    call = undisturbed[2]["stage-times.log"]
-    assert "libstage_times.so --card h100 --batches 1 8 64" in call
-
-
-def test_without_a_library_no_stage_times_are_taken(machine):
-    machine.plan("library.fails")
-    code, output = machine.run("--seconds", "60")
-    page = machine.archive()["summary.md"]
-    assert code == 1
-    assert output.splitlines()[-1] == "failed: stage-times-library"
-    assert "stage-times |" not in page
-    assert result_of(page, "environment") == "passed"
-
-
-def test_stage_times_that_fail_leave_the_page(machine):
-    machine.plan("stage_times.fails")
-    (machine.fakes / "stage_times.json").unlink()
-    machine.run("--seconds", "60")
-    page = machine.archive()["summary.md"]
-    assert result_of(page, "stage-times") == "failed, exit code 7"
-    assert "Constants of the sampler's model" not in page
-    assert result_of(page, "environment") == "passed"
-
-
-def test_the_installed_package_is_used_and_named(undisturbed):
-    _, output, files = undisturbed
-    assert "=== build" not in output
-    assert "Package, installed before: vqvae2_fast 1.2.3 in /site." in files["summary.md"]
 
 
 def test_a_part_that_fails_does_not_end_it(machine):
@@ -352,23 +270,6 @@ def test_a_signal_leaves_an_archive(machine):
     page = machine.archive()["summary.md"]
     assert result_of(page, "claims-sampler").startswith("cut after ")
     assert result_of(page, "claims-operators") == "left out, the time is over"
-
-
-@pytest.mark.parametrize(
-    ("options", "got"),
-    [
-        pytest.param(["--wheel", "no.whl"], "got 'no.whl' and '600'", id="no such wheel"),
-        pytest.param(["--wheel"], "got 'nothing' and '600'", id="no wheel"),
-        pytest.param(["--seconds", "ten"], "got '' and 'ten'", id="no number"),
-        pytest.param(["--memcheck-seconds"], "got ''", id="no number for the memcheck"),
-        pytest.param(["--tree"], "got --tree", id="no such option"),
-    ],
-)
-def test_a_wrong_option_is_refused(machine, options, got):
-    code, output = machine.run(*options)
-    assert code == 2
-    assert output.startswith("gpu.sh: expected")
-    assert got in output
 
 
 def test_a_wheel_is_installed_and_named(machine, tmp_path):

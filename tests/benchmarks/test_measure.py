@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 
 
@@ -63,21 +61,6 @@ def test_each_contender_has_the_seconds_of_its_own_turns(measure):
     assert times == {"slowing": [3, 4, 5], "steady": [0.5, 0.5, 0.5]}
 
 
-def test_garbage_is_not_collected_during_a_turn(measure):
-    """But it is again afterwards."""
-    enabled = []
-    measure.interleave({"ours": lambda: enabled.append(gc.isenabled())}, 2, lambda: 0.0)
-    assert enabled[2:] == [False, False]
-    assert gc.isenabled()
-
-
-def test_a_contender_that_fails_leaves_the_collection_of_garbage_on(measure):
-    calls = iter([None, None])
-    with pytest.raises(StopIteration):
-        measure.interleave({"ours": lambda: next(calls)}, 1, lambda: 0.0)
-    assert gc.isenabled()
-
-
 def test_a_ratio_is_of_medians_and_its_spread_is_within_rounds(measure):
     slower, faster = [2.0, 8.0, 30.0, 4.0, 5.0, 7.0], [1.0, 2.0, 5.0, 0.5, 1.0, 1.0]
     middle, low, high = measure.ratio(slower, faster)
@@ -107,12 +90,6 @@ def test_a_row_has_the_median_and_the_20th_and_80th_percentile_in_ms(row_of):
     row = row_of([0.006, 0.001, 0.002, 0.003, 0.050, 0.004])
     assert (row.median_ms, row.p20_ms, row.p80_ms) == pytest.approx((3.5, 2.0, 6.0))
     assert row.rounds == 6
-
-
-def test_a_row_has_the_rates_of_its_median_and_of_the_ceilings(row_of):
-    row = row_of([0.4, 0.5, 2.0], flops=20 * 10**9, traffic=4 * 10**9)
-    assert (row.gflop_per_s, row.gb_per_s) == pytest.approx((40, 8))
-    assert (row.matmul_gflop_per_s, row.copy_gb_per_s) == pytest.approx((100, 10))
 
 
 def test_a_product_and_a_copy_of_a_second_have_their_sizes_as_rates(measure):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,14 +45,6 @@ def test_what_would_have_no_effect_is_refused(run, capsys, name, line, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_contender_that_no_workload_has_is_named(measuring, run, monkeypatch):
-    compare = measuring("compare")
-    monkeypatch.setattr(compare, "compare", lambda *arguments: [])
-    monkeypatch.setattr(compare, "conformance", SimpleNamespace(red=lambda operators: []))
-    with pytest.raises(SystemExit, match="--against: none of these workloads has fais"):
-        run("compare", "ema --against reference fais")
-
-
 def test_a_process_that_fails_ends_the_others(measuring, monkeypatch, tmp_path):
     processes, fake = measuring("training_processes"), tmp_path / "fake.py"
     fake.write_text(
@@ -65,15 +56,6 @@ def test_a_process_that_fails_ends_the_others(measuring, monkeypatch, tmp_path):
     monkeypatch.setattr(processes, "__file__", str(fake))
     with pytest.raises(SystemExit, match="process 1 of 2 failed with exit code 1; its message is"):
         processes.measured(2, 32, 5)
-
-
-def test_rows_that_are_rounded_up_to_blocks_are_told(run, measuring, monkeypatch, capsys):
-    exactness = measuring("exactness")
-    monkeypatch.setattr(exactness, "CHUNK", 8)
-    with pytest.raises(SystemExit, match="False"):  # no pick is wrong
-        run("exactness", "--rows 100 --levels scalar")
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("scalar: 0 wrong picks in 160 rows (--rows 100 in whole blocks), ")
 
 
 def test_a_quantiser_is_trained_again_for_other_steps(measuring, run, monkeypatch, tmp_path):
@@ -92,45 +74,8 @@ def test_a_quantiser_is_trained_again_for_other_steps(measuring, run, monkeypatc
     assert steps == [5, 7]
 
 
-def test_steps_of_quantisers_say_what_they_were_measured_on(measuring, run, monkeypatch, capsys):
-    pytest.importorskip("vector_quantize_pytorch")
-    script = measuring("quantizer_steps")
-    case = ("FSQ", {"levels": [8, 5, 5, 5]}, (1, 4, 4))
-    monkeypatch.setattr(script, "CASES", {"FSQ": case})
-    monkeypatch.setattr(script.measure, "SHORTEST", 0)
-    monkeypatch.setattr(script.measure, "SETTLE", 0)
-    run("quantizer_steps", "--rounds 2")
-    machine, *lines = capsys.readouterr().out.splitlines()
-    for part in ("cores", "commit", "vector-quantize-pytorch", "torch", "2 rounds"):
-        assert part in machine
-    assert len(lines) == 2
-    assert all(line.endswith(")") for line in lines)  # the spread of the ratio
-
-
 @pytest.mark.parametrize("name", ["report", "results_page"])
 def test_a_script_that_is_asked_for_help_only_helps(run, capsys, name):
     with pytest.raises(SystemExit, match="0"):
         run(name, "--help")
     assert f"python benchmarks/{name}.py" in capsys.readouterr().out
-
-
-def test_a_package_that_is_missing_says_how_to_install_it(measuring):
-    with pytest.raises(SystemExit, match=r"no_such is not installed: `pip install '\.\[bench\]'`"):
-        measuring("shared.measure").needed("no_such")
-
-
-def test_the_stores_are_made_in_a_new_folder(run, tmp_path):
-    pytest.importorskip("lmdb")
-    run("code_store", f"--records 100 --rounds 1 --folder {tmp_path / 'new'}")
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_one_round_has_a_spread_of_nothing(measuring):
-    pytest.importorskip("httpx")
-    assert measuring("serve_latency").described([0.002]).split() == [
-        "2.0",
-        "ms",
-        "(2.0",
-        "to",
-        "2.0)",
-    ]

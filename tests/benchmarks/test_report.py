@@ -75,12 +75,6 @@ def test_a_later_row_replaces_one_of_its_conditions(pictures):
     assert bars_of(drawn["a-1-thread-wall-clock-times"]) == [5]
 
 
-def test_a_gpu_has_one_picture_of_a_kind(pictures):
-    drawn = pictures({"threads": "1", "clock": "device", "device": "A card"})
-    assert set(drawn) == {"a-times", "a-roofline"}
-    assert title_of(drawn["a-times"]).startswith("A card, commit aaaaaaa, 2026-01-01\n")
-
-
 def test_a_caption_is_true_of_every_row(pictures):
     drawn = pictures(
         {},
@@ -109,15 +103,3 @@ def test_a_roofline_joins_each_point_to_the_ceiling_of_its_own_row(pictures):
         assert joined in lines
     label = axis.get_legend().get_texts()[0].get_text()
     assert label == "float32 product 300 to 400 GFLOP/s, copy 10 to 20 GB/s"
-
-
-def test_a_roofline_is_of_the_rows_that_it_shows(pictures):
-    """Neither a call's ceiling nor the commit of a training step belongs to it."""
-    drawn = pictures(
-        {},
-        {"mode": "call_nearest_code", "matmul_gflop_per_s": "100"},
-        {"mode": "port_top", "gb_per_s": "0", "commit": "bbbbbbb"},
-    )
-    figure = drawn["a-2-threads-wall-clock-roofline"]
-    assert "commit aaaaaaa, " in title_of(figure)
-    assert "product 400 GFLOP/s" in figure.axes[0].get_legend().get_texts()[0].get_text()

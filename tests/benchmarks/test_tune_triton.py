@@ -69,17 +69,6 @@ def test_one_with_another_result_does_not_become_the_row(card, capsys, result, r
     assert ("another result than the row in use" in capsys.readouterr().out) == (row == START)
 
 
-def test_candidates_load_no_more_at_a_time_than_a_loop_takes(measuring):
-    row = {"EXACT_D": 16, "LOOP_D": 16, "CHUNK_D": 32}
-    found = [(c["EXACT_D"], c["LOOP_D"]) for c in measuring("tune_triton").neighbours(row)]
-    assert found == [(8, 8), (8, 16), (8, 32), (16, 16), (16, 32), (32, 32)]
-
-
-def test_a_card_that_slows_down_slows_all_alike(card):
-    card.cost = lambda config, calls: (0.95 if config == OTHER else 1.0) * (1 + calls / 500)
-    assert card.tune() == OTHER
-
-
 def test_one_that_is_faster_in_few_rounds_does_not_replace_the_row(card):
     runs = iter([1.0, 1.0, 1.0, *[0.9, 1.2] * 3, 0.9])  # before the rounds it runs three times
 

@@ -76,11 +76,6 @@ def test_the_pytest_suite_has_every_contender_without_making_inputs(
     assert {("residual", "loop"), ("step", "lean_compiled")} < pairs
 
 
-def test_the_owner_of_every_workload_is_known(small, measuring):
-    owner_of = measuring("compare").owner_of
-    assert {owner_of(workload) for workload in small.values()} == {f"cpu:{ops.simd_level()}"}
-
-
 @pytest.fixture
 def step():
     """Vectors, codes and a gradient: what a training step takes."""

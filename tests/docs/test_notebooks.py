@@ -23,7 +23,6 @@ SHORT = {
     "your_own_images": {"FOLDER": "images", "SHARE": 0.002},
     "quantizer_in_your_model": {"STEPS": 5, "BACKEND": "eager"},
 }
-LARGEST = 300_000  # bytes
 
 
 def read(path: Path):
@@ -125,14 +124,6 @@ def test_the_outputs_kept_are_those_of_the_preset_as_it_is():
     training = preset("emoji32").training
     steps = [str(config.steps) for config in (training.vqvae, *training.priors)]
     assert re.findall(r"^train .*?  (\d+)/\1  took", shown, re.MULTILINE) == steps
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_small_and_names_no_machine(path):
-    text = path.read_text(encoding="utf-8")
-    assert len(text) < LARGEST
-    assert re.findall(r"/(?:home|tmp|root|Users)/", text) == []
-    assert [cell for cell in code_cells(read(path)) if "execution" in cell.metadata] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -61,12 +61,6 @@ def test_finished_parts_are_not_made_again(make, tmp_path):
     assert make() == ["prior_top"]
 
 
-def test_runs_may_be_moved(make, tmp_path):
-    make()
-    (tmp_path / "runs").rename(tmp_path / "moved")
-    assert make(runs=tmp_path / "moved") == []
-
-
 def test_parts_of_other_images_are_refused(make, tmp_path):
     make()
     with pytest.raises(SystemExit, match=f"--data photos: {tmp_path / 'runs' / 'vqvae'}, .*Delete"):
@@ -79,11 +73,3 @@ def test_a_part_of_other_options_is_refused_with_those_made_from_it(make, tmp_pa
         make(extract="--flip --copies 2")
     folders = ", ".join(str(tmp_path / "runs" / part) for part in PARTS[1:])
     assert f"--data emoji: {folders}. " in str(error.value)
-
-
-def test_a_part_without_a_record_is_taken_as_it_is(make, tmp_path, capsys):
-    make()
-    codes = tmp_path / "runs" / "codes"
-    (codes / "made_by.json").unlink()
-    assert make() == []
-    assert f"{codes} has no made_by.json: taken as made by" in capsys.readouterr().out

@@ -69,6 +69,12 @@ def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
     assert json.loads((out / "metrics.json").read_text())["held_out"] == before
 
 
+def test_a_number_of_steps_is_no_scale_of_the_demo(tmp_path, error_of):
+    message = error_of(["demo", "--out", str(tmp_path / "demo"), "--scale", "500"])
+    assert "--scale: expected a factor above 0 and up to 20, got 500" in message
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.parametrize("part", ["vqvae", "prior_bottom"])
 def test_a_stopped_demo_says_how_to_continue_and_continues(tmp_path, monkeypatch, capsys, part):
     make = recipe.vqvae_stage if part == "vqvae" else recipe.prior_stage

@@ -121,6 +121,11 @@ def test_requests_that_make_no_sense_are_refused(place, tmp_path, capsys, argume
     assert not (tmp_path / "out").exists()
 
 
+def test_a_rule_without_a_classifier_is_refused(place, capsys):
+    assert main(["sample", "--pipeline", str(place / "pipeline"), "--threshold", "0.5"]) == 2
+    assert "for --best or --threshold to judge by" in capsys.readouterr().err
+
+
 def test_train_classifier_leaves_one_that_judges(tmp_path, images, run):
     line = f"train-classifier --data {images} --image-size 8 8 --steps 2 --quiet"
     line += f" --out {tmp_path}/run"

@@ -87,3 +87,8 @@ def test_sim_vq_returns_the_dtype_of_its_input(name, rotates):
     several = {"num_quantizers": 2} if name == "ResidualSimVQ" else {}
     module = getattr(lucidrains, name)(dim=8, codebook_size=12, rotation_trick=rotates, **several)
     assert module(torch.randn(2, 5, 8).bfloat16())[0].dtype == torch.bfloat16
+
+
+def test_another_eps_of_the_bound_is_refused():
+    with pytest.raises(ValueError, match="expected eps=0.001, which is fixed, got 0.01"):
+        lucidrains.FSQ([8, 5, 4]).bound(torch.zeros(2, 3), 1e-2)

@@ -181,6 +181,11 @@ def test_quantisers_that_the_port_lacks_are_named(quantizer):
         from_native(VQVAE2(config))
 
 
+def test_a_condition_without_a_stack_is_refused():
+    with pytest.raises(ValueError, match="no conditioning stack"):
+        to_native(port_prior("attention", cond_res_channel=8))
+
+
 def test_models_load_from_files_without_their_arguments(tmp_path):
     vqvae, prior = port_vqvae(), port_prior("plain")
     torch.save(vqvae.state_dict(), tmp_path / "vqvae.pt")

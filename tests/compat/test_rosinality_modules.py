@@ -269,6 +269,7 @@ CONDITIONED = {"n_cond_res_block": 1, "cond_res_channel": 8}
         (lambda: PixelSNAIL([6, 4], 10, 16, 4, 1, 1, 8), "odd kernel_size >= 3, got 4"),
         (lambda: PixelSNAIL([6, 4], 10, 24, 3, 1, 1, 8), "multiple of 16 with attention"),
         (lambda: CondResNet(4, 6, 4, 1), "odd kernel_size, got 4"),
+        (lambda: CausalAttention(5, 6, 18, n_head=4), "multiple of n_head=4, got 18"),
         (lambda: GatedResBlock(4, 6, 3, conv="conv2d"), "got 'conv2d'"),
         (lambda: CausalConv2d(3, 4, 3, padding="same"), "got 'same'"),
     ],

@@ -141,3 +141,10 @@ def test_images_that_cannot_tell_are_refused(tmp_path, images, error, message):
     torch.save(vqvae().state_dict(), tmp_path / "vqvae.pt")
     with pytest.raises(error, match=message):
         load_vqvae(tmp_path / "vqvae.pt", images=images)
+
+
+def test_flags_are_true_or_false(tmp_path):
+    with pytest.raises(TypeError, match="rectified_skip to be True or False, got 'no'"):
+        load_vqvae(tmp_path / "vqvae.pt", rectified_skip="no")
+    with pytest.raises(TypeError, match="activated_skip to be True or False, got 'no'"):
+        load_pixelsnail(tmp_path / "prior.pt", activated_skip="no")

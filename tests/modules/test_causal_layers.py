@@ -170,3 +170,8 @@ def test_sees_only_codes_before_the_position():
         same = (stem(changed).flatten(2) == before).all(dim=(0, 1))
         assert same[: position + 1].all()
         assert position == 19 or not same.all()
+
+
+def test_kernel_without_taps_is_an_error():
+    with pytest.raises(ValueError, match="expected kernel_size >= 2, got 1"):
+        CausalStem(7, 6, 1)

@@ -89,3 +89,8 @@ def test_engines_draw_what_the_prior_says_of_a_part(engine):
 def test_a_negative_label_is_refused_and_no_part():
     with pytest.raises(ValueError, match="labels in 0..18, got values in -1"):
         sample_levels(pipeline_of(**KIND), 1, labels=torch.tensor([-1]))
+
+
+def test_levels_with_different_parts_are_no_pipeline():
+    with pytest.raises(ValueError, match=r"\(num_subclasses\) or none, got 4 and 5"):
+        pipeline_of(num_classes=CLASSES, num_subclasses=4)

@@ -213,3 +213,9 @@ def test_a_prior_that_is_not_float32_is_not_calibrated():
     prior = tiny_prior().double()
     with pytest.raises(ValueError, match="expected a prior with float32 weights"):
         calibrate(prior, [(prior_inputs(prior, 2)["codes"], None, None)])
+
+
+@pytest.mark.parametrize("margin", [0.5, float("nan"), float("inf")])
+def test_a_margin_below_one_or_infinite_is_refused(margin):
+    with pytest.raises(ValueError, match="expected margin to be None or a finite number"):
+        calibrate(tiny_prior(), [], margin=margin)

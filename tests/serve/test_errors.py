@@ -43,6 +43,7 @@ from vqvae2_fast.serve.app import create_app
         ("decode", {"vq2": "AAAA"}, 400, "vq2", "VQ2C"),
         ("decode", {"vq2": "?"}, 422, "vq2", "base64"),
         ("complete", {"keep": 0.5}, 422, "source", "this field"),
+        ("complete", {"source": {}}, 422, "source", "either an image or its codes"),
         ("complete", {"source": {"image": "AAAA"}}, 400, "source.image", "an image"),
         ("fill", {"source": {"codes": []}}, 422, "mask", "either mask or code_masks"),
         ("cross", {"sources": []}, 422, "sources", "2 maps"),

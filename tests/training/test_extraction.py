@@ -317,3 +317,10 @@ def test_large_images_are_encoded_in_smaller_batches(tmp_path, monkeypatch):
     extract_codes(model(), images(), tmp_path, shard_records=5)
     # Whole batches, although a shard ends within one.
     assert set(sizes) == {3, COUNT % 3}
+
+
+def test_settings_of_another_set_are_refused(tmp_path):
+    store = extract_codes(model(), images(), tmp_path)
+    (tmp_path / "extraction.json").write_text('{"flip": true}')
+    with pytest.raises(ValueError, match="expected 2 times as many records as images"):
+        extraction.variants_of(store)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vqvae2_fast import ops
 from vqvae2_fast.modules import averages, host
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
@@ -376,3 +377,20 @@ def test_training_with_another_codebook_than_float32_is_an_error(dtype: torch.dt
     quantizer = VectorQuantizerEMA(K, D, init="normal").to(dtype)
     with pytest.raises(TypeError, match="expected a float32 codebook in training, got"):
         quantizer(torch.randn(4, D).to(dtype))
+
+
+def test_autocast_is_off_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for name in ("vector_quantize", "nearest_code"):
+        inner = getattr(ops, name)
+
+        def spy(*args, inner=inner):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return inner(*args)
+
+        monkeypatch.setattr(ops, name, spy)
+    quantizer = VectorQuantizerEMA(K, D)
+    with torch.autocast("cpu", torch.bfloat16):
+        quantizer(torch.randn(40, D))
+        quantizer.encode(torch.randn(40, D))
+    assert seen and not any(seen)

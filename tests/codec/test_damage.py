@@ -129,11 +129,6 @@ def test_more_images_than_the_caller_takes() -> None:
         codec.decode_codes(PIPELINE, DATA, max_images=3)
 
 
-def test_a_single_image_is_named_as_one() -> None:
-    with pytest.raises(ValueError, match="at most 1 image or tile, the file has at least 4;"):
-        codec.describe(DATA, max_images=1)
-
-
 def test_too_many_images_are_refused_before_they_are_read(monkeypatch) -> None:
     monkeypatch.setattr(bitstream, "_read_payloads", lambda *_: pytest.fail("was read"))
     with pytest.raises(ValueError, match="at most 3 images"):

@@ -39,14 +39,6 @@ def test_a_large_read_costs_what_the_file_has(file):
     assert peak < 2**22
 
 
-def test_a_large_bound_costs_a_small_file_nothing(file):
-    tracemalloc.start()
-    assert read_untrusted(file, 2**30) == b"content"
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 2**22
-
-
 @unix
 def test_a_file_that_lies_about_its_size_is_bounded():
     # Its status says that it has no bytes.

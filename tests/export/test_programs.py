@@ -13,7 +13,7 @@ from helpers.models import SMALL_VQVAE
 from vqvae2_fast import VQVAE2, from_preset
 from vqvae2_fast.data import load_emoji, to_float
 from vqvae2_fast.export import PARTS, export_program, save_onnx, save_program
-from vqvae2_fast.export.programs import _scalar_quantize
+from vqvae2_fast.ops.scalar_quantize.op import scalar_quantize_exported
 from vqvae2_fast.ops.scalar_quantize.op import scalar_quantize_reference
 
 QUANTIZERS = ("lfq", "fsq:4,4", "residual:4,4", "residual:2,8")  # of 16 codes each

@@ -2,11 +2,6 @@
 
 Priors are not exported: what makes sampling fast is the state that the engines keep between codes,
 and a program without it would run the whole network for every code.
-
-`decompositions` are this package's operators in terms of PyTorch's, for runtimes without ours. The
-references define an operator to the bit and in bounded memory, with loops and writes in place that
-an exported program cannot hold. Where they do, a shorter form stands here. Its sums are rounded in
-another order, so a code may differ where two distances agree up to rounding.
 """
 
 from __future__ import annotations
@@ -28,57 +23,18 @@ from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.contexts import evaluating
 from vqvae2_fast.ops._registry import OPERATORS
-from vqvae2_fast.ops.scalar_quantize.op import column_of, places_of
 from vqvae2_fast.sampling import Pipeline
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-__all__ = ["PARTS", "decompositions", "export_program", "save_onnx", "save_program"]
-
-
-def _nearest_code(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    # Half precision would round away the difference between most codes; the vectors and the codes
-    # of a residual quantiser can have different dtypes.
-    dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
-    z, codebook = z.to(dtype), codebook.to(dtype)
-    # ‖z − e‖² less ‖z‖², which is the same for all codes.
-    distances = codebook.square().sum(1) - 2 * (z @ codebook.T)  # [N, K]
-    # A code that is NaN fills up a smaller codebook; argmin would take it.
-    indices = distances.where(~distances.isnan(), torch.inf).argmin(dim=1)
-    return indices, (z - codebook[indices]).square().sum(1).float()
-
-
-def _scalar_quantize(
-    z: Tensor,
-    levels: Sequence[int],
-    symmetric: bool = False,
-    hard: bool = False,
-    int32: bool = False,
-) -> tuple[Tensor, Tensor]:
-    # bfloat16 has not even the whole numbers of a large grid.
-    wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    # Number by number, so that constants are numbers: a program cannot make tensors of them.
-    values, indices = [], torch.zeros_like(z[:, 0], dtype=torch.int64)
-    for number, size, place in zip(wide.unbind(1), levels, places_of(levels), strict=True):
-        grid = column_of(size, symmetric, hard)
-        shifted = number + grid.shift
-        exact = (shifted.clamp(-1, 1) if hard else shifted.tanh()) * grid.half + grid.offset
-        rounded = (exact.floor() if symmetric else exact.round()).clamp(grid.least, grid.most)
-        values.append(rounded / grid.width - 1 if symmetric else rounded / grid.width)
-        indices = indices + (rounded - grid.least).to(torch.int64) * place
-    return torch.stack(values, 1).to(z.dtype), indices.to(torch.int32) if int32 else indices
+__all__ = ["PARTS", "decompositions", "export_program", "quantizer", "save_onnx", "save_program"]
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """The table for `ExportedProgram.run_decompositions`."""
-    forms: dict[Any, Callable[..., Any]] = {
-        operator.overload: operator.reference for operator in OPERATORS.values()
-    }
-    forms[OPERATORS["nearest_code"].overload] = _nearest_code
-    forms[OPERATORS["scalar_quantize"].overload] = _scalar_quantize
-    return forms
+    """This package's operators in terms of PyTorch's, for `ExportedProgram.run_decompositions`."""
+    return {operator.overload: operator.exported for operator in OPERATORS.values()}
 
 
 class _Part(nn.Module):
@@ -157,6 +113,68 @@ def export_program(
         return program.run_decompositions(decompositions() if aten else {})
 
 
+class _Quantizer(nn.Module):
+    """What a quantiser gives besides losses."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, z: Tensor) -> Any:
+        result = self.module(z)
+        return result if isinstance(result, Tensor) else tuple(result[:2])
+
+
+class _Lookup(nn.Module):
+    """A quantiser's own way from codes to vectors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        names = ("lookup", "get_output_from_indices", "indices_to_codes")
+        self.name = next((name for name in names if hasattr(module, name)), "")
+        if not self.name:
+            raise TypeError(
+                f"expected a quantiser whose codes lead back to vectors, got "
+                f"{type(module).__name__}. Export part='encoder'."
+            )
+
+    def forward(self, indices: Tensor) -> Tensor:
+        vectors: Tensor = getattr(self.module, self.name)(indices)
+        return vectors
+
+
+_QUANTIZER_PARTS = {"encoder": _Quantizer, "decoder": _Lookup}
+
+
+def quantizer(module: nn.Module, z: Tensor, part: str = "encoder") -> ExportedProgram:
+    """A quantiser as a program of PyTorch's own operators, for inputs of any batch and length.
+
+    Args:
+        module: A quantiser of `vqvae2_fast`, or of its drop-in for vector-quantize-pytorch, as it
+            evaluates.
+        z: An example of its input. The program takes the same number of dimensions, of any size
+            where the quantiser does.
+        part: `encoder`: z -> z_q and indices, or only the labels of a module that returns no more.
+            `decoder`: indices -> z_q; the program does not check them.
+
+    Raises:
+        ValueError: No such part.
+        TypeError: Codes of the module do not lead back to vectors.
+    """
+    if part not in _QUANTIZER_PARTS:
+        raise ValueError(f"expected part {', '.join(_QUANTIZER_PARTS)}, got {part!r}.")
+    exported = _QUANTIZER_PARTS[part](module)
+    # A program for a batch of one would hold that number.
+    x = z.new_zeros(max(2, len(z)), *z.shape[1:])
+    with evaluating(module), torch.no_grad(), _without_its_own_warnings():
+        if part == "decoder":
+            x = module(x)[1]
+        sizes = dict.fromkeys(range(x.dim()), Dim.AUTO)
+        program = export(exported, (x,), dynamic_shapes=(sizes,))
+        return program.run_decompositions(decompositions())
+
+
 @contextmanager
 def _without_its_own_warnings() -> Iterator[None]:
     """PyTorch warns of a name that it uses itself."""
@@ -177,15 +195,15 @@ def save_program(program: ExportedProgram, path: str | os.PathLike[str]) -> None
 
 
 def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
-    """Write a program of PyTorch's own operators as an ONNX file. Needs `vqvae2_fast[export]`.
+    """Write a program as an ONNX file. Needs `vqvae2_fast[export]`.
 
     Inputs and outputs are named `images` and, coarse to fine, `codes_0`, `codes_1` and so on; what
-    an autoencoder gives is named `reconstructions`.
+    an autoencoder gives is named `reconstructions`. Those of a quantiser are `z`, `z_q` and
+    `indices`.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        ValueError: The program was exported with `aten=False`, or of a model without values, on
-            the meta device.
+        ValueError: The program was exported of a model without values, on the meta device.
         TypeError: The weights are bfloat16.
         OSError: The file cannot be written.
     """
@@ -195,9 +213,6 @@ def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
         raise ImportError(
             f"{error.name} is not installed; run `pip install 'vqvae2_fast[export]'`."
         ) from error
-    targets = {str(node.target) for node in program.graph.nodes}
-    if own := sorted(name for name in targets if name.startswith("vqvae2_fast.")):
-        raise ValueError(f"ONNX has no operator {own[0]}; export the program with aten=True.")
     weights = program.state_dict.values()
     if any(weight.is_meta for weight in weights):
         raise ValueError(
@@ -221,8 +236,12 @@ def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
         registry.setLevel(level)
     assert model is not None
     graph = model.model.graph
-    codes = graph.outputs[0].dtype is not None and graph.outputs[0].dtype.is_integer()
-    image = "reconstructions" if graph.inputs[0].name == "images" else "images"
+    source = graph.inputs[0].name
+    image = "reconstructions" if source == "images" else "images"
     for number, output in enumerate(graph.outputs):
-        output.name = f"codes_{number}" if codes else image
+        codes = output.dtype is not None and output.dtype.is_integer()
+        if source in ("z", "indices"):
+            output.name = "indices" if codes else "z_q"
+        else:
+            output.name = f"codes_{number}" if codes else image
     write_file(Path(path), model.model_proto.SerializeToString())

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._decomp import decomposition_table, meta_table
 from torch.autograd import forward_ad
 
 from vqvae2_fast.ops import _native
@@ -66,6 +67,8 @@ class Operator:
         is_gradient: The operator is called by another one's backward.
         private: Only this package calls it, and the caller checks the arguments.
         overload: What `torch.ops` gives for the name.
+        exported: What the operator is in programs for other runtimes: the reference, or a shorter
+            form where that has loops or writes that such a program cannot hold.
 
     `choose` takes the operator's arguments, of which the first is a tensor, and says who computes
     the call: None for the owner's kernel, `BY_DESIGN`, or the reason why the owner's kernel does
@@ -84,6 +87,7 @@ class Operator:
     is_gradient: bool
     private: bool
     overload: Any
+    exported: Callable[..., Any]
 
     def __post_init__(self) -> None:
         self.choose = _chooser(self)
@@ -175,6 +179,7 @@ def register(
     owners: dict[str, str] | None = None,
     why_not: Callable[..., str | None] = _takes_everything,
     kernel: Callable[..., Any] | None = None,
+    exported: Callable[..., Any] | None = None,
     gradient: tuple[Callable[..., None], Callable[..., Any]] | None = None,
     is_gradient: bool = False,
     private: bool = False,
@@ -225,7 +230,13 @@ def register(
         is_gradient=is_gradient,
         private=private or is_gradient,
         overload=overload,
+        exported=exported or reference,
     )
+    if fake is not None:
+        # `torch.onnx.export` takes operators apart by the first table. Without an entry in the
+        # second, tracers would do so too wherever a size is open.
+        decomposition_table[overload] = operator.exported
+        meta_table[overload] = fake
     return operator
 
 

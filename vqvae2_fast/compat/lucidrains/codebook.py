@@ -496,6 +496,8 @@ class Codebook(nn.Module):
 
     def start(self, x: Tensor, mask: Tensor | None) -> None:
         """Start by k-means on x `[h, N, D]`, unless the codebook has started."""
+        if torch.compiler.is_exporting() and not self.training:
+            return  # a program for other runtimes quantises by the codes that it was exported with
         self._phase.look_at(self.initted)
         lucidrains_start_(
             x,

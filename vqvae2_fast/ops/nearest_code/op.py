@@ -27,6 +27,7 @@ __all__ = [
     "NEAREST_CODE",
     "for_each_head",
     "nearest_code",
+    "nearest_code_exported",
     "nearest_code_reference",
     "squared_distances",
     "why_not",
@@ -71,6 +72,20 @@ def nearest_code_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]
     return indices, sqdist
 
 
+def nearest_code_exported(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference for runtimes without loops over pieces. Its sums are rounded in another order,
+    so a code may differ where two distances agree up to rounding."""
+    # Half precision would round away the difference between most codes; the vectors and the codes
+    # of a residual quantiser can have different dtypes.
+    dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
+    z, codebook = z.to(dtype), codebook.to(dtype)
+    # ‖z − e‖² less ‖z‖², which is the same for all codes.
+    distances = codebook.square().sum(1) - 2 * (z @ codebook.T)  # [N, K]
+    # A code that is NaN fills up a smaller codebook; argmin would take it.
+    indices = distances.where(~distances.isnan(), torch.inf).argmin(dim=1)
+    return indices, (z - codebook[indices]).square().sum(1).float()
+
+
 def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return (
         z.new_empty(z.shape[:1], dtype=torch.int64),
@@ -91,6 +106,7 @@ NEAREST_CODE = register(
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},
     why_not=why_not,
+    exported=nearest_code_exported,
 )
 # The overload without its Python method, which takes a twelfth of a small call. Tracers need the
 # method.

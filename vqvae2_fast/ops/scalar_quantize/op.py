@@ -25,6 +25,7 @@ __all__ = [
     "places_of",
     "scalar_quantize",
     "scalar_quantize_backward_reference",
+    "scalar_quantize_exported",
     "scalar_quantize_reference",
 ]
 
@@ -102,6 +103,26 @@ def scalar_quantize_reference(
     return values, indices.to(torch.int32) if int32 else indices
 
 
+def scalar_quantize_exported(
+    z: Tensor,
+    levels: Sequence[int],
+    symmetric: bool = False,
+    hard: bool = False,
+    int32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The reference number by number, so that its constants are numbers: a program for other
+    runtimes cannot make tensors of them."""
+    values, indices = [], torch.zeros_like(z[:, 0], dtype=torch.int64)
+    for number, size, place in zip(_wide(z).unbind(1), levels, places_of(levels), strict=True):
+        grid = column_of(size, symmetric, hard)
+        shifted = number + grid.shift
+        exact = (shifted.clamp(-1, 1) if hard else shifted.tanh()) * grid.half + grid.offset
+        rounded = (exact.floor() if symmetric else exact.round()).clamp(grid.least, grid.most)
+        values.append(rounded / grid.width - 1 if symmetric else rounded / grid.width)
+        indices = indices + (rounded - grid.least).to(torch.int64) * place
+    return torch.stack(values, 1).to(z.dtype), indices.to(torch.int32) if int32 else indices
+
+
 def scalar_quantize_backward_reference(
     dvalues: Tensor, z: Tensor, levels: Sequence[int], symmetric: bool = False, hard: bool = False
 ) -> Tensor:
@@ -177,6 +198,7 @@ SCALAR_QUANTIZE = register(
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},
     why_not=_why_not,
+    exported=scalar_quantize_exported,
     gradient=(_setup_context, _backward),
 )
 

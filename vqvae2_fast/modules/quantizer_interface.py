@@ -176,7 +176,9 @@ class Quantizer(nn.Module):
 
 def may_keep_tensors() -> bool:
     """Whether a module may keep tensors of this call. Those of transforms of `torch.func` end with
-    the transform."""
+    the transform, and an exported program keeps nothing of its calls."""
+    if torch.compiler.is_exporting():
+        return False
     return torch.compiler.is_compiling() or not transforms_are_active()
 
 

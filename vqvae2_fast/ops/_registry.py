@@ -234,7 +234,7 @@ def register(
     )
     if fake is not None:
         # `torch.onnx.export` takes operators apart by the first table. Without an entry in the
-        # second, tracers would do so too wherever a size is open.
+        # second, tracers would lay out results of open sizes as `exported` does, not as `fake`.
         decomposition_table[overload] = operator.exported
         meta_table[overload] = fake
     return operator

@@ -171,8 +171,7 @@ class CodebookAccess(Layouts):
         """Keep the indices of a forward for `perplexity` and `usage`: `[c, M]` of c codebooks, or
         `[c, M, k]` of the k nearest codes.
         """
-        # An exported program keeps nothing of its calls.
-        if may_keep_tensors() and not torch.compiler.is_exporting():
+        if may_keep_tensors():
             # A copy: the indices are returned too, and may be written then.
             self._latest_indices = row_indices.flatten(1).clone()
 

@@ -2,10 +2,18 @@
 
 from vqvae2_fast.export.programs import (
     PARTS,
+    decompositions,
     export_program,
     quantizer,
     save_onnx,
     save_program,
 )
 
-__all__ = ["PARTS", "export_program", "quantizer", "save_onnx", "save_program"]
+__all__ = [
+    "PARTS",
+    "decompositions",
+    "export_program",
+    "quantizer",
+    "save_onnx",
+    "save_program",
+]

@@ -2,7 +2,7 @@
 
 python tools/drawings.py docs/images
 
-Writes samples.png (the first samples of each class of fashion28 at the recommended settings, seed
+Writes samples.png (the first samples of each class of avatars64 at the recommended settings, seed
 0), and model.svg, two-phases.svg and two-phases-order.svg.
 """
 
@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from vqvae2_fast import from_preset, sample_images
 from vqvae2_fast.data import to_uint8
 
-EACH, SCALE, GAP = 8, 2, 4  # samples of a class; enlargement; pixels between samples
+EACH, GAP = 5, 4  # samples of a class; pixels between samples
 
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #24292f; }
@@ -39,19 +38,18 @@ orient="auto-start-reverse"><path class="line" d="M1 1 L7 4 L1 7"/></marker></de
 
 
 def samples() -> Image.Image:
-    """All classes side by side, two columns of each."""
-    pipeline = from_preset("fashion28")
-    count = len(pipeline.class_names)
-    labels = torch.arange(count).repeat_interleave(EACH).tolist()
-    images = sample_images(pipeline, count * EACH, labels=labels, **pipeline.recommended)
-    pixels: Tensor = to_uint8(images)[:, 0]  # [classes * EACH, 28, 28]
-    side = pixels.shape[-1] * SCALE + GAP
-    picture = Image.new("L", (2 * count * side - GAP, EACH // 2 * side - GAP))
+    """A column of each class."""
+    pipeline = from_preset("avatars64")
+    labels = torch.arange(len(pipeline.class_names)).repeat_interleave(EACH)
+    images = sample_images(pipeline, len(labels), labels=labels, **pipeline.recommended)
+    pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()  # [classes * EACH, 64, 64, 3]
+    side = pixels.shape[1] + GAP
+    size = (len(pipeline.class_names) * side - GAP, EACH * side - GAP)
+    picture = Image.new("RGB", size, "#f6f8fa")
     for number, image in enumerate(pixels):
-        row, column = divmod(number % EACH, 2)
-        large = Image.fromarray(image.numpy()).resize((side - GAP, side - GAP), Image.BICUBIC)
-        picture.paste(large, ((number // EACH * 2 + column) * side, row * side))
-    return picture
+        column, row = divmod(number, EACH)
+        picture.paste(Image.fromarray(image), (column * side, row * side))
+    return picture.quantize(256, dither=Image.Dither.NONE)
 
 
 def svg(width: int, height: int, title: str, parts: list[str]) -> str:

@@ -51,7 +51,7 @@ ENCODE = """
 import sys, torch, vqvae2_fast as vq2
 from vqvae2_fast import codec
 
-pipeline = vq2.from_preset("emoji64")
+pipeline = vq2.from_preset("avatars64")
 generator = torch.Generator().manual_seed(0)
 sizes = [prior.config.size for prior in pipeline.priors]
 codes = [torch.randint(500, (4, *size), generator=generator) for size in sizes]

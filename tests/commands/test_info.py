@@ -294,7 +294,7 @@ def test_what_is_none_of_these_is_told(tmp_path, run, what):
 def test_presets_say_whether_they_come_with_weights(run):
     _, output, _ = run("info", "--presets")
     with_weights = {line.split(":")[0] for line in output.splitlines() if "weights come" in line}
-    assert with_weights == {"emoji32", "emoji64", "fashion28"}
+    assert with_weights == {"avatars64", "emoji32", "fashion28"}
 
 
 def test_presets_tell_the_sizes_of_weights_that_are_of_another(run):

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_SIDE", "SMALLEST_SIDE", "OwnImages", "fitted_side", "open_own_images"]
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 256
-_SHAPES = {"emoji": (3, 32), "fashion": (1, 28)}  # of named sources: channels, side
+# Channels and side of named sources.
+_SHAPES = {"avatars32": (3, 32), "emoji": (3, 32), "fashion": (1, 28)}
 _FEW = 0.05  # of the images may be left out as too small for the others
 _LEAST_IMAGES = 50
 _FEW_OF_CLASS = 10

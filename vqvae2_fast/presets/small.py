@@ -164,8 +164,8 @@ def _avatars32() -> Preset:
 
 
 def _avatars64() -> Preset:
-    """The models of emoji64, with a longer bottom prior, since there are three times as many
-    images. It has not been trained to the end yet."""
+    """The models of emoji64, with a longer bottom prior, since there are more images. The packaged
+    weights are of wider priors, trained for longer."""
     top, bottom = _TRAINING.priors
     longer = replace(bottom, steps=1500, validate_every=300, save_every=750)
     return Preset(

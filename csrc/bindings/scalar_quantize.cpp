@@ -4,12 +4,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cmath>
 #include <tuple>
 #include <vector>
 
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
+#include "../cpu/quantizer/scalar_grid.h"
 #include "maps.h"
 #include "new_tensor.h"
 #include "parallel.h"
@@ -21,66 +21,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kNumberGrain = 1 << 14;  // numbers that a thread takes at a time
-
-// A grid with its columns, which `column_of` of ops/scalar_quantize/op.py defines.
-class Grid {
- public:
-  Grid(const std::vector<int64_t>& levels, bool symmetric, bool hard)
-      : columns_(kColumns * (levels.size() + cpu::kColumnPadding)) {
-    double codes = 1;
-    uint64_t next_place = 1;
-    for (const int64_t size : levels) {
-      places_.push_back(next_place);
-      next_place *= static_cast<uint64_t>(size);
-      codes *= static_cast<double>(size);
-    }
-    const bool is_wide = codes > kMostExact;
-    const int64_t dim = static_cast<int64_t>(levels.size()), length = dim + cpu::kColumnPadding;
-    float* const columns = columns_.data();
-    for (int64_t d = 0; d < length; ++d) {
-      const auto number = static_cast<size_t>(d % dim);
-      const double place = is_wide ? 1 : static_cast<double>(places_[number]);
-      const int64_t size = levels[number], middle = size / 2;
-      const double steps = static_cast<double>(size - 1), half = steps * (1 + kMargin) / 2;
-      const double offset = size % 2 ? 0.0 : 0.5;
-      const double paper[kColumns] = {hard ? offset / half : std::atanh(offset / half),
-                                      half,
-                                      -offset,
-                                      static_cast<double>(-middle),
-                                      static_cast<double>(size - 1 - middle),
-                                      static_cast<double>(middle),
-                                      half / static_cast<double>(middle),
-                                      place};
-      const double even[kColumns] = {0, steps / 2, steps / 2 + 0.5, 0, steps, steps / 2, 1, place};
-      for (int64_t c = 0; c < kColumns; ++c) {
-        columns[c * length + d] = static_cast<float>((symmetric ? even : paper)[c]);
-      }
-    }
-    grid_ = {.dim = dim,
-             .symmetric = symmetric,
-             .hard = hard,
-             .shift = columns,
-             .half = columns + length,
-             .offset = columns + 2 * length,
-             .least = columns + 3 * length,
-             .most = columns + 4 * length,
-             .width = columns + 5 * length,
-             .slope = columns + 6 * length,
-             .place = columns + 7 * length,
-             .wide_places = is_wide ? places_.data() : nullptr};
-  }
-
-  const cpu::ScalarGrid& get() const { return grid_; }
-
- private:
-  static constexpr int64_t kColumns = 8;
-  static constexpr double kMargin = 1e-3;
-  // Whole numbers up to this are exact in float32.
-  static constexpr double kMostExact = 1 << 24;
-  std::vector<uint64_t> places_;
-  std::vector<float> columns_;
-  cpu::ScalarGrid grid_;
-};
 
 void check(const Tensor& z, const std::vector<int64_t>& levels) {
   STD_TORCH_CHECK(is_float(z) && z.dim() == 2 && z.size(1) == static_cast<int64_t>(levels.size()) &&
@@ -94,7 +34,7 @@ std::tuple<Tensor, Tensor> scalar_quantize_cpu(const Tensor& z, std::vector<int6
                                                bool symmetric, bool hard, bool int32) {
   check(z, levels);
   const int64_t num_rows = z.size(0), dim = z.size(1);
-  const Grid grid(levels, symmetric, hard);
+  const cpu::ScalarGridStorage grid(levels, symmetric, hard);
   const Tensor rows = contiguous_form(z);
   Tensor values = new_tensor(z, {num_rows, dim});
   Tensor indices = new_tensor(z, {num_rows}, int32 ? ScalarType::Int : ScalarType::Long);
@@ -120,7 +60,7 @@ Tensor scalar_quantize_backward_cpu(const Tensor& dvalues, const Tensor& z,
                       dvalues.size(1) == z.size(1),
                   "expected float32 dvalues [N, d].");
   const int64_t num_rows = z.size(0), dim = z.size(1);
-  const Grid grid(levels, symmetric, hard);
+  const cpu::ScalarGridStorage grid(levels, symmetric, hard);
   const Tensor rows = contiguous_form(z), above = contiguous_form(dvalues);
   Tensor dz = new_tensor(z, {num_rows, dim});
   float* const target = mutable_floats(dz);

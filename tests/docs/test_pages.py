@@ -88,6 +88,7 @@ NOT_RUN = {
     "here=csrc": "It compiles C++: .ci/cuda_on_cpu does the same.",
     "for f in cluster": "The same.",
     "g++": "The same.",
+    "cmake": "It compiles the C library: tests/ops/test_c_library.py does the same.",
     "CUDA_ON_CPU_ORDER": "The same.",
     "nvcc": "It compiles for a card: test_stage_times.py and .ci/cuda_sampler use the flag.",
     "python benchmarks/gpu_sampler.py --stage-times": "It needs a card.",
@@ -108,7 +109,7 @@ NOT_OURS = (
     "--folder --size --list --seconds --prior-seconds --clock --completion --help --version "
     "--max-restarts --data-binary --browser --files --nodes --ntasks-per-node --gpus-per-node "
     "--signal --nnodes --rdzv-backend --rdzv-id --rdzv-endpoint --steps --processes "
-    "--kills --stage --scale --compile --counts --wheel --build --plan"
+    "--kills --stage --scale --compile --counts --wheel --build --plan --install --prefix"
 )
 
 

@@ -1,4 +1,4 @@
-"""The commands of a contributor: that `make` lists them, and that CONTRIBUTING.md names them."""
+"""The commands of a contributor, which `make` lists and CONTRIBUTING.md names, and its paths."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("setup", "build", "test", "check", "weight", "lint", "types", "ci")
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+PAGES = TEXT + (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -37,7 +39,7 @@ def test_contributing_names_no_other():
     assert set(re.findall(r"`?\bmake ([a-z]+)", TEXT)) <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`([\w./]+/[\w./]*)`", TEXT))))
-def test_paths_in_contributing_exist(path):
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`([\w./]+/[\w./]*)`", PAGES))))
+def test_paths_exist(path):
     """Those in `tests/` and `vqvae2_fast/` may be given from there."""
     assert any((ROOT / base / path).exists() for base in ("", "vqvae2_fast", "csrc/cpu"))

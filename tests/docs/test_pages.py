@@ -99,7 +99,7 @@ FOR_USERS = [
     page
     for page in PAGES
     if page.startswith(("docs/", "README.md"))
-    and page not in ("docs/migrating-from-rosinality.md", "docs/results.md")
+    and page not in ("docs/extending.md", "docs/migrating-from-rosinality.md", "docs/results.md")
 ]
 # What a folder, an answer or a plan looks like: no commands.
 SHOWN = ("runs/vqvae/\n", '{"error"', "port, top, engine cuda\n")

@@ -2,7 +2,7 @@
 
 An architecture is one file in this folder: a configuration derived from `PriorConfig`, a network
 derived from `Prior`, and `register_prior` above it. Training, checkpoints, pipelines, measures, the
-command line and engine `reference` then take it; CONTRIBUTING.md tells more.
+command line and engine `reference` then take it; docs/extending.md tells more.
 """
 
 from __future__ import annotations

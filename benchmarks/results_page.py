@@ -111,6 +111,13 @@ QUOTED = (
         "2026-12-03",
     ),
     Quoted(
+        "65 minutes",
+        "training of `avatars64` ([recipe](reports/README.md#avatars64))",
+        "python tools/train_pretrained.py avatars64 --out avatars64",
+        "one thread of an AMD EPYC (Zen 5)",
+        "2026-12-03",
+    ),
+    Quoted(
         "about three minutes",
         "the tests: processor time",
         "pytest",

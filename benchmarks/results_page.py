@@ -103,14 +103,6 @@ SCRIPTS = {
 }
 QUOTED = (
     Quoted(
-        "65 minutes",
-        "training of `avatars64`: 10 + 3 + 12 + 30 + 11 minutes, with the encoding of the images",
-        "python tools/train_pretrained.py avatars64 --out avatars64",
-        "one thread of an AMD EPYC (Zen 5, AVX-512), beside other work",
-        "2026-12-03",
-        "reports/README.md#avatars64",
-    ),
-    Quoted(
         "4 minutes",
         "a clean install, with the download of PyTorch's build for CPUs and the compilation: "
         "4 min 1 s, and 4 min 54 s of processor time",

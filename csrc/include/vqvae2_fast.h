@@ -43,8 +43,10 @@ VQ2_API const char* vq2_simd_level(void);
 
 /* The nearest code of each vector: indices[n] = argmin_k sum_d (z[n, d] - codebook[k, d])^2, the
  * sum in float64 in the order of d; ties take the lowest index. NaN never wins, and a vector
- * without a finite distance gets index 0. z [N, D], codebook [K, D]; K, D >= 1 indices [N], sqdist
- * [N]: the distances, rounded once; may be NULL */
+ * without a finite distance gets index 0.
+ *   z [N, D], codebook [K, D]; K, D >= 1
+ *   indices [N]
+ *   sqdist [N]: the distances, rounded once; may be NULL */
 VQ2_API int vq2_nearest_code(const float* z, int64_t num_vectors, const float* codebook,
                              int64_t num_codes, int64_t dim, int64_t* indices, float* sqdist);
 

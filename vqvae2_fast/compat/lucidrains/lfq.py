@@ -286,8 +286,9 @@ class LFQ(nn.Module):
             x: `[B, N, dim]`, or `[B, dim, ...]`; see channel_first.
             inv_temperature: Of the soft codes in the entropies.
             return_loss_breakdown: Return a `LossBreakdown`, too.
-            mask: bool `[B, N]`: the vectors that the losses take; of a map, N = H·W. As in the
-                package, the two entropies are then equal: with diversity_gamma=1 they cancel.
+            mask: What the losses take: images or sequences, bool `[B]`, or vectors, `[B, N]`, N of
+                a map being H·W. As in the package, the two entropies of `[B, N]` are equal: with
+                diversity_gamma=1 they cancel.
 
         Returns:
             `Return`: quantized in x's shape and dtype, indices int64, and the loss, 0-d.
@@ -298,10 +299,11 @@ class LFQ(nn.Module):
             raise ValueError(f"expected dim={self.dim} channels, got x {list(x.shape)}.")
         positions = x.shape[:-1]
         x = x[:, None].flatten(1, -2)  # [B, N, dim], also of single vectors
-        if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != torch.bool):
+        shapes = (x.shape[:1], x.shape[:2])
+        if mask is not None and (mask.shape not in shapes or mask.dtype != torch.bool):
             raise ValueError(
-                f"expected mask bool {list(x.shape[:2])}, the positions in a row, got "
-                f"{list(mask.shape)} {dtype_name(mask.dtype)}."
+                f"expected mask bool {list(shapes[0])}, or {list(shapes[1])}, the positions in a "
+                f"row, got {list(mask.shape)} {dtype_name(mask.dtype)}."
             )
         x = self.project_in(x)
         if self.soft_clamp_input_value is not None:
@@ -335,9 +337,11 @@ class LFQ(nn.Module):
         """The weighted loss and its parts, of x and its codes `[B, N, c, d]`."""
         if not self.training:
             return self.zero * 1.0, LossBreakdown(self.zero, self.zero, self.zero)
-        # A mask makes the package take each part of a vector for a vector of its own, and the
-        # entropy of use for the mean of theirs.
-        chosen = x.flatten(0, 1) if mask is None else x[mask].flatten(0, 1)[:, None]  # [n, c, d]
+        chosen = (x if mask is None else x[mask]).flatten(0, 1)  # [n, c, d]
+        # A mask of vectors makes the package take each part of a vector for a vector of its own,
+        # and the entropy of use for the mean of theirs.
+        in_parts = mask is not None and mask.dim() == 2
+        chosen = chosen[:, None] if in_parts else chosen
         if self.frac_per_sample_entropy < 1:
             count = int(len(chosen) * self.frac_per_sample_entropy)
             # The argsort is what the package compares; it holds each number once.
@@ -348,7 +352,7 @@ class LFQ(nn.Module):
         tables = list(map(tables_of_bits, logits.unbind(1)))
         sample = torch.stack([clamped_entropy(*pair) for pair in tables]).mean()
         shares = [mean_over_processes(mean_of_codes(*pair), len(chosen)) for pair in tables]
-        use = entropy_of(torch.stack(shares), LEAST).sum(-1).mean() if mask is None else sample
+        use = sample if in_parts else entropy_of(torch.stack(shares), LEAST).sum(-1).mean()
         loss = sample - self.diversity_gamma * use
         if self.experimental_softplus_entropy_loss:
             loss = F.softplus(loss + self.entropy_loss_offset)

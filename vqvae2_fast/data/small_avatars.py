@@ -36,9 +36,9 @@ def load_small_avatars(split: Split = "train") -> ImageTensorDataset:
         tiles = torch.from_numpy(tiles_of_sheet(sheet, sum(sizes)))  # [N, 32, 32, 3]
     chosen = [number for number, (_, side) in enumerate(sides) if split in ("all", side)]
     parts = tiles.permute(0, 3, 1, 2).split(sizes)  # one [n, 3, 32, 32] of each style and side
-    labels = torch.tensor([sides[number][0] for number in chosen], device="cpu")
+    labels = [sides[number][0] for number in chosen for _ in range(sizes[number])]
     return ImageTensorDataset(
         torch.cat([parts[number] for number in chosen]),
-        labels.repeat_interleave(torch.tensor([sizes[number] for number in chosen], device="cpu")),
+        torch.tensor(labels, dtype=torch.int64, device="cpu"),
         tuple(counts),
     )

@@ -119,7 +119,7 @@ QUOTED = (
     ),
     Quoted(
         "about three minutes",
-        "the tests: processor time",
+        "the tests, on two cores",
         "pytest",
         "AMD EPYC (Zen 5), 2 cores, AVX-512 VNNI, torch 2.13",
         "2026-12-03",

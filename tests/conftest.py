@@ -1,6 +1,6 @@
 """For all tests: which of them `pytest` runs, how it ends, one thread, a disk that becomes full.
 
-`pytest` runs the tests of `QUICK`: what a user of this machine wants to know, in a few minutes.
+`pytest` runs what a user of this machine wants to know, in a few minutes: all tests but `FULL`.
 `pytest --full` runs the others too, and so does naming a file or a folder: `pytest tests/ops`.
 """
 
@@ -40,51 +40,65 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 
-# The files, or the tests in a file, that `pytest` runs. Of tests with a parameter `level`, for the
-# SIMD level, it runs those of the lowest and of the highest. All others have the mark `full`.
-QUICK = {
-    "every operator against its reference": [
-        "ops/test_conformance.py::test_forward_matches_reference",
-        "ops/test_conformance.py::test_gradients_match_float64",
-        "ops/test_conformance.py::test_documented_error",
-        "ops/test_nearest_code.py",
-        "ops/test_registry.py",
+# `pytest` runs every test but these, each once for each value of each of its parameters, and SIMD
+# levels between the lowest and the highest not at all. A pattern is of a file, or of a file and the
+# name of a test. What it matches has the mark `full`.
+FULL = {
+    "scripts, benchmarks, pages, notebooks, the layout of the project": [
+        "benchmarks/*",
+        "docs/*",
+        "tools/*",
+        "test_defaults.py",
+        "test_notebook_tables.py",
+        "test_package_files.py",
+        "test_rooms.py",
+        "serve/page/*",
     ],
-    "quantisers": [
-        "modules/test_quantizer.py",
-        "modules/test_scalar_quantizers.py",
-        "modules/test_residual_vq.py",
+    "graphs, which take seconds to compile": ["*compile*", "*_graph*", "*export*"],
+    "damaged and random input": ["*damage*", "*fuzz*", "*random_priors*", "sampling/test_bounds*"],
+    "threads, processes, signals and full disks": [
+        "*thread*",
+        "*distributed*",
+        "*process*",
+        "*ranks*",
+        "*sharded*",
+        "*disk*",
+        "commands/test_serve.py",
+        "machine/*",
+        "test_command.py",
     ],
-    "models": ["models/test_vqvae2.py", "models/test_pixelsnail.py"],
-    "data and codes": ["data/test_emoji.py", "data/test_folder.py", "data/test_code_store.py"],
-    "training and resuming": [
-        "training/test_loop.py",
-        "training/test_stage2.py",
-        "training/test_recipe.py",
-        "runs/test_folder.py",
+    "operators: what is the same for all of their inputs": [
+        "ops/test_conformance.py::test_opcheck",
+        "ops/test_conformance.py::*_strided_*",
+        "ops/test_conformance.py::*_repeat_*",
+        "ops/test_conformance.py::*_row_*",
+        "ops/test_conformance.py::*_strict_*",
+        "ops/test_conformance.py::*_owner_*",
+        "ops/test_derivatives.py",
     ],
-    "drawing with each engine": [
-        "sampling/test_engines.py",
-        "sampling/test_pipeline.py",
-        "sampling/test_fill.py",
+    "kernels that need a GPU, an interpreter or an emulation": [
+        "ops/test_triton*",
+        "sampling/test_auto_engine.py",
+        "sampling/test_cuda_*",
+        "sampling/test_stage_times.py",
     ],
-    "the codec's golden files": ["codec/test_golden.py", "codec/test_codes.py"],
-    "checkpoints": ["checkpoints/test_checkpoint.py", "checkpoints/test_pre*.py"],
-    "the command line": ["test_cli.py", "commands/test_demo.py"],
-    "drop-in modules": [
-        "compat/test_*golden.py",
-        "compat/test_lucidrains.py",
-        "compat/test_lucidrains_residual*.py",
-        "compat/test_lucidrains_scalars.py",
-        "compat/test_rosinality_*.py",
+    "what takes seconds": [
+        "commands/test_demo.py::test_a_stopped_*",
+        "commands/test_evaluate.py",
+        "commands/test_training_plan.py",
+        "commands/test_tune.py",
+        "data/test_avatars.py",
+        "data/test_small_avatars.py::test_the_sheet_*",
+        "metrics/test_distances.py::test_kernel_*",
+        "metrics/test_distances.py::test_neighbour_*",
+        "ops/test_nearest_code.py::test_many_codes",
+        "sampling/test_rows_at_once.py",
+        "sampling/test_w8a8.py::test_by_default_*",
+        "sampling/test_weight_changes.py::test_each_draw_*",
+        "test_pipeline_training.py::test_a_finished_*",
+        "test_pipeline_training.py::test_an_interrupted_*",
+        "test_pipeline_training.py::test_images_*",
     ],
-    "measures and pictures": [
-        "metrics/test_measures.py",
-        "metrics/test_pairs.py",
-        "report/test_grids.py",
-        "report/test_samples.py",
-    ],
-    "the playground's service": ["serve/test_api.py"],
 }
 
 
@@ -108,28 +122,30 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses = None if alone else min(os.cpu_count() or 1, 4)
 
 
-def _is_quick(name: str) -> bool:
-    """Whether `QUICK` names a test, as in `ops/test_native.py::test_x[scalar]`, or its file."""
-    patterns = [pattern for listed in QUICK.values() for pattern in listed]
-    return any(fnmatch(name.split("[")[0], f"{pattern}*") for pattern in patterns)
+def _is_full(name: str) -> bool:
+    """Whether `FULL` names a file, as in `ops/test_native.py`, or a test, as in `file.py::test`."""
+    return any(fnmatch(name, pattern) for patterns in FULL.values() for pattern in patterns)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves out what has no quick test, which would take longer to import than to deselect."""
+    """Leaves out files without a quick test, which take longer to import than to deselect."""
     if config.option.full or collection_path.suffix != ".py":
         return None
-    file = collection_path.relative_to(TESTS).as_posix()
-    files = [pattern.split("::")[0] for listed in QUICK.values() for pattern in listed]
-    return None if any(fnmatch(file, pattern) for pattern in files) else True
+    return _is_full(collection_path.relative_to(TESTS).as_posix()) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    between = set(simd_levels()[1:-1])
+    between, seen = set(simd_levels()[1:-1]), set()
     for item in items:
-        name = item.nodeid.removeprefix("tests/")
-        level = item.callspec.params.get("level") if hasattr(item, "callspec") else None
-        if not _is_quick(name) or (isinstance(level, str) and level in between):
+        test = item.nodeid.removeprefix("tests/").split("[")[0]
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        values = {(test, *each) for each in item.callspec.indices.items()} if parameters else {test}
+        level = parameters.get("level")
+        is_between = isinstance(level, str) and level in between
+        if _is_full(test.split("::")[0]) or _is_full(test) or is_between or values <= seen:
             item.add_marker("full")
+        else:
+            seen |= values
     if not config.option.full:
         left = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left)

@@ -141,7 +141,10 @@ class Copy:
         before = path.read_text(encoding="utf-8")
         path.write_text(mistake.source, encoding="utf-8")
         try:
-            if quick and not self.passes("--quick", *quick[:100]):
+            # Named tests are quick ones already, and --quick would drop some of a part of them.
+            if quick and not self.passes(
+                "--quick" if quick == [mirror] else "--full", *quick[:100]
+            ):
                 return "quick"
             return "no" if self.passes("--full", "-m", FULL, mirror) else "full"
         finally:

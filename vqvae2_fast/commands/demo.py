@@ -45,7 +45,7 @@ _PLAN = {
 
 @dataclass(kw_only=True)
 class Demo(Command):
-    """Train a small VQ-VAE-2 on 4,800 avatars and draw new ones, in two to five minutes on two
+    """Train a small VQ-VAE-2 on 4,330 avatars and draw new ones, in two to five minutes on two
     cores.
 
     Leaves report.html with its pictures: samples.png (a row for each style), nearest.png (the

@@ -178,3 +178,9 @@ def test_errors():
     name = "lucidrains_random_projection"
     with pytest.raises(TypeError, match="lead back to vectors, got RandomProjectionQuantizer"):
         quantizer(made(name), example(name, 2, 2), "decoder")
+
+
+def test_a_codebook_that_has_not_started_is_not_exported():
+    module = lucidrains.VectorQuantize(**VQ, kmeans_init=True)
+    with pytest.raises(ValueError, match="codebooks have started"):
+        quantizer(module, torch.randn(2, 5, D))

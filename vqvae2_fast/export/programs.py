@@ -159,11 +159,17 @@ def quantizer(module: nn.Module, z: Tensor, part: str = "encoder") -> ExportedPr
             `decoder`: indices -> z_q; the program does not check them.
 
     Raises:
-        ValueError: No such part.
+        ValueError: No such part, or codebooks of the drop-in that have not started.
         TypeError: Codes of the module do not lead back to vectors.
     """
     if part not in _QUANTIZER_PARTS:
         raise ValueError(f"expected part {', '.join(_QUANTIZER_PARTS)}, got {part!r}.")
+    begun = [flag for name, flag in module.named_buffers() if name.endswith("initted")]
+    if not all(bool(flag.all()) for flag in begun):
+        raise ValueError(
+            "expected a module whose codebooks have started, got one that begins by k-means at its "
+            "first call. Call it once on data."
+        )
     exported = _QUANTIZER_PARTS[part](module)
     # A program for a batch of one would hold that number.
     x = z.new_zeros(max(2, len(z)), *z.shape[1:])

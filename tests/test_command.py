@@ -116,3 +116,8 @@ def test_a_variable_that_cannot_be_used_is_a_wrong_request(debug):
     assert ("Traceback" in ended.stderr) == bool(debug)
     assert "VQVAE2_FAST_SIMD: expected a SIMD level" in ended.stderr
     assert bool(debug) or ended.stderr.startswith("vqvae2-fast: error: VQVAE2_FAST_SIMD: ")
+
+
+def test_a_pipeline_is_drawn_without_the_compiler_which_takes_a_second_to_load(tmp_path):
+    options = ["--preset", "avatars64", "--n", "1", "--quiet", "--out", str(tmp_path / "drawn")]
+    _python(f"c.main(['sample', *{options}]); assert 'torch._dynamo' not in sys.modules")

@@ -9,10 +9,13 @@ from vqvae2_fast.data.code_format import CodeLayout, Manifest, write_manifest
 from vqvae2_fast.presets import preset
 
 
-def _codes(folder: Path, num_embeddings: int, *level_sizes: tuple[int, int]) -> list[str]:
+def _codes(
+    folder: Path, num_embeddings: int, *level_sizes: tuple[int, int], classes: int = 0
+) -> list[str]:
     """The arguments that name codes with such maps."""
+    names = tuple(f"class {number}" for number in range(classes))
     (folder / "train").mkdir()
-    write_manifest(folder / "train", Manifest(CodeLayout(num_embeddings, level_sizes)))
+    write_manifest(folder / "train", Manifest(CodeLayout(num_embeddings, level_sizes), names))
     return ["--codes", str(folder)]
 
 
@@ -26,9 +29,15 @@ def test_a_preset_is_found(tmp_path, num_embeddings, options, found):
     assert TrainPrior.defaults([*codes, *options]).preset == found
 
 
-def test_several_presets_with_such_maps_are_named(tmp_path):
-    codes = _codes(tmp_path, 512, (8, 8), (16, 16))
-    with pytest.raises(ValueError, match="^--preset: .* emoji64 and avatars64 and photos64"):
+@pytest.mark.parametrize(("classes", "found"), [(9, "emoji32"), (8, "avatars32"), (5, "emoji32")])
+def test_of_presets_with_the_same_models_the_classes_choose(tmp_path, classes, found):
+    codes = _codes(tmp_path, 256, (8, 8), (16, 16), classes=classes)
+    assert TrainPrior.defaults(codes).preset == found
+
+
+def test_several_presets_with_such_maps_and_different_models_are_named(tmp_path):
+    codes = _codes(tmp_path, 512, (32, 32), (64, 64))
+    with pytest.raises(ValueError, match="^--preset: .* photos256 and ffhq256"):
         TrainPrior.defaults(codes)
 
 

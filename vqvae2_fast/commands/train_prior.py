@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -232,18 +232,25 @@ def _open_codes(folder: Path, split: str) -> CodeStore:
 def _preset_of(codes: Path, arguments: list[str]) -> str:
     """The preset whose maps are like those of the codes, for a command that names none.
 
-    Codes that are like those of no preset have the settings of the default one. Codes that are not
-    there are reported when they are opened.
+    Of several it is the one with as many classes as the codes have, or the first if their priors
+    differ in nothing else. Codes that are like those of no preset have the settings of the default
+    one. Codes that are not there are reported when they are opened.
 
     Raises:
-        ValueError: If several presets have such maps.
+        ValueError: If several presets have such maps and different priors.
     """
     folder = codes / "train"
     if {"--help", "-h"} & set(arguments) or not (folder / MANIFEST).is_file():
         return TrainPrior.preset
-    layout = read_manifest(folder).layout
+    manifest = read_manifest(folder)
+    layout, classes = manifest.layout, len(manifest.class_names)
     names = presets_with_maps(layout.num_embeddings, layout.level_sizes)
-    if len(names) > 1:
+    alike = [name for name in names if preset(name).priors[0].num_classes == classes]
+    names = tuple(alike) or names
+    models = {
+        tuple(replace(prior, num_classes=0) for prior in preset(name).priors) for name in names
+    }
+    if len(models) > 1:
         raise ValueError(
             "--preset: expected the name of the preset whose settings the prior is to have; "
             f"{codes} holds {layout.describe()}, and so do {' and '.join(names)}."

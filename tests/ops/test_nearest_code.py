@@ -165,6 +165,26 @@ def test_more_codes_than_tags(level):
 
 
 @pytest.mark.parametrize("level", simd_levels())
+@pytest.mark.parametrize("rows", [5, 300])
+@pytest.mark.parametrize("distinct", [1, 3, 60])
+def test_codes_that_have_collapsed_to_few_values(distinct, rows, level):
+    """Each is packed once, -0 as 0, and its first number is found."""
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randn(distinct, 20, generator=generator)
+    values[0] = 0
+    codebook = values[torch.randint(distinct, (500,), generator=generator)]
+    codebook[250:] = torch.where(codebook[250:] == 0, -0.0, codebook[250:])
+    codebook[:7] = torch.nan
+    z = torch.randn(rows, 20, generator=generator)
+    with simd_level(level):
+        assert_exact(z, codebook)
+        codes, indices, _ = ops.vector_quantize(z, codebook)
+        first = ops.residual_nearest_code(z, codebook.expand(2, -1, -1))[1][:, 0]
+    assert torch.equal(codes, codebook[indices])
+    assert torch.equal(first, nearest_code_reference(z, codebook)[0])
+
+
+@pytest.mark.parametrize("level", simd_levels())
 def test_every_vector_between_many_codes(level):
     """Rounding cannot tell which code is nearest: no screen helps, but the answer stays exact."""
     generator = torch.Generator().manual_seed(9)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <math.h>
+#include <string.h>
 
 #include "nearest_code.h"
 
@@ -187,9 +188,16 @@ class Shortlist {
   // Float64 distances of what is on the list; ties keep the lowest index.
   void settle() {
     drop_beaten();
+    const float* previous = nullptr;
+    double distance = 0;
     for (int i = 0; i < count_; ++i) {
-      const double distance =
-          exact_sqdist(z_, codebook_.codes + codes_[i] * codebook_.dim, codebook_.dim);
+      const float* const code = codebook_.codes + codes_[i] * codebook_.dim;
+      // Codes that have collapsed to one value need no sum each.
+      const bool is_same =
+          previous &&
+          memcmp(code, previous, static_cast<size_t>(codebook_.dim) * sizeof(float)) == 0;
+      if (!is_same) distance = exact_sqdist(z_, code, codebook_.dim);
+      previous = code;
       if (distance < best_ ||
           (distance == best_ && codes_[i] < best_code_ && distance < INFINITY)) {
         best_ = distance;

@@ -33,6 +33,59 @@ Aligned<float> as_float(const Rows& rows, int64_t num_rows, int64_t dim) {
   return copy;
 }
 
+// The bits of a number, of -0 as of 0, which no distance tells apart.
+uint32_t value_bits(float value) { return bits_of(value + 0.0f); }
+
+uint32_t hash_of(const float* code, int64_t dim) {
+  constexpr int kChains = 8;  // side by side, for the compiler's vectors
+  uint32_t chains[kChains] = {};
+  const auto add = [&](int chain, float value) {
+    chains[chain] = (chains[chain] << 7 | chains[chain] >> 25) + value_bits(value);
+  };
+  int64_t d = 0;
+  for (; d + kChains <= dim; d += kChains) {
+    for (int i = 0; i < kChains; ++i) add(i, code[d + i]);
+  }
+  for (int i = 0; d + i < dim; ++i) add(i, code[d + i]);
+  uint32_t hash = 0;
+  for (const uint32_t chain : chains) {
+    hash = (hash ^ chain) * 0x9E3779B1u;
+    hash ^= hash >> 15;
+  }
+  return hash;
+}
+
+bool are_equal(const float* code, const float* other, int64_t dim) {
+  for (int64_t d = 0; d < dim; ++d) {
+    if (value_bits(code[d]) != value_bits(other[d])) return false;
+  }
+  return true;
+}
+
+// The codes that equal none before them, in their order.
+std::vector<int64_t> distinct_codes(const float* codes, int64_t num_codes, int64_t dim) {
+  struct Slot {
+    uint32_t hash;
+    int64_t code = -1;
+  };
+  size_t size = 4;
+  while (size < 2 * static_cast<size_t>(num_codes)) size *= 2;
+  std::vector<Slot> slots(size);
+  std::vector<int64_t> distinct;
+  for (int64_t k = 0; k < num_codes; ++k) {
+    const uint32_t hash = hash_of(codes + k * dim, dim);
+    size_t at = hash & (size - 1);
+    const auto is_other = [&](const Slot& slot) {
+      return slot.hash != hash || !are_equal(codes + slot.code * dim, codes + k * dim, dim);
+    };
+    while (slots[at].code >= 0 && is_other(slots[at])) at = (at + 1) & (size - 1);
+    if (slots[at].code >= 0) continue;
+    slots[at] = {hash, k};
+    distinct.push_back(k);
+  }
+  return distinct;
+}
+
 // The mean of the codes that are not far out. Any centre is correct, but one near the data makes
 // the band narrow. Unused codes of the widely used port grow to 10^5 times their length, and there
 // may be many, so the scale is taken from the shortest tenth.
@@ -107,6 +160,18 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
                                                   const KernelTable& kernels,
                                                   const RunParts& run_parts) {
   auto packed = std::make_shared<PackedCodebookStorage>();
+  packed->num_given = num_codes;
+  std::vector<int64_t> numbers = distinct_codes(codes, num_codes, dim);
+  if (const auto count = static_cast<int64_t>(numbers.size()); count < num_codes) {
+    packed->distinct = aligned<float>(count * dim);
+    for (int64_t k = 0; k < count; ++k) {
+      memcpy(packed->distinct.get() + k * dim, codes + numbers[k] * dim,
+             static_cast<size_t>(dim) * sizeof(float));
+    }
+    codes = packed->distinct.get();
+    num_codes = count;
+    packed->numbers = std::move(numbers);
+  }
   const int64_t width = kernels.panel_width, num_panels = (num_codes + width - 1) / width;
   packed->level = kernels.name;
   packed->codes = std::move(owned);
@@ -184,7 +249,7 @@ class Cache {
       entries = entries_;
     }
     for (const Entry& entry : entries) {
-      if (entry->level == level && entry->view.num_codes == num_codes && entry->view.dim == dim &&
+      if (entry->level == level && entry->num_given == num_codes && entry->view.dim == dim &&
           memcmp(entry->codes.get(), codes, static_cast<size_t>(num_codes * dim) * sizeof(float)) ==
               0) {
         return entry;
@@ -200,7 +265,7 @@ class Cache {
     int64_t floats = 0;
     size_t kept = 0;
     while (kept < entries_.size()) {
-      floats += entries_[kept]->view.num_codes * entries_[kept]->view.dim;
+      floats += entries_[kept]->num_given * entries_[kept]->view.dim;
       if (floats > kMaxFloats) break;
       ++kept;
     }

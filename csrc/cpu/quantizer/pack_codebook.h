@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "../aligned.h"
 #include "../kernels.h"
@@ -11,12 +12,25 @@
 namespace vqvae2_fast::cpu {
 
 struct PackedCodebookStorage {
-  Aligned<float> codes, center, half_norms, panels, pair_units, tile_half_norms;
+  Aligned<float> codes;  // as given, if they are owned
+  int64_t num_given = 0;
+  // Where codes are equal: what is packed, which is the first of each, and its number as given. A
+  // tie is the longest way through the search, so a codebook that has collapsed to a few values
+  // would cost many times what a small one does.
+  Aligned<float> distinct;
+  std::vector<int64_t> numbers;
+  Aligned<float> center, half_norms, panels, pair_units, tile_half_norms;
   Aligned<uint32_t> pair_panels;
   Aligned<int8_t> byte_panels, byte_half_norms, byte_offsets;
   Aligned<uint16_t> tile_panels;
   PackedCodebook view;
   const char* level;  // name of the kernel table
+
+  // Replaces what the search of `view` found by indices of the codebook as given.
+  void renumber(int64_t* indices, int64_t count, int64_t stride = 1) const {
+    if (numbers.empty()) return;
+    for (int64_t i = 0; i < count; ++i) indices[i * stride] = numbers[indices[i * stride]];
+  }
 };
 
 // The packed form of these values. An earlier one is used again if all values are equal, bit for

@@ -34,6 +34,7 @@ void search_codebook(const SearchKernels<Problem>& search, Problem problem, int6
     const auto memory = aligned<char>(workspace);
     const int64_t end = last * block < num_rows ? last * block : num_rows;
     search.rows(problem, first * block, end, memory.get());
+    packed->renumber(problem.indices + first * block, end - first * block);
   });
 }
 
@@ -69,6 +70,10 @@ inline void search_residuals(ResidualProblem problem, int64_t num_rows, const Co
     const auto memory = aligned<char>(workspace);
     const int64_t end = last * block < num_rows ? last * block : num_rows;
     kernels.residual.rows(problem, first * block, end, memory.get());
+    for (int64_t q = 0; q < quantizers; ++q) {
+      packed[q % different]->renumber(problem.indices + first * block * quantizers + q,
+                                      end - first * block, quantizers);
+    }
   });
 }
 

@@ -448,6 +448,12 @@ class Codebook(nn.Module):
             scores = scores / temperature + gumbel
         return scores.argmax(-1) if topk is None else scores.topk(topk, dim=-1).indices
 
+    def nearest(self, x: Tensor, topk: int) -> Tensor:
+        """The k nearest codes of x `[h, N, D]`, the one that `search` finds first: int64 `[h, N,
+        k]`."""
+        scores = self.distances(x.double()).detach()
+        return scores.scatter(-1, self.search(x)[..., None], torch.inf).topk(topk, dim=-1).indices
+
     @torch.no_grad()
     def update_ema(self) -> None:
         """Move the codes to the ratio of their averages."""

@@ -376,13 +376,15 @@ class VectorQuantize(CodebookAccess):
         book = self._codebook
         wide = rows.float()
         book.start(wide.detach(), row_mask)
-        samples = book.samples(temperature) or topk is not None
+        samples = book.samples(temperature)
         needs_distances |= self.training and (
             self.commitment_use_cross_entropy_loss or self.codebook_diversity_loss_weight > 0
         )
         distances = book.distances(wide) if needs_distances or samples else None
         if samples and distances is not None:
             row_indices = book.choose(distances, temperature, topk)
+        elif topk is not None:
+            row_indices = book.nearest(wide.detach(), topk)
         else:
             row_indices = book.search(wide.detach())
         quantized = book.lookup(row_indices)

@@ -49,6 +49,43 @@ inline bool codes_lie_close(const PackedCodebook& codebook) {
   return 2 * close > kSampled;
 }
 
+// Dimensions that are packed at a time; loops over them become vectors.
+constexpr int64_t kPart = 64;
+
+// Eight numbers as the compiler has them at every level. Of a sum in an array it makes no vector.
+typedef double Double8 __attribute__((vector_size(64)));
+
+// Of kPart numbers.
+inline double sum_of_squares(const double* values) {
+  Double8 sums = {};
+  for (int64_t i = 0; i < kPart; i += 8) {
+    Double8 part;
+    memcpy(&part, values + i, sizeof(part));
+    sums += part * part;
+  }
+  double sum = 0;
+  for (int i = 0; i < 8; ++i) sum += sums[i];
+  return sum;
+}
+
+// The largest size of some numbers that are not NaN: sizes are ordered as their bits.
+inline float largest_size(const float* values, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t size = bits_of(values[i]) & 0x7FFFFFFFu;
+    largest = size > largest ? size : largest;
+  }
+  return float_from_bits(largest);
+}
+
+// Up to kPart dimensions of e - m, then zeros.
+inline void load_centered(const float* code, const float* center, int64_t count, double* exact) {
+  for (int64_t i = 0; i < count; ++i) {
+    exact[i] = static_cast<double>(code[i]) - static_cast<double>(center[i]);
+  }
+  for (int64_t i = count; i < kPart; ++i) exact[i] = 0;
+}
+
 // Sums of squares: of what is stored of a code, and of what rounding took away, the rounding of e'
 // included.
 struct StoredSquares {
@@ -84,41 +121,34 @@ inline void store_in_tiles(const PackedCodebook& codebook, int64_t k, int64_t st
 // Fills panels first..last of a codebook whose codes and center are set. Tiles are zero before.
 inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int64_t last,
                               const PanelBuffers& out) {
-  constexpr int64_t kPart = 64;
   const int64_t dim = codebook.dim, words = (dim + 1) / 2;
   // The part of a whole code below the smallest unit.
   const double underflow = sqrt(static_cast<double>(dim)) * 0x1p-120;
   PanelNorms norms = {0, 0, 0, 0, 0};
   for (int64_t k = first * kPanelWidth; k < last * kPanelWidth; ++k) {
     float* const column = out.panels + k / kPanelWidth * dim * kPanelWidth + k % kPanelWidth;
-    int16_t* const pair_column =
-        out.pair_panels
-            ? reinterpret_cast<int16_t*>(out.pair_panels + k / kPanelWidth * words * kPanelWidth +
-                                         k % kPanelWidth)
-            : nullptr;
+    uint32_t* const pair_column =
+        out.pair_panels ? out.pair_panels + k / kPanelWidth * words * kPanelWidth + k % kPanelWidth
+                        : nullptr;
     const float* const code = codebook.codes + k * dim;
-    double square = 0;
+    double square = 0, exact[kPart];
     for (int64_t start = 0; start < dim && k < codebook.num_codes; start += kPart) {
       const int64_t count = dim - start < kPart ? dim - start : kPart;
-      double squares[8] = {};
-      for (int64_t i = 0; i < count; ++i) {
-        const double exact =
-            static_cast<double>(code[start + i]) - static_cast<double>(codebook.center[start + i]);
-        squares[i % 8] += exact * exact;
-      }
-      for (int i = 0; i < 8; ++i) square += squares[i];
+      load_centered(code + start, codebook.center + start, count, exact);
+      square += sum_of_squares(exact);
     }
     const double norm = sqrt(square);
     const float unit = pair_unit(static_cast<float>(norm));
+    // Exact, since the unit is a power of two.
+    const float inverse_unit = 1 / unit;
+    const double wide_unit = static_cast<double>(unit);
     if (out.pair_units) out.pair_units[k] = unit;
     if (k >= codebook.num_codes || !(norm < kMaxScreenedNorm)) {
       // There is no code, or it cannot be screened: its column never wins.
       out.half_norms[k] = kEmptyScore;
       if (k < codebook.num_codes) norms.largest_component = INFINITY;
       for (int64_t d = 0; d < dim; ++d) column[d * kPanelWidth] = 0;
-      for (int64_t d = 0; pair_column && d < 2 * words; ++d) {
-        pair_column[d / 2 * 2 * kPanelWidth + d % 2] = 0;
-      }
+      for (int64_t i = 0; pair_column && i < words; ++i) pair_column[i * kPanelWidth] = 0;
       continue;
     }
     out.half_norms[k] = static_cast<float>(0.5 * square);
@@ -127,39 +157,30 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
     StoredSquares in_tiles;
     for (int64_t start = 0; start < dim; start += kPart) {
       const int64_t count = dim - start < kPart ? dim - start : kPart;
-      float centered[kPart];
+      float centered[kPart] = {}, sums[kPart / 2];
       for (int64_t i = 0; i < count; ++i) {
         centered[i] = code[start + i] - codebook.center[start + i];
       }
       for (int64_t i = 0; i < count; ++i) column[(start + i) * kPanelWidth] = centered[i];
-      for (int64_t i = 0; i < count; ++i) {
-        const float size = fabsf(centered[i]);
-        if (size > norms.largest_component) norms.largest_component = size;
-      }
-      for (int64_t i = 0; i + 1 < count; i += 2) {
-        const float size = fabsf(centered[i] + centered[i + 1]);
-        if (size > norms.largest_pair) norms.largest_pair = size;
-      }
+      for (int64_t i = 0; i < kPart / 2; ++i) sums[i] = centered[2 * i] + centered[2 * i + 1];
+      const float component = largest_size(centered, kPart), pair = largest_size(sums, kPart / 2);
+      if (component > norms.largest_component) norms.largest_component = component;
+      if (pair > norms.largest_pair) norms.largest_pair = pair;
       if (out.tile_panels) {
         store_in_tiles(codebook, k, start, count, centered, out.tile_panels, in_tiles);
       }
       if (!pair_column) continue;
       int16_t rounded[kPart];
-      double residuals[8] = {};
-      for (int64_t i = 0; i < count; ++i) rounded[i] = rounded_to_int16(centered[i] / unit);
-      for (int64_t i = 0; i < count; ++i) {
-        const double exact =
-            static_cast<double>(code[start + i]) - static_cast<double>(codebook.center[start + i]);
-        const double error = exact - static_cast<double>(rounded[i]) * static_cast<double>(unit);
-        residuals[i % 8] += error * error;
-      }
-      for (int i = 0; i < 8; ++i) residual += residuals[i];
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t d = start + i;
-        pair_column[d / 2 * 2 * kPanelWidth + d % 2] = rounded[i];
+      for (int64_t i = 0; i < kPart; ++i) rounded[i] = rounded_to_int16(centered[i] * inverse_unit);
+      load_centered(code + start, codebook.center + start, count, exact);
+      for (int64_t i = 0; i < kPart; ++i) exact[i] -= static_cast<double>(rounded[i]) * wide_unit;
+      residual += sum_of_squares(exact);
+      for (int64_t i = 0; i < count; i += 2) {
+        uint32_t word;
+        memcpy(&word, rounded + i, sizeof(word));
+        pair_column[(start + i) / 2 * kPanelWidth] = word;
       }
     }
-    if (pair_column && dim % 2) pair_column[(words - 1) * 2 * kPanelWidth + 1] = 0;
     const double relative = norm > 0 ? (sqrt(residual) - underflow) / norm : 0;
     if (relative > norms.pair_residual) norms.pair_residual = relative;
     if (out.tile_half_norms) {
@@ -216,27 +237,32 @@ inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64
   double most_square = 0, most_residual = 0;
   int most_in_section = 0;
   for (int64_t k = first * kByteBlock<Sum>; k < last * kByteBlock<Sum>; ++k) {
-    int8_t bytes[Sum::kMostDims + kDims] = {};
+    int8_t bytes[Sum::kMostDims + kPart];
+    static_assert(Sum::kMostDims % kPart == 0 && kPart % kDims == 0);
     // Padding repeats the last code, so that the least score is always that of a code.
     const int64_t source = k < codebook.num_codes ? k : codebook.num_codes - 1;
     const float* const code = codebook.codes + source * dim;
-    double squares[4] = {}, residuals[4] = {};
-    int sum = 0;
-    for (int64_t d = 0; d < dim; ++d) {
+    double square = 0, residual = 0;
+    for (int64_t start = 0; start < dim; start += kPart) {
       // The last bit of 1.5 * 2^52 stands for one.
       constexpr double kInteger = 0x1.8p52;
-      const double exact = static_cast<double>(code[d]) - static_cast<double>(codebook.center[d]);
-      const double integer = (exact * inverse + kInteger) - kInteger;
-      const double error = exact - integer * unit;
-      squares[d % 4] += integer * integer;
-      residuals[d % 4] += error * error;
-      bytes[d] = static_cast<int8_t>(static_cast<int>(integer));
-      sum += bytes[d];
+      double exact[kPart], integers[kPart];
+      load_centered(code + start, codebook.center + start,
+                    dim - start < kPart ? dim - start : kPart, exact);
+      for (int64_t i = 0; i < kPart; ++i) {
+        integers[i] = (exact[i] * inverse + kInteger) - kInteger;
+        exact[i] -= integers[i] * unit;
+      }
+      square += sum_of_squares(integers);
+      residual += sum_of_squares(exact);
+      for (int64_t i = 0; i < kPart; ++i) {
+        bytes[start + i] = static_cast<int8_t>(static_cast<int>(integers[i]));
+      }
     }
+    int sum = 0;
+    for (int64_t d = 0; d < dim; ++d) sum += bytes[d];
     // Sections have starts of their own.
     offsets[k] = static_cast<typename Sum::Offset>(Sum::kSectionWords > 0 ? 0 : kByteBias * sum);
-    const double square = squares[0] + squares[1] + squares[2] + squares[3];
-    const double residual = residuals[0] + residuals[1] + residuals[2] + residuals[3];
     const float stored_half = static_cast<float>(0.5 * square * unit * unit);
     const float half = codebook.halves_of_stored ? stored_half : codebook.half_norms[source];
     halves[k] = Sum::half(half / codebook.bytes.half_unit);

@@ -36,20 +36,49 @@ Aligned<float> as_float(const Rows& rows, int64_t num_rows, int64_t dim) {
 // The bits of a number, of -0 as of 0, which no distance tells apart.
 uint32_t value_bits(float value) { return bits_of(value + 0.0f); }
 
-uint32_t hash_of(const float* code, int64_t dim) {
-  constexpr int kChains = 8;  // side by side, for the compiler's vectors
-  uint32_t chains[kChains] = {};
-  const auto add = [&](int chain, float value) {
-    chains[chain] = (chains[chain] << 7 | chains[chain] >> 25) + value_bits(value);
-  };
+// Eight numbers, which the compiler keeps in vectors.
+typedef uint32_t Words __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(32)));
+typedef double Doubles __attribute__((vector_size(64)));
+constexpr int64_t kChains = 8;
+
+// Calls use(Floats) for a code in parts, the last one filled up with zeros.
+template <class Use>
+void for_each_part(const float* code, int64_t dim, const Use& use) {
+  Floats part;
   int64_t d = 0;
   for (; d + kChains <= dim; d += kChains) {
-    for (int i = 0; i < kChains; ++i) add(i, code[d + i]);
+    memcpy(&part, code + d, sizeof(part));
+    use(part);
   }
-  for (int i = 0; d + i < dim; ++i) add(i, code[d + i]);
+  if (d == dim) return;
+  part = Floats{};
+  memcpy(&part, code + d, static_cast<size_t>(dim - d) * sizeof(float));
+  use(part);
+}
+
+double square_norm(const float* code, int64_t dim) {
+  Doubles squares = {};
+  for_each_part(code, dim, [&](const Floats& part) {
+    const Doubles wide = __builtin_convertvector(part, Doubles);
+    squares += wide * wide;
+  });
+  double sum = 0;
+  for (int64_t i = 0; i < kChains; ++i) sum += squares[i];
+  return sum;
+}
+
+uint32_t hash_of(const float* code, int64_t dim) {
+  Words chains = {};
+  for_each_part(code, dim, [&](const Floats& part) {
+    const Floats values = part + 0.0f;
+    Words bits;
+    memcpy(&bits, &values, sizeof(bits));
+    chains = (chains << 7 | chains >> 25) + bits;
+  });
   uint32_t hash = 0;
-  for (const uint32_t chain : chains) {
-    hash = (hash ^ chain) * 0x9E3779B1u;
+  for (int64_t i = 0; i < kChains; ++i) {
+    hash = (hash ^ chains[i]) * 0x9E3779B1u;
     hash ^= hash >> 15;
   }
   return hash;
@@ -93,10 +122,7 @@ void fill_center(const float* codes, int64_t num_codes, int64_t dim, float* cent
   const int64_t step = (num_codes + kMaxSample - 1) / kMaxSample;
   std::vector<double> norms;
   for (int64_t k = 0; k < num_codes; k += step) {
-    double square = 0;
-    for (int64_t d = 0; d < dim; ++d) {
-      square += static_cast<double>(codes[k * dim + d]) * static_cast<double>(codes[k * dim + d]);
-    }
+    const double square = square_norm(codes + k * dim, dim);
     norms.push_back(std::isfinite(square) ? square : INFINITY);
   }
   std::vector<double> sorted(norms);

@@ -57,7 +57,6 @@ BY_THEMSELVES = (
     "docs/avatars.md",
     "docs/evaluation.md",
     "docs/export.md",
-    "docs/reports/README.md",
     "docs/training-at-scale.md",
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -313,14 +312,6 @@ def test_evaluation(workspace, fashion, short, capsys, monkeypatch):
         save(prior, f"runs/prior_{name}", class_names=FASHION_MNIST_CLASSES)
     Reader(capsys, (), {"evaluate": "--images 200 --cas-epochs 1"}).read("docs/evaluation.md")
     assert (workspace / "runs/evaluation/report.html").is_file()
-
-
-@pytest.mark.pages
-def test_reports(workspace, fashion, short, capsys, monkeypatch):
-    monkeypatch.setattr("vqvae2_fast.data.sources.DEBIAN_FOLDER", str(fashion))
-    evaluate = "--images 200 --cas-epochs 1 --features classifier"
-    Reader(capsys, (), {"evaluate": evaluate}).read("docs/reports/README.md")
-    assert Path("fashion28/report/report.html").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES)

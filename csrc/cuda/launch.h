@@ -142,13 +142,17 @@ int co_resident_blocks(Kernel* kernel, int threads, size_t shared_bytes) {
   return multiprocessors * blocks;
 }
 
-// How many clusters of this shape the current device holds at once; 0 if it has none of that size
-// or the kernel does not fit.
+// How many clusters of this shape the current device holds at once; 0 if it has none of that size,
+// if the kernel does not fit, or if it was compiled for cards without clusters, where it traps: a
+// card with clusters may run such code, as PTX that its driver compiles.
 template <class Kernel>
 int co_resident_clusters(Kernel* kernel, const LaunchShape& shape) {
+  constexpr int kFirstWithClusters = 90;
   const detail::Configuration launched(shape);
+  cudaFuncAttributes attributes = {};
   int clusters = 0;
-  if (detail::opt_in(kernel, shape) != cudaSuccess ||
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess ||
+      attributes.ptxVersion < kFirstWithClusters || detail::opt_in(kernel, shape) != cudaSuccess ||
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &launched.config) != cudaSuccess) {
     cudaGetLastError();
     return 0;

@@ -41,12 +41,14 @@ struct ChainRun {
   __device__ __forceinline__ OwnMemory own(bool owner) const { return {shared, owner}; }
 };
 
+// All lanes of a warp call it. They leave their loops one by one, and meet before what follows.
 __device__ __forceinline__ void wait_in_chain(Arrivals* arrivals, uint32_t parity, int stage) {
   if (!wait_for_phase<VQ_SPIN_LIMIT>(arrivals, parity)) {
     printf("sampler: block %d of the chain waits in stage %d\n", static_cast<int>(blockIdx.x),
            stage);
     __trap();
   }
+  __syncwarp();
 }
 
 __device__ __forceinline__ ChainRun start_chain(const Program& program, const unsigned char* memory,

@@ -69,6 +69,10 @@ void test_launch_errors() {
   check(co_resident_clusters(planted::cluster_kernel, shape) == 0,
         "a card of capability 8.0 has no clusters");
   cuda_on_cpu::device().major = 9;
+  setenv("CUDA_ON_CPU_PTX", "80", 1);
+  check(co_resident_clusters(planted::cluster_kernel, shape) == 0,
+        "code for cards before 9.0 is launched on no clusters, whatever the card");
+  unsetenv("CUDA_ON_CPU_PTX");
   shape.shared_bytes = 200 << 10;
   shape.cluster = 2;
   check(co_resident_clusters(planted::cluster_kernel, shape) ==

@@ -149,6 +149,11 @@ cudaError_t planned_failure(const char* call) {
   return remember(static_cast<cudaError_t>(atoi(plan + length + 1)));
 }
 
+int ptx_version() {
+  const char* const built = getenv("CUDA_ON_CPU_PTX");
+  return built ? atoi(built) : 10 * device().major;
+}
+
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (const cudaError_t error = planned_failure("cudaFuncSetAttribute")) return error;
   if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {

@@ -84,7 +84,9 @@ enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
   cudaFuncAttributeNonPortableClusterSizeAllowed = 14,
 };
-struct cudaFuncAttributes {};  // not read by anybody; asking for them loads the kernel
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 
 namespace cuda_on_cpu {
 
@@ -92,6 +94,8 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const Kernel& body);
 cudaError_t active_clusters(int* clusters, const void* kernel, const cudaLaunchConfig_t& config);
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t shared_bytes);
+// What kernels were compiled for: that of CUDA_ON_CPU_PTX, or of the device.
+int ptx_version();
 // What CUDA_ON_CPU_FAIL plans for this call, remembered as the last error.
 cudaError_t planned_failure(const char* call);
 
@@ -114,7 +118,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cuda_on_cpu::launch(*config, reinterpret_cast<const void*>(kernel), {run, &call});
 }
 template <class Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  attributes->ptxVersion = cuda_on_cpu::ptx_version();
   return cuda_on_cpu::planned_failure("cudaFuncGetAttributes");
 }
 template <class Kernel>

@@ -7,7 +7,9 @@ CUDA runtime fails when a test wants it to.
 
 import contextlib
 import ctypes
+import math
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -50,13 +52,15 @@ class WatchedLibrary:
         self._library, self._gpu = library, gpu
         self.has_kernels = True
         self.failing_row = None
+        self.failures = math.inf
 
     def __getattr__(self, name):
         def call(*arguments):
             self._gpu.calls.append((name, self._gpu.current))
             if name == "row":
                 self._gpu.streams.append(arguments[3])
-                if arguments[2] == self.failing_row:
+                if arguments[2] == self.failing_row and self.failures > 0:
+                    self.failures -= 1
                     raise RuntimeError("too many resources")
             return getattr(self._library, name)(*arguments)
 
@@ -224,6 +228,16 @@ def test_where_a_kernel_does_not_start_eager_draws(gpu, monkeypatch):
     text = str(told[0].message)
     assert text.startswith(f"{NOT_USED}a kernel did not start (sampler stem, grid (1, 1, 1), block")
     assert text.endswith("too many blocks in cooperative launch). Engine eager draws instead.")
+
+
+def test_where_clusters_do_not_start_the_kernels_without_them_draw(gpu, card):
+    prior = tiny_prior(num_heads=4, size=(3, 4), mask="exclude")
+    expected = sample_codes(prior, 1, engine="eager")
+    card[0] = replace(card[0], blocks=20, threads=96, shared_bytes=72 << 10, clusters8=2)
+    gpu.library.failing_row, gpu.library.failures = 0, 1
+    with pytest.warns(RuntimeWarning, match=r"cuda draws without clusters .*too many resources"):
+        codes = sample_codes(prior, 1, engine="cuda")
+    assert torch.equal(codes, expected)
 
 
 def test_engine_cuda_by_name_says_which_engine_does_without_its_kernels(gpu, monkeypatch):

@@ -331,3 +331,14 @@ def test_priors_of_every_kind_on_a_gpu(kind):
     }
     alone = sample_codes(prior, 1, seed=5, first_sample=4, engine="cuda", **last)
     assert torch.equal(alone, codes[-1:])
+
+
+def test_a_draw_with_other_noise_is_not_planned_anew(engines, sampler_on_cpu, monkeypatch):
+    prior = tiny_prior(size=(2, 3))
+    sample_codes(prior, 2, seed=1, engine="on_cpu")
+    calls, call = [], sampler_on_cpu._call
+    monkeypatch.setattr(
+        sampler_on_cpu, "_call", lambda name, *rest: (calls.append(name), call(name, *rest))[1]
+    )
+    sample_codes(prior, 2, seed=2, engine="on_cpu")
+    assert "sizes" not in calls and "program" in calls

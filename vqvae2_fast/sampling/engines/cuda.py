@@ -8,8 +8,9 @@ No synchronisation happens between rows, unless `progress` or `on_row` is given.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -223,19 +224,43 @@ def draw_cuda(
         )
         if reason is not None:
             raise EngineError.refusing(engine, reason, plan.device, "cuda")
-        try:
-            return draw_with(library, card, stream.cuda_stream, plan, request, precision)
-        except LaunchError as error:
-            # CUDA reports errors of kernels, after which every call fails, at any later call.
+
+        def drawn(card: Card) -> Drawn:
             try:
-                stream.synchronize()
-            except RuntimeError as lost:
-                raise RuntimeError(
-                    f"engine {engine}: {error}; the GPU has failed ({_first_line(lost)}) and takes "
-                    "no more work of this process: start it again, with engine='eager' if that "
-                    "happens again."
-                ) from error
-            raise
+                return draw_with(library, card, stream.cuda_stream, plan, request, precision)
+            except LaunchError as error:
+                # CUDA reports errors of kernels, after which every call fails, at any later call.
+                try:
+                    stream.synchronize()
+                except RuntimeError as lost:
+                    raise RuntimeError(
+                        f"engine {engine}: {error}; the GPU has failed ({_first_line(lost)}) and "
+                        "takes no more work of this process: start it again, with engine='eager' "
+                        "if that happens again."
+                    ) from error
+                raise
+
+        try:
+            return drawn(card)
+        except LaunchError as error:
+            # A card may refuse the clusters that its occupancy promised. The codes are the same.
+            without = replace(card, clusters16=0, clusters8=0)
+            refused = why_not_plan(
+                library,
+                without,
+                plan,
+                request.batch_size,
+                guided=settings.guided,
+                precision=precision,
+            )
+            if error.row > 0 or without == card or refused:
+                raise
+            warnings.warn(
+                f"engine {engine} draws without clusters of blocks, more slowly: {error}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return drawn(without)
 
 
 @torch.inference_mode()
@@ -289,18 +314,20 @@ def draw_with(
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
     tensors = _packed_plan(plan, precision)
     values = plan_values(plan, card, precision, batch, guided=settings.guided) | {
-        "seed": request.noise.seed,
-        "first_sample": request.noise.first_sample,
-        "stream": request.noise.stream,
         "temperature": float(settings.temperature),
         "top_k": min(settings.top_k or plan.num_embeddings, plan.num_embeddings),
         "top_p": 1.0 if settings.top_p is None else float(settings.top_p),
         "guidance": float(settings.guidance_scale),
         "largest_logit": settings.largest_logit,
     }
+    sizes = library.sizes(values)
+    values |= {
+        "seed": request.noise.seed,
+        "first_sample": request.noise.first_sample,
+        "stream": request.noise.stream,
+    }
     values |= {name: address(name, tensor, device) for name, tensor in tensors.items()}
     values |= {name: address(name, t, device, _DTYPES[name]) for name, t in inputs.items()}
-    sizes = library.sizes(values)
     workspace = zeroed_workspace(library, values, sizes.workspace_bytes, device)
     values["workspace"] = address("workspace", workspace, device)
     program = torch.empty(sizes.program_bytes, dtype=torch.uint8, device="cpu")

@@ -9,7 +9,7 @@ import ctypes
 import os
 import struct
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from vqvae2_fast.ops import _native
@@ -64,14 +64,20 @@ class Library:
             function = getattr(self._library, f"vq_sampler_{name}", None)
             if function is not None:
                 function.restype = ctypes.c_char_p
+        # Planning takes 3 ms for a prior of the port's size, and a draw asks several times.
+        self._planned_sizes = lru_cache(maxsize=64)(self._sizes)
 
     @property
     def has_kernels(self) -> bool:
         return hasattr(self._library, "vq_sampler_row")
 
     def sizes(self, values: Mapping[str, int | float]) -> Sizes:
+        """What a draw takes; kept for draws with the same values. No address has any influence."""
+        return self._planned_sizes(tuple(values.items()))
+
+    def _sizes(self, values: tuple[tuple[str, int | float], ...]) -> Sizes:
         sizes = (ctypes.c_int64 * 5)()
-        self._call("sizes", *_by_name(values), sizes)
+        self._call("sizes", *_by_name(dict(values)), sizes)
         return Sizes(*sizes)
 
     def program(self, values: Mapping[str, int | float], address: int) -> None:

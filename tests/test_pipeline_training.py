@@ -157,6 +157,14 @@ def test_too_few_minutes_are_refused_before_anything_is_trained(folder, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_too_little_disk_is_refused_before_anything_is_trained(folder, tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=5 * 2**10)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match=r"out: expected \S+ MiB free .* got 0\.0 MiB"):
+        vq2.train(folder, 1, out=tmp_path / "new" / "out", progress=QUIET)
+    assert not (tmp_path / "new" / "out" / "vqvae").exists()
+
+
 def test_a_picture_shows_what_was_learnt_until_the_report_does(folder, tmp_path, monkeypatch):
     sheet, sizes = tmp_path / "out" / training.SO_FAR, []
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from vqvae2_fast.checkpoints.locate import latest, step_of
 from vqvae2_fast.commands.common import Result
-from vqvae2_fast.console.words import number
+from vqvae2_fast.console.words import byte_size, number
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.training.cost import StepCost, free_memory, measure_step, state_bytes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2
     from vqvae2_fast.training import Stage, TrainConfig
 
-__all__ = ["Task", "duration", "parameters", "plan_of_extraction", "plan_of_training", "size"]
+__all__ = ["Task", "duration", "parameters", "plan_of_extraction", "plan_of_training"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -126,9 +126,9 @@ def plan_of_training(
     cost = measure_step(stage, own)
     memory = state + cost.activation_bytes(own.batch_size)
     lines = [
-        f"model: {parameters(outline):,} parameters, {size(weights + buffers)}; in training "
-        f"{size(state)}, with activations about {size(memory)}"
-        + ("" if free is None else f" of {size(free)} free"),
+        f"model: {parameters(outline):,} parameters, {byte_size(weights + buffers)}; in training "
+        f"{byte_size(state)}, with activations about {byte_size(memory)}"
+        + ("" if free is None else f" of {byte_size(free)} free"),
         _time_line(cost, done, rest),
     ]
     if config.warmup_steps > config.steps:
@@ -203,10 +203,10 @@ def _check_memory(
             "options of the model)"
         )
     raise ValueError(
-        f"this training needs about {size(needed)} of memory ({size(state)} for weights, "
+        f"this training needs about {byte_size(needed)} of memory ({byte_size(state)} for weights, "
         "gradients, optimiser and average"
-        + (f", {size(needed - state)} for activations" if needed > state else "")
-        + f"), and {size(free)} are free on {device}. {remedy}, or try all the same with "
+        + (f", {byte_size(needed - state)} for activations" if needed > state else "")
+        + f"), and {byte_size(free)} are free on {device}. {remedy}, or try all the same with "
         "--ignore-memory."
     )
 
@@ -281,9 +281,10 @@ def plan_of_extraction(
         },
         [
             f"extract on {device}",
-            f"model: {parameters(model):,} parameters, {size(weights)}",
+            f"model: {parameters(model):,} parameters, {byte_size(weights)}",
             f"images: {_counts(images)}",
-            f"records: {_counts(records)}, of {layout.record_bytes} bytes, {size(store)} in all",
+            f"records: {_counts(records)}, of {layout.record_bytes} bytes, "
+            f"{byte_size(store)} in all",
             f"to be encoded: {_counts(missing)}",
             f"time: about {duration(seconds)}",
             f"code maps: {layout.describe()}",
@@ -300,11 +301,6 @@ def parameters(model: nn.Module) -> int:
 
 def _counts(items: Mapping[Split, int] | Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in items.items())
-
-
-def size(count: int) -> str:
-    """Bytes in the unit that suits them."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["counted", "described", "did_you_mean", "number", "together"]
+__all__ = ["byte_size", "counted", "described", "did_you_mean", "number", "together"]
+
+
+def byte_size(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def number(value: float, digits: int = 4) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vqvae2_fast.console.words import number, together
+from vqvae2_fast.console.words import byte_size, number, together
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.report.pipeline import rows_drawn
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_images
+from vqvae2_fast.training.cost import state_bytes
 from vqvae2_fast.training.extraction import Variants
 from vqvae2_fast.training.timed import time_priors, time_vqvae
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from torch import nn
 
     from vqvae2_fast.data.own_images import OwnImages
     from vqvae2_fast.training.config import TrainConfig
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PLAN",
     "READING",
+    "check_disk",
     "check_minutes",
     "plan_in_words",
     "planned_steps",
@@ -110,7 +115,28 @@ def timed_plan(
         "images": min(count, max(1, int(2 * _ENCODING * seconds / encode))),
         "columns": columns,
         "report_seconds": draw * (rows * columns + 10) + scored + _OF_THE_REPORT,
+        "disk_bytes": _disk_bytes(preset, (vqvae, *priors), count * (1 + copies)),
     }
+
+
+def _disk_bytes(preset: Preset, models: Sequence[nn.Module], records: int) -> int:
+    """About what a run writes: for each model two checkpoints, of which the older one is deleted
+    once the newer one is whole, and the codes, of two bytes each."""
+    trainings = (preset.training.vqvae, *preset.training.priors)
+    states = sum(map(state_bytes, models, trainings))
+    codes = sum(height * width for height, width in preset.vqvae.level_sizes)
+    return 2 * states + 2 * codes * records
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises ValueError if the disk of a folder, which may not exist yet, has less room."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise ValueError(
+            f"out: expected {byte_size(needed)} free on the disk of {folder}, for checkpoints and "
+            f"codes, got {byte_size(free)}. Free some, or name a folder on another disk."
+        )
 
 
 def planned_training(preset: Preset, plan: Mapping[str, Any]) -> PresetTraining:

@@ -18,6 +18,7 @@ from vqvae2_fast.files.kinds import check_field, integer, number
 from vqvae2_fast.pipeline_training.plan import (
     PLAN,
     READING,
+    check_disk,
     check_minutes,
     plan_in_words,
     planned_steps,
@@ -133,6 +134,7 @@ def train(
     if "words" not in plan:
         left = deadline - between - time.monotonic()
         check_minutes(minutes, left, plan["step_seconds"])
+        check_disk(folder, plan["disk_bytes"])
         plan |= planned_steps(preset, left, plan["step_seconds"], len(train_set))
         plan["words"] = plan_in_words(plan, images, name, preset, device)
         write_json(folder / PLAN, plan)

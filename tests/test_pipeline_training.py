@@ -17,7 +17,9 @@ import vqvae2_fast as vq2
 from vqvae2_fast.checkpoints.locate import latest, step_of
 from vqvae2_fast.cli import main
 from vqvae2_fast.console import Progress
+from vqvae2_fast.data.images import ImageTensorDataset
 from vqvae2_fast.pipeline_training import plan, result, training
+from vqvae2_fast.report.pipeline import DrawnImages
 from vqvae2_fast.training import (
     Preset,
     PresetTraining,
@@ -47,7 +49,8 @@ def tiny_models(monkeypatch):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(timed, "time", clock)
     monkeypatch.setattr("vqvae2_fast.training.loop.time", clock)
-    monkeypatch.setattr(timed, "measure_step", lambda stage, config: StepCost(0.4, 0, 0))
+    for module in (timed, result):
+        monkeypatch.setattr(module, "measure_step", lambda stage, config: StepCost(0.4, 0, 0))
     monkeypatch.setattr(plan, "_LEAST_STEPS", 10)
     monkeypatch.setattr(plan, "_MOST_PASSES", {"prior_top": 1000, "prior_bottom": 1000})
 
@@ -84,6 +87,21 @@ def test_the_command_leaves_a_pipeline_and_a_report(folder, tmp_path, capsys):
     html = (out / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 5
     assert str(out / "report.html") in told
+    assert "a small classifier of the training images puts" in told
+
+
+def test_a_classifier_reads_what_was_drawn(tmp_path):
+    """Black and white images are told apart by everybody, so that a class of black samples is."""
+    white = torch.arange(60) % 2
+    images = (255 * white).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+    real = ImageTensorDataset(images.contiguous(), white, ("black", "white"))
+    drawn = DrawnImages(torch.full((6, 3, 16, 16), -1.0), [0, 0, 0, 1, 1, 1], real.class_names)
+    found, words = result.read_as_their_classes(
+        drawn, real, real, 40.0, device=torch.device("cpu"), seed=0, progress=QUIET
+    )
+    assert found["held_out"]["top1"] == 1
+    assert found["drawn"]["by_class"] == [1, 0]
+    assert words[1].startswith("Not read as what they are: white.")
 
 
 def test_runs_share_the_time_until_their_deadline(monkeypatch, tmp_path):

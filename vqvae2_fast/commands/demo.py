@@ -21,6 +21,7 @@ from vqvae2_fast.presets import preset
 from vqvae2_fast.report import Section
 from vqvae2_fast.report.curves import plot_rate
 from vqvae2_fast.report.evaluation import evaluation_lines
+from vqvae2_fast.report.pipeline import draw_rows
 from vqvae2_fast.training.recipe import train_pipeline
 
 __all__ = ["Demo"]
@@ -98,24 +99,26 @@ class Demo(Command):
         )
         metrics |= {"preset": _PRESET, "seed": self.seed, "targets": _targets(metrics)}
         plot_rate(self.out / "rate.png", evaluation)
+        with progress.task("draw", 1) as task:
+            drawn = draw_rows(trained.pipeline, _SAMPLES_A_CLASS, seed=self.seed)
+            task.update(1)
         finish(
             trained,
             evaluation,
             metrics,
             train_set,
             held_out,
+            drawn,
             self.out,
             title="VQ-VAE-2 on avatars",
             lead="An encoder turns a 32×32 image into two maps of discrete codes and back, and two "
             "priors know which codes go together and draw new ones, class by class. "
             f"{evaluation.images} images were never trained on, and neither were their pairs of "
             "eyes and mouth, or of two other parts; the numbers here are theirs.",
-            columns=_SAMPLES_A_CLASS,
             more=[_aims(metrics), _rate(self.out / "rate.png")],
             start=start,
             since=since,
             seed=self.seed,
-            progress=progress,
             foot="Avatars: DiceBear, CC0.",
         )
         return Result(metrics, [*evaluation_lines(evaluation), *self._lines(metrics, since)])

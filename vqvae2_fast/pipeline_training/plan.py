@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.training.preset import Preset, PresetTraining
 
 __all__ = [
+    "CLASSIFYING",
     "PLAN",
     "READING",
     "check_disk",
@@ -43,9 +44,10 @@ __all__ = [
 
 PLAN = "plan.json"
 _LEAST_STEPS = 100  # of each model: fewer leave nothing that draws
-# Parts of the time that reading the images, encoding them, and drawing for the report may take. The
-# rest is shared by the trainings. In the demo the bottom prior leaves most to mend.
-READING, _ENCODING, _DRAWING = 0.1, 0.1, 0.04
+# Parts of the time that reading the images, encoding them, and drawing for the report may take, and
+# the classifier that reads what was drawn. The rest is shared by the trainings. In the demo the
+# bottom prior leaves most to mend.
+READING, _ENCODING, _DRAWING, CLASSIFYING = 0.1, 0.1, 0.04, 0.03
 _SHARES = {"vqvae": 0.35, "prior_top": 0.2, "prior_bottom": 0.45}
 # The most passes over the images: more make a prior overfit. With 535 avatars it began after 11
 # (top) and 21 (bottom), at the full learning rate. The VQ-VAE gets the time that is left.
@@ -106,6 +108,8 @@ def timed_plan(
     rows = rows_drawn(images.train_set.class_names)
     columns = max(4, min(12, int(_DRAWING * seconds / (draw * rows))))
     scored = _MEASURED * (encode + sum(steps.values()) / _ITEMS_OF_A_STEP)
+    if len(images.train_set.class_names) > 1:
+        scored += CLASSIFYING * seconds
     return {
         "step_seconds": {"vqvae": step, **steps},
         "encode_seconds": encode,

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import vqvae2_fast
 from vqvae2_fast import ops
+from vqvae2_fast.data import in_order
 from vqvae2_fast.files.durable import write_file
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.metrics import evaluate_pipeline
+from vqvae2_fast.metrics.accuracy import classification_accuracy
 from vqvae2_fast.metrics.codes import use_of_codes
-from vqvae2_fast.report.pipeline import draw_rows, report_pipeline
+from vqvae2_fast.models.classifier import Classifier
+from vqvae2_fast.modules.contexts import seeded
+from vqvae2_fast.report.pipeline import report_pipeline
+from vqvae2_fast.training import train
+from vqvae2_fast.training.classifier import classifier_recipe, classifier_stage
+from vqvae2_fast.training.cost import measure_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,11 +35,20 @@ if TYPE_CHECKING:
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.metrics.results import Evaluation
     from vqvae2_fast.report.html import Section
+    from vqvae2_fast.report.pipeline import DrawnImages
     from vqvae2_fast.training.recipe import TrainedPipeline
 
-__all__ = ["REPORT", "finish", "measured", "what_bounds", "write_json"]
+__all__ = [
+    "REPORT",
+    "finish",
+    "measured",
+    "read_as_their_classes",
+    "what_bounds",
+    "write_json",
+]
 
 REPORT, _METRICS = "report.html", "metrics.json"
+_BATCH = 256
 _CLEARLY = 0.01  # of a best figure: less is within what validations vary by
 
 
@@ -67,27 +85,23 @@ def finish(
     metrics: dict[str, Any],
     train_set: ImageSource,
     held_out: ImageSource,
+    drawn: DrawnImages,
     out: Path,
     *,
     title: str,
     lead: str,
-    columns: int,
     more: Sequence[Section],
     start: float,
     since: str,
     seed: int,
-    progress: Progress,
     foot: str = "",
 ) -> None:
-    """Draw images, and write OUT/report.html with its pictures, and OUT/metrics.json.
+    """Write OUT/report.html with its pictures, and OUT/metrics.json.
 
     Args:
         start: When everything began, in `time.monotonic()`.
         lead, more, since: As in `report_pipeline`; the lead follows the time that it took.
     """
-    with progress.task("draw", 1) as task:
-        drawn = draw_rows(trained.pipeline, columns, seed=seed)
-        task.update(1)
     taken = {**trained.seconds, "all": time.monotonic() - start}
     machine = "  ·  ".join(f"{name} {value}" for name, value in metrics["machine"].items())
     metrics["nearest"] = report_pipeline(
@@ -115,6 +129,53 @@ def finish(
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a record, making its folder."""
     write_file(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_as_their_classes(
+    drawn: DrawnImages,
+    train_set: ImageSource,
+    held_out: ImageSource,
+    seconds: float,
+    *,
+    device: torch.device,
+    seed: int,
+    progress: Progress,
+) -> tuple[dict[str, Any], list[str]]:
+    """How many drawn images a small classifier of the real ones puts into the class asked for:
+    for metrics.json, and in words.
+
+    Args:
+        drawn: With a row for a class, named as it is.
+        seconds: About how long the classifier is trained at most.
+    """
+    names = train_set.class_names
+    config, settings = classifier_recipe(train_set.image_shape, len(names), len(train_set))
+    with seeded(seed):
+        model = Classifier(config).to(device)
+    stage = classifier_stage(model, train_set, held_out, settings)
+    # A step's cost is measured by steps; training begins from other weights than they leave.
+    state = copy.deepcopy(model.state_dict())
+    steps = int(seconds / measure_step(stage, settings).seconds)
+    model.load_state_dict(state)
+    steps = max(1, min(steps, settings.steps))
+    settings = replace(settings, steps=steps, warmup_steps=steps // 10, validate_every=steps)
+    train(stage, settings, progress=progress)
+    labels = torch.tensor(drawn.rows, dtype=torch.int64, device="cpu")
+    of_drawn = classification_accuracy(model, [(drawn.images, labels)])
+    of_held_out = classification_accuracy(model, in_order(held_out, _BATCH))
+    words = [
+        f"Classes: a small classifier of the training images puts {of_drawn.top1:.0%} of "
+        f"{of_drawn.images} drawn images into the class that was asked for, and "
+        f"{of_held_out.top1:.0%} of the held-out images into theirs."
+    ]
+    pairs = zip(names, of_drawn.by_class, of_held_out.by_class, strict=True)
+    lost = [name for name, own, real in pairs if own <= 1 / len(names) and own < real / 2]
+    if lost:
+        words.append(
+            f"Not read as what they are: {', '.join(map(short, lost[:8]))}. More images of these "
+            "classes, or a larger guidance_scale, may help."
+        )
+    return {"drawn": asdict(of_drawn), "held_out": asdict(of_held_out), "steps": steps}, words
 
 
 def what_bounds(

@@ -16,6 +16,7 @@ from vqvae2_fast.data.images import ImageSource, ImageSubset, evenly, spread_eve
 from vqvae2_fast.data.own_images import LARGEST_SIDE, SMALLEST_SIDE, open_own_images
 from vqvae2_fast.files.kinds import check_field, integer, number
 from vqvae2_fast.pipeline_training.plan import (
+    CLASSIFYING,
     PLAN,
     READING,
     check_disk,
@@ -27,7 +28,14 @@ from vqvae2_fast.pipeline_training.plan import (
     threads_of_cpu,
     timed_plan,
 )
-from vqvae2_fast.pipeline_training.result import REPORT, finish, measured, what_bounds, write_json
+from vqvae2_fast.pipeline_training.result import (
+    REPORT,
+    finish,
+    measured,
+    read_as_their_classes,
+    what_bounds,
+    write_json,
+)
 from vqvae2_fast.presets.fitting import fitting_preset
 from vqvae2_fast.report.grids import picture_of_reconstructions, sample_grid
 from vqvae2_fast.report.html import Section
@@ -185,22 +193,37 @@ def train(
         held_out = spread_evenly(images.held_out, _EVALUATED)
         evaluation, metrics = measured(trained, held_out, device=device, progress=progress)
         metrics |= {"preset": name, "seed": seed, "minutes": minutes, "plan": plan["words"]}
-        metrics["bounds"] = bounds = what_bounds(trained, evaluation, plan["most_steps"])
+        bounds = what_bounds(trained, evaluation, plan["most_steps"])
+        with progress.task("draw", 1) as task:
+            drawn = draw_rows(trained.pipeline, plan["columns"], seed=seed)
+            task.update(1)
+        # Rows of classes that come in groups are no classes.
+        if len(classes) > 1 and drawn.names == classes:
+            metrics["classes"], words = read_as_their_classes(
+                drawn,
+                train_set,
+                held_out,
+                CLASSIFYING * seconds,
+                device=device,
+                seed=seed,
+                progress=progress,
+            )
+            bounds += words
+        metrics["bounds"] = bounds
         finish(
             trained,
             evaluation,
             metrics,
             train_set,
             held_out,
+            drawn,
             folder,
             title=f"VQ-VAE-2 on {label}",
             lead=" ".join(f"{line[0].upper()}{line[1:]}." for line in plan["words"]),
-            columns=plan["columns"],
             more=[Section("What bounds the images", " ".join(bounds))],
             start=start,
             since=since,
             seed=seed,
-            progress=progress,
         )
         (folder / SO_FAR).unlink(missing_ok=True)
         write_json(folder / PLAN, {**plan, "minutes": max(minutes, plan["minutes"])})

@@ -318,3 +318,10 @@ STARTS = {
 def test_a_start_writes_what_its_schema_says(name: str) -> None:
     operator = getattr(torch.ops.vqvae2_fast, name).default
     torch.library.opcheck(operator, *STARTS[name](), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("other", [{"init": "normal"}, {"update": "forward"}])
+def test_a_wait_without_what_it_needs_is_refused(other):
+    options = {"init": "kmeans", "update": "step", "quantize_after": 5} | other
+    with pytest.raises(ValueError, match="with quantize_after=5, got init="):
+        VectorQuantizerEMA(K, D, **options)

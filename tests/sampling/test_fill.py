@@ -17,7 +17,7 @@ from vqvae2_fast.sampling import (
     score_codes,
 )
 from vqvae2_fast.sampling.batches import draw_batch
-from vqvae2_fast.sampling.candidates import draw_candidates
+from vqvae2_fast.sampling.candidates import draw_candidates, take_candidates
 from vqvae2_fast.sampling.settings import DrawSettings
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -208,3 +208,14 @@ def test_labels_are_taken_by_name():
     pipeline = replace(tiny_pipeline(), class_names=("cat", "cow", "dog"))
     by_name = fill(pipeline, IMAGES, MASK, labels=["cat", "cow", None])[0]
     assert torch.equal(by_name, fill(pipeline, IMAGES, MASK, labels=LABELS)[0])
+
+
+def test_a_candidate_counts_the_known_codes_that_follow_a_drawn_one():
+    known = torch.tensor([[[5, -1, 0, 3]]])  # 5 does not depend on what is drawn, 0 and 3 do
+    log_prob = torch.zeros(1, 3, 1, 4)
+    log_prob[0, :, 0, 0] = torch.tensor([-900.0, 0.0, 0.0])
+    log_prob[0, :, 0, 1] = torch.tensor([-900.0, 0.0, 0.0])
+    log_prob[0, :, 0, 2] = torch.tensor([0.0, -900.0, -900.0])
+    taken, effective = take_candidates(log_prob, known, 0, 0, 0)
+    assert taken.item() == 0
+    assert effective.item() == 1

@@ -62,6 +62,7 @@ BY_THEMSELVES = (
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Options that make a command short, by its name.
 LIMITS = {
+    "train": "--minutes 1",
     "demo": "--scale 0.0008",
     "train-vqvae": "--train.steps 2 --train.batch-size 2",
     "finetune-decoder": "--train.steps 2 --train.batch-size 2",
@@ -218,6 +219,7 @@ def short(monkeypatch):
     monkeypatch.setattr(demo, "load_small_avatars", fewer(load_small_avatars))
     monkeypatch.setattr("vqvae2_fast.data.load_emoji", fewer(load_emoji))
     monkeypatch.setattr("vqvae2_fast.training.cost._BUDGET", 0.0)
+    monkeypatch.setattr("vqvae2_fast.pipeline_training.plan._LEAST_STEPS", 2)
 
 
 @pytest.mark.pages

@@ -32,6 +32,7 @@ NO_PRIORS = {
     "num_classes": (-1,),
     "num_subclasses": (-1,),
     "num_variants": (-1,),
+    "num_words": (-1, 2),
     "size": (4, (4,), (0, 6)),
     "condition_sizes": (((0, 3),), ((2,),), (2, 3)),
 }

@@ -17,6 +17,11 @@ def test_every_label_is_counted_once():
     assert LabelLayout(0).count == 0
 
 
+def test_words_follow_all_other_labels():
+    layout = LabelLayout(num_classes=2, num_subclasses=3, num_variants=2, num_words=4)
+    assert (layout.first_word, layout.count) == (LAYOUT.count, LAYOUT.count + 4)
+
+
 def test_parts_follow_no_class():
     parts = torch.tensor([0, 1, 2, 0, 1, 2])
     assert LAYOUT.of_part(torch.tensor(CLASSES), parts).tolist() == OF_PARTS

@@ -87,6 +87,52 @@ def test_a_prior_without_its_variants_gives_the_same_logits_for_every_other_labe
     assert (lean.vqvae_hash, lean.class_names, lean.training) == ("sha256:1", ("a", "b"), False)
 
 
+def test_the_words_of_a_prior_without_its_variants_keep_their_logits():
+    prior = tiny_prior(num_classes=2, num_variants=2, num_words=3)
+    lean = without_variants(prior)
+    inputs = prior_inputs(prior, 4)
+    words = torch.tensor([[0, -1], [1, -1], [2, 0], [-1, -1]])
+
+    def logits(model):
+        numbers = torch.where(words < 0, -1, words + model.config.label_layout.first_word)
+        told = torch.cat([torch.tensor([[0], [1], [2], [0]]), numbers], dim=1)
+        return logits_of(model, {**inputs, "labels": told})
+
+    assert torch.equal(logits(lean), logits(prior))
+
+
+def test_a_label_with_words_is_the_sum_of_their_rows():
+    prior = tiny_prior(num_classes=2, num_words=3)
+    inputs = prior_inputs(prior, 1)
+    told = logits_of(prior, {**inputs, "labels": torch.tensor([[1, 3, 5, -1]])})
+    with torch.no_grad():
+        for layer in prior.modules():
+            if isinstance(layer, GatedResidual) and layer.classes is not None:
+                rows = layer.classes.weight
+                rows[0] = rows[1] + rows[3] + rows[5]
+    assert torch.equal(told, logits_of(prior, {**inputs, "labels": torch.tensor([0])}))
+
+
+def test_the_order_of_absent_words_is_of_no_consequence():
+    prior = tiny_prior(num_classes=2, num_words=3)
+    inputs = prior_inputs(prior, 1)
+    one = logits_of(prior, {**inputs, "labels": torch.tensor([[1, -1, 4]])})
+    assert torch.equal(one, logits_of(prior, {**inputs, "labels": torch.tensor([[1, 4, -1]])}))
+
+
+@pytest.mark.parametrize("wrong", [[3, -1], [0, 1], [0, 6], [0, -2]], ids=str)
+def test_a_class_and_words_in_one_anothers_place_are_refused(wrong):
+    prior = tiny_prior(num_classes=2, num_words=3)
+    with pytest.raises(ValueError, match="expected (labels|words) in"):
+        logits_of(prior, {**prior_inputs(prior, 1), "labels": torch.tensor([wrong])})
+
+
+def test_a_prior_without_words_refuses_labels_with_some():
+    prior = tiny_prior(num_classes=2)
+    with pytest.raises(ValueError, match=r"expected labels \[1\], got \[1, 2\]"):
+        logits_of(prior, {**prior_inputs(prior, 1), "labels": torch.tensor([[0, -1]])})
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_parameter_gets_a_gradient(name):
     prior = tiny_prior(num_output_layers=1, **CONFIGS[name]).train()

@@ -9,11 +9,12 @@ from itertools import islice
 import pytest
 import torch
 from helpers.codes import CodeSet, random_codes
-from helpers.models import SMALL_PRIOR
+from helpers.models import SMALL_PRIOR, SMALL_TOP
 from torch import Tensor
 
 from vqvae2_fast.data import check_matches
 from vqvae2_fast.data.groups import labels_of_prior
+from vqvae2_fast.data.words import keep_words
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.training import TrainConfig, prior_stage
 from vqvae2_fast.training.stage2 import balanced, hash_of_codes, prior_config
@@ -53,7 +54,8 @@ def test_training_batches_are_those_of_the_records_in_memory(tmp_path):
             ]
         )
         assert torch.equal(maps[0], saved.codes[0][rows])
-        assert torch.equal(labels, saved.labels[rows])
+        told = saved.labels[rows]
+        assert torch.equal(labels, torch.where(told < 0, 3, told))  # 3 is "no class"
         seen = torch.cat([seen, rows])
     assert len(seen.unique()) == 12
 
@@ -96,6 +98,65 @@ def test_stores_of_two_models_are_refused_by_both_hashes(tmp_path):
     theirs = replace(code_set(), checkpoint_hash="fedcba987654321").write(tmp_path / "theirs")
     with pytest.raises(ValueError, match=r"ours has codes of VQ-VAE sha256:0f, .* fedcba987654"):
         prior_stage(PixelSNAIL(SMALL_PRIOR), ours, theirs, CONFIG, level=1)
+
+
+def told_words(tmp_path, **dropout) -> Tensor:
+    """The labels, `[600, 1 + 3]`, of records of class 1 with three words each."""
+    codes = [torch.zeros(600, 2, 2, dtype=torch.int64)]
+    store = CodeSet(codes, 8, torch.ones(600, dtype=torch.int64), ("a", "b")).write(tmp_path)
+    keep_words(tmp_path, (("u", "v", "w"), torch.arange(3).expand(600, 3)))
+    prior = PixelSNAIL(prior_config(SMALL_TOP, store, 0))
+    stage = prior_stage(prior, store, store, replace(CONFIG, batch_size=600), level=0, **dropout)
+    told = []
+
+    def model(codes, condition, labels, *, as_loss):
+        told.append(labels)
+        return torch.zeros(())
+
+    model.parameters = prior.parameters
+    torch.manual_seed(0)
+    stage.loss(model, next(stage.batches(0)))
+    return told[0]
+
+
+def test_any_number_of_words_is_left_out(tmp_path):
+    told = told_words(tmp_path, label_dropout=0)
+    assert (told[:, 0] == 1).all()
+    assert set(told[:, 1:].unique().tolist()) == {-1, 3, 4, 5}  # after two classes and none
+    counts = torch.bincount((told[:, 1:] >= 0).sum(1))  # how many records have 0, 1, 2, 3 words
+    assert counts.min() > 110  # 150 each, if all numbers are equally likely
+
+
+def test_a_record_without_its_class_has_no_words(tmp_path):
+    told = told_words(tmp_path, label_dropout=0.5)
+    bare = told[told[:, 0] == 2]
+    assert len(bare) > 200
+    assert (bare[:, 1:] == -1).all()
+
+
+def test_a_prior_is_named_the_words_of_its_codes(tmp_path):
+    store = CodeSet([torch.zeros(2, 2, 2, dtype=torch.int64)], 8, torch.zeros(2).long(), ("a",))
+    codes = store.write(tmp_path)
+    keep_words(tmp_path, (("u", "v"), torch.tensor([[0], [1]])))
+    prior = PixelSNAIL(prior_config(SMALL_TOP, codes, 0))
+    prior_stage(prior, codes, codes, CONFIG, level=0)
+    assert prior.word_names == ("u", "v")
+
+
+def test_codes_of_other_words_are_refused(tmp_path):
+    store = CodeSet([torch.zeros(2, 2, 2, dtype=torch.int64)], 8, torch.zeros(2).long(), ("a",))
+    codes = store.write(tmp_path)
+    prior = PixelSNAIL(replace(SMALL_TOP, num_classes=1, num_words=2))
+    with pytest.raises(ValueError, match="the prior's 2 words, got 0 words in"):
+        prior_stage(prior, codes, codes, CONFIG, level=0)
+
+
+def test_codes_with_other_words_are_other_data(tmp_path):
+    store = CodeSet([torch.zeros(2, 2, 2, dtype=torch.int64)], 8, torch.zeros(2).long(), ("a",))
+    codes = store.write(tmp_path)
+    before = hash_of_codes(codes)
+    keep_words(tmp_path, (("u",), torch.tensor([[0], [-1]])))
+    assert hash_of_codes(codes) != before
 
 
 def told_labels(tmp_path, changed: dict[str, int] | None = None, **dropout) -> Tensor:

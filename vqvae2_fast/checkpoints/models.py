@@ -138,6 +138,8 @@ def write_config(
     _check_names("", class_names, header["config"])
     if class_names:
         header["class_names"] = list(class_names)
+    if word_names := getattr(model, "word_names", ()):
+        header["word_names"] = list(word_names)
     vqvae_hash = vqvae_hash or getattr(model, "vqvae_hash", "")
     if vqvae_hash and not (isinstance(model, VQVAE2) and _rounds_codes(model, dtype)):
         header["vqvae_hash"] = vqvae_hash
@@ -191,6 +193,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{folder}: expected class_names to be a list of names.")
     _check_names(f"{folder}: ", names, header["config"])
+    words, count = header.setdefault("word_names", []), header["config"].get("num_words", 0)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{folder}: expected word_names to be a list of words.")
+    if words and (len(words) != count or len(set(words)) != len(words)):
+        raise ValueError(
+            f"{folder}: expected word_names to be {short(count)} different words, got {len(words)}."
+        )
     if not isinstance(header.get("vqvae_hash", ""), str):
         raise ValueError(f"{folder}: expected vqvae_hash to be a string in config.json.")
     if not isinstance(header.setdefault("recommended", {}), dict):
@@ -255,6 +264,7 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
             model.calibration = _calibration(header["calibration"], folder)
     if isinstance(model, Prior):
         model.class_names = tuple(header["class_names"])
+        model.word_names = tuple(header["word_names"])
     return model
 
 

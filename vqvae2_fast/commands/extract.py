@@ -51,6 +51,9 @@ class Extract(Command):
     """Folder of a VQ-VAE's run, a checkpoint of one, or a pipeline."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     variants: Annotated[Variants, tyro.conf.arg(name="")] = field(default_factory=Variants)
+    words: tuple[str, ...] = ()
+    """Parts of the images, such as glasses and hair of avatars, which the priors are then told by
+    words such as "glasses=variant01". For sources whose images have attributes."""
     out: Path = Path("runs/codes")
     """Folder for the two stores."""
     resume: bool = False
@@ -95,6 +98,7 @@ class Extract(Command):
                 images,
                 self.out / split,
                 variants=self._variants(split),
+                words=self.words,
                 rank=ranks.rank,
                 world_size=ranks.count,
                 shard_records=self.shard_records,

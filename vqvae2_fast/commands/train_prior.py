@@ -131,7 +131,7 @@ class TrainPrior(TrainingCommand):
             ranks,
             task,
             items={"train": len(codes), "held_out": len(held_out)},
-            shape=f"codes of {config.num_classes} classes" if config.num_classes else "no classes",
+            shape=_told(config),
             maps=layout.describe() + " (the last to be modelled)",
         )
         if plan is not None:
@@ -172,7 +172,7 @@ class TrainPrior(TrainingCommand):
 
     def _check_follows(self, config: PriorConfig, of_preset: PriorConfig) -> None:
         """Raises ValueError for an option that says something else than the codes do."""
-        told = ("num_classes", "num_subclasses", "num_variants")
+        told = ("num_classes", "num_subclasses", "num_variants", "num_words")
         for name in ("size", "num_embeddings", "condition_sizes", *told):
             typed, expected = getattr(self.model, name), getattr(config, name)
             if typed not in (getattr(of_preset, name), expected):
@@ -195,6 +195,12 @@ class TrainPrior(TrainingCommand):
                 f"--class-balance: expected codes with classes, got {self.class_balance} and "
                 f"{self.codes}, which has none; leave it out."
             )
+
+
+def _told(config: PriorConfig) -> str:
+    """What the prior is told of an image."""
+    words = f" and {config.num_words} words" if config.num_words else ""
+    return f"codes of {config.num_classes} classes{words}" if config.num_classes else "no classes"
 
 
 def _settings_level(level: str, of_preset: tuple[str, ...]) -> str:

@@ -151,10 +151,16 @@ def code_nats(prior: Prior, maps: list[Tensor], labels: Tensor, level: int) -> f
 
 
 def prior_labels(prior: Prior, labels: Tensor) -> Tensor | None:
-    """Labels as a prior takes them: none without classes, "no class" for images without a label."""
+    """Labels as a prior takes them: none without classes, "no class" for images without a label.
+
+    Args:
+        labels: int64 `[B]`, -1 for none; or `[B, 1 + W]` with words, the label a prior's own.
+    """
     num_classes = prior.config.num_classes
     if not num_classes:
         return None
+    if labels.dim() == 2:
+        return labels
     return torch.where(labels < 0, num_classes, labels)
 
 

@@ -168,10 +168,14 @@ def check_levels(
 
 
 def check_labels(
-    labels: Tensor | None, num_classes: int, batch_size: int, num_labels: int = 0
+    labels: Tensor | None,
+    num_classes: int,
+    batch_size: int,
+    num_labels: int = 0,
+    num_words: int = 0,
 ) -> None:
     """int64 `[B]` in 0..num_classes, or below num_labels if there are more; none for a prior
-    without classes."""
+    without classes. With words also `[B, 1 + W]`: the last num_words labels are those of words."""
     if num_classes == 0:
         if labels is not None:
             raise ValueError("expected no labels: the prior has no classes.")
@@ -182,9 +186,15 @@ def check_labels(
             f'where {num_classes} stands for "no class".'
         )
     check_int64("labels", labels)
+    first_word = max(num_classes + 1, num_labels) - num_words
+    if num_words and labels.dim() == 2 and labels.shape[1]:
+        words = labels[:, 1:]
+        # A class among the words would be added to the other.
+        check_range("words", torch.where(words == -1, first_word, words), first_word, num_labels)
+        labels = labels[:, 0]
     if labels.shape != (batch_size,):
         raise ValueError(f"expected labels [{batch_size}], got {list(labels.shape)}.")
-    check_range("labels", labels, 0, max(num_classes + 1, num_labels))
+    check_range("labels", labels, 0, first_word)
 
 
 def describe_maps(num_embeddings: int, sizes: Sequence[Size]) -> str:

@@ -196,6 +196,7 @@ class PixelSNAILConfig(PriorConfig):
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
         num_subclasses: Hidden parts of each class, see `PriorConfig`.
         num_variants: Kinds of changed images that have labels of their own, see `PriorConfig`.
+        num_words: Words that the prior may be told beside a class, see `PriorConfig`.
         weight_norm: Weight-normalised convolutions (https://arxiv.org/abs/1602.07868).
     """
 
@@ -220,6 +221,7 @@ class PixelSNAILConfig(PriorConfig):
     num_classes: int = 0
     num_subclasses: int = 0
     num_variants: int = 0
+    num_words: int = 0
     weight_norm: bool = True
 
     def __post_init__(self) -> None:
@@ -240,8 +242,14 @@ class PixelSNAILConfig(PriorConfig):
             num_classes=integer(0),
             num_subclasses=integer(0),
             num_variants=integer(0),
+            num_words=integer(0),
         )
         _as_tuples(self, "size")
+        if self.num_words and not self.num_classes:
+            raise ValueError(
+                f"expected num_words=0 without classes, got {self.num_words}: words are told "
+                "beside a class."
+            )
         if self.kernel_size % 2 == 0 and self.mask != "downright":
             raise ValueError(
                 f"expected kernel_size to be odd for mask {self.mask!r}, got {self.kernel_size}."

@@ -18,20 +18,26 @@ class LabelLayout:
     """What a prior's labels stand for.
 
     First come the classes, then "no class", then the parts of all classes, then for each variant
-    all classes and "no class" again. A prior without classes has no labels.
+    all classes and "no class" again, and last the words. A prior without classes has no labels.
 
     Args:
-        num_classes, num_subclasses, num_variants: As of `PriorConfig`.
+        num_classes, num_subclasses, num_variants, num_words: As of `PriorConfig`.
     """
 
     num_classes: int
     num_subclasses: int = 0
     num_variants: int = 0
+    num_words: int = 0
 
     @property
     def count(self) -> int:
         if not self.num_classes:
             return 0
+        return self.first_word + self.num_words
+
+    @property
+    def first_word(self) -> int:
+        """The label of word 0, and how many labels there are without words."""
         return self._first_of_variants + self.num_variants * (self.num_classes + 1)
 
     @property
@@ -58,6 +64,10 @@ class LabelLayout:
     def class_of_part(self, labels: Tensor) -> Tensor:
         """The classes that parts are of; without meaning for other labels."""
         return (labels - self.no_class - 1) // max(self.num_subclasses, 1)
+
+    def lacks_class(self, labels: Tensor) -> Tensor:
+        """Which labels are a "no class"."""
+        return labels == self.without_class(labels)
 
     def without_class(self, labels: Tensor) -> Tensor:
         """The "no class" of images with these labels: each variant has one of its own."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,10 +51,13 @@ class PriorConfig:
             sample. Parts have labels of their own, see `LabelLayout`.
         num_variants: Kinds of changed images, such as mirrored ones, that the prior is told of in
             training. Each has a label for every class and for "no class".
+        num_words: Words, such as "glasses=variant01", any number of which the prior may be told
+            beside a class; 0 for none.
     """
 
     num_subclasses = 0
     num_variants = 0
+    num_words = 0
 
     if TYPE_CHECKING:  # each dataclass has these fields, in an order of its own
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -69,7 +73,7 @@ class PriorConfig:
 
     @property
     def label_layout(self) -> LabelLayout:
-        return LabelLayout(self.num_classes, self.num_subclasses, self.num_variants)
+        return LabelLayout(self.num_classes, self.num_subclasses, self.num_variants, self.num_words)
 
     @property
     def num_labels(self) -> int:
@@ -95,12 +99,13 @@ class Prior(nn.Module):
     depend only on the codes before p, the coarser maps and the class.
 
     `vqvae_hash` is the `weights_hash` of the VQ-VAE whose codes it was trained on, or "" if that is
-    not known. `class_names` are the names of its classes, or none if they are not known.
-    Checkpoints keep both.
+    not known. `class_names` and `word_names` are the names of its classes and of its words, or none
+    if they are not known. Checkpoints keep all three.
     """
 
     vqvae_hash: str = ""
     class_names: tuple[str, ...] = ()
+    word_names: tuple[str, ...] = ()
     # What sampling.calibrate keeps here, a `Calibration`.
     calibration: object = None
 
@@ -143,7 +148,9 @@ class Prior(nn.Module):
             codes: int64 `[B, h, W]`, h <= H: the first rows of a map give the logits of those rows.
             condition: int64 maps `[B, h_i, w_i]` of `config.condition_sizes`, whole, coarse to
                 fine; a tensor stands for a list of one.
-            labels: int64 `[B]`, below `config.num_labels`; `num_classes` stands for "no class".
+            labels: int64 `[B]`, below `config.num_labels`; `num_classes` stands for "no class". For
+                a prior with words also `[B, 1 + W]`: the class and then words, which count from
+                `config.label_layout.first_word`, or -1 for none.
             as_loss: Return `loss` instead of the logits, because wrappers (DistributedDataParallel,
                 `torch.compile`) see only this method.
 
@@ -186,7 +193,7 @@ class Prior(nn.Module):
             )
         check_range("codes", codes, 0, config.num_embeddings)
         check_maps(maps, config.condition_sizes, config.num_embeddings, batch)
-        check_labels(labels, config.num_classes, batch, config.num_labels)
+        check_labels(labels, config.num_classes, batch, config.num_labels, config.num_words)
 
 
 _Prior = TypeVar("_Prior", bound=Prior)
@@ -238,9 +245,12 @@ def without_variants(prior: Prior) -> Prior:
     made = make_prior(replace(prior.config, num_variants=0))
     made.to(next(prior.parameters()))  # its device and type
     weights = prior.state_dict()
-    # Their labels are the last rows of the tables that are read by label.
-    made.load_state_dict(
-        {name: weights[name][: len(own)] for name, own in made.state_dict().items()}
-    )
+    kept, first = made.config.label_layout, prior.config.label_layout.first_word
+    for name, own in made.state_dict().items():
+        if weights[name].shape != own.shape:  # a table that is read by label
+            rows = weights[name][: kept.first_word], weights[name][first:]
+            weights[name] = torch.cat(rows)
+    made.load_state_dict(weights)
     made.vqvae_hash, made.class_names = prior.vqvae_hash, prior.class_names
+    made.word_names = prior.word_names
     return made.train(prior.training)

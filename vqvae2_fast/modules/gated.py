@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
+from vqvae2_fast.modules.summed_labels import summed_rows
 
 __all__ = ["GatedResidual", "upsample_nearest"]
 
@@ -82,7 +83,9 @@ class GatedResidual(nn.Module):
         """What condition and class add to the gate's input: `[B, 2C, H, W]` or `[B, 2C, 1, 1]`."""
         of_class = None
         if self.classes is not None:
-            of_class = self.classes(labels)[:, :, None, None]  # [B, 2C] -> [B, 2C, 1, 1]
+            assert labels is not None
+            # [B, 2C] -> [B, 2C, 1, 1]
+            of_class = summed_rows(self.classes, labels)[:, :, None, None]
         if self.condition is None:
             return of_class
         # A pointwise layer and a sum commute with the repetition, and cost less before it.
@@ -103,7 +106,7 @@ class GatedResidual(nn.Module):
         Args:
             auxiliary: `[B, auxiliary_channels, H, W]`.
             condition: `[B, condition_channels, H / scale, W / scale]`.
-            labels: int64 `[B]`.
+            labels: int64 `[B]`, or `[B, 1 + W]` with words as in summed_labels.py.
         """
         h = self.conv1(x, elu=True)
         if self.auxiliary is not None:

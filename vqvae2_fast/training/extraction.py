@@ -23,6 +23,7 @@ from vqvae2_fast.data import CodeStore, WriteProgress, augment, fingerprint, in_
 from vqvae2_fast.data.augment import flips, recoloured, zoomed
 from vqvae2_fast.data.code_format import MANIFEST, CodeLayout, read_manifest
 from vqvae2_fast.data.code_writer import share
+from vqvae2_fast.data.words import keep_words, words_of_parts
 from vqvae2_fast.files.durable import locked, replace_file
 from vqvae2_fast.files.json_file import damaged, json_field, read_object
 from vqvae2_fast.files.kinds import (
@@ -161,6 +162,7 @@ def extract_codes(
     path: str | os.PathLike[str],
     *,
     variants: Variants = _AS_THEY_ARE,
+    words: Sequence[str] = (),
     rank: int = 0,
     world_size: int = 1,
     shard_records: int = SHARD_RECORDS,
@@ -174,6 +176,8 @@ def extract_codes(
     returned. A few batches of maps are in memory at a time.
 
     Args:
+        words: Parts of the images' `attributes`, such as "glasses", whose values are kept as words
+            for the priors, see data/words.py.
         shard_records: Records that are saved together: an interruption costs fewer than these.
         workers: Processes that decode images; see `batches`.
 
@@ -182,8 +186,9 @@ def extract_codes(
 
     Raises:
         ValueError: Images of another size or channels than the model's; `path` holds a store of
-            another model, set or variants; copies that are shifted by as much as their size;
-            shard_records is not positive, or workers negative; a path that is not UTF-8.
+            another model, set, variants or words; copies that are shifted by as much as their size;
+            words of images without attributes, or of parts that none has; shard_records is not
+            positive, or workers negative; a path that is not UTF-8.
         OSError: The disk is full or fails; what was saved before stays.
     """
     check_field("shard_records", shard_records, integer(1))
@@ -195,7 +200,18 @@ def extract_codes(
     layout = CodeLayout(config.num_embeddings, config.level_sizes)
     unflipped = variants.labels_unflipped(images.class_names)
     records = variants.count * len(images)
+    told = None
+    if words:
+        attributes = getattr(images, "attributes", None)
+        if attributes is None:
+            raise ValueError(
+                f"words: expected images with attributes, such as avatars, got a "
+                f"{type(images).__name__}, which has none; leave words out."
+            )
+        told = words_of_parts(attributes, words)
     _keep_settings(folder, {**variants.settings(), "images": fingerprint(images)})
+    if told is not None:
+        keep_words(folder, told)
     start, stop = share(records, rank, world_size)
     missing = sum(last - first for first, last in missing_records(folder, stop, start))
     done = stop - start - missing

@@ -20,6 +20,7 @@ from vqvae2_fast.data.groups import (
     labels_of_prior,
 )
 from vqvae2_fast.data.images import evenly
+from vqvae2_fast.data.words import words_of_codes
 from vqvae2_fast.files.kinds import check_field, number
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.metrics.codes import Likelihood, code_nats
@@ -50,7 +51,7 @@ def prior_config(
     parts: bool = False,
     variants: bool = False,
 ) -> PriorConfig:
-    """`config` with what follows from the codes: sizes, K and classes.
+    """`config` with what follows from the codes: sizes, K, classes, and words if it can have some.
 
     Args:
         groups: Groups of the codes' classes are the classes of the prior.
@@ -76,7 +77,10 @@ def prior_config(
         )
     known = {field.name for field in fields(config)}
     # Those of a configuration that is given are of other codes.
-    hidden = {name: 0 for name in ("num_subclasses", "num_variants") if name in known}
+    told = ("num_subclasses", "num_variants", "num_words")
+    hidden = {name: 0 for name in told if name in known}
+    if names and "num_words" in known:
+        hidden["num_words"] = len(words_of_codes(codes)[0])
     if variants:
         hidden["num_variants"] = int(variants_of(codes).max())
     if parts:
@@ -118,7 +122,10 @@ def prior_stage(
     class_balance: float = 0.0,
     name: str = "train prior",
 ) -> Stage:
-    """Cross-entropy of one level's codes, given all coarser levels and the class.
+    """Cross-entropy of one level's codes, given all coarser levels, the class and the words.
+
+    Of each record's words a random number is left out, from none to all, so that a sample may be
+    given any of them. Where the class is dropped, all of them are.
 
     Validation gives `nats_per_code`, `bits_per_code` and `bits_per_image` on the held-out codes.
 
@@ -149,6 +156,7 @@ def prior_stage(
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
     prior.vqvae_hash = train_set.checkpoint_hash
+    _keep_word_names(prior, train_set)
     classes, parts = prior.config.num_classes, prior.config.num_subclasses
     _check_same_classes(train_set, held_out, classes, parts)
     if parts and len(train_set.class_names) == classes:
@@ -160,11 +168,7 @@ def prior_stage(
     labels_of = labels_of_prior(train_set.class_names, classes, parts)
     held_out_labels_of = labels_of_prior(held_out.class_names, classes, parts)
     seen = balanced(train_set, class_balance)
-    records: CodeSource = seen
-    label_numbers = labels_of
-    if prior.config.num_variants:
-        records = _labelled_by_variant(seen, prior.config, labels_of)
-        label_numbers = torch.arange(prior.config.num_labels, device="cpu")
+    records: CodeSource = _labelled(seen, prior, labels_of, variants=True)
 
     def loss(
         model: nn.Module, batch: tuple[list[Tensor], Tensor]
@@ -172,8 +176,7 @@ def prior_stage(
         device = device_of(model)
         maps, labels = batch[0], None
         if prior.config.num_classes:
-            labels = label_numbers[batch[1]].to(device)
-            labels = _dropped(labels, prior.config, label_dropout, subclass_dropout)
+            labels = _dropped(batch[1].to(device), prior.config, label_dropout, subclass_dropout)
         condition = [codes.to(device) for codes in maps[:level]]
         nats = model(maps[level].to(device), condition or None, labels, as_loss=True)
         return nats, {}
@@ -181,16 +184,17 @@ def prior_stage(
     shown = held_out
     if config.validate_items:
         shown = held_out.select(evenly(len(held_out), config.validate_items))
+    told = _labelled(shown, prior, held_out_labels_of)
 
     def validate(prior: Prior) -> dict[str, float]:
         ranks = Ranks.of_group()
-        own = codes_in_order(shown, config.batch_size, rank=ranks.rank, world_size=ranks.count)
+        own = codes_in_order(told, config.batch_size, rank=ranks.rank, world_size=ranks.count)
         # All processes call a sharded prior equally often, some with an empty batch at the end.
-        empty = repeat(shown.batch(torch.arange(0, device="cpu")))
+        empty = repeat(told.batch(torch.arange(0, device="cpu")))
         rounds = -(-len(shown) // (config.batch_size * ranks.count))
         nats = torch.zeros((), dtype=torch.float64, device=device_of(prior))
         for maps, labels in islice(chain(own, empty), rounds):
-            nats += code_nats(prior, maps, held_out_labels_of[labels], level)
+            nats += code_nats(prior, maps, labels, level)
         total = float(ranks.sum_(nats))
         return asdict(Likelihood.of_sum(total, len(shown), math.prod(prior.config.size)))
 
@@ -237,7 +241,17 @@ def _check_same_classes(
 def _dropped(
     labels: Tensor, config: PriorConfig, label_dropout: float, subclass_dropout: float
 ) -> Tensor:
-    """Labels of a prior, a share of them replaced by "no class", and of parts by their class."""
+    """Labels of a prior, a share of them replaced by "no class", and of parts by their class; of
+    the words a share that is drawn for each record, and all of those without a class."""
+    if labels.dim() == 2:
+        shares = uniform_of_part(len(labels), labels.device)
+        each = [uniform_of_part(len(labels), labels.device) for _ in labels[0, 1:]]
+        bare = _dropped(labels[:, 0], config, label_dropout, subclass_dropout)
+        words = [
+            torch.where((drawn < shares) | config.label_layout.lacks_class(bare), -1, word)
+            for drawn, word in zip(each, labels[:, 1:].unbind(1), strict=True)
+        ]
+        return torch.stack([bare, *words], dim=1)
     if not label_dropout and not (config.num_subclasses and subclass_dropout):
         return labels
     layout = config.label_layout
@@ -249,38 +263,69 @@ def _dropped(
 
 @dataclass(frozen=True)
 class _LabelledCodes:
-    """Records of a store with other labels, int64 `[N]`."""
+    """Records of a store with the labels that a prior is told.
+
+    Args:
+        labels_of: The prior's label for each class of the codes.
+        own: Other labels of all records, int64 `[N]`, or `[N, 1 + W]` with words.
+    """
 
     codes: CodeStore
-    labels: Tensor
+    labels_of: Tensor
+    own: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def batch(self, indices: Tensor) -> tuple[list[Tensor], Tensor]:
-        return self.codes.batch(indices)[0], self.labels[indices]
+        maps, classes = self.codes.batch(indices)
+        return maps, self.labels_of[classes] if self.own is None else self.own[indices]
 
 
-def _labelled_by_variant(
-    codes: CodeStore, config: PriorConfig, labels_of: Tensor
+def _labelled(
+    codes: CodeStore, prior: Prior, labels_of: Tensor, *, variants: bool = False
 ) -> _LabelledCodes:
-    """Records with the labels that the prior is told: of changed images the kind and the class.
+    """Records with the labels, and the words, that a prior is told.
 
     Args:
-        labels_of: The prior's label for each class of the codes.
+        labels_of: As of `_LabelledCodes`.
+        variants: Whether it is told of changed images the kind and the class.
 
     Raises:
         ValueError: The store has another number of kinds than the prior.
     """
-    variants = variants_of(codes)
-    if int(variants.max()) != config.num_variants:
-        raise ValueError(
-            f"expected codes of images changed in {config.num_variants} ways, got "
-            f"{int(variants.max())} in {codes.folder}."
-        )
+    config = prior.config
+    if not config.num_words and not (variants and config.num_variants):
+        return _LabelledCodes(codes, labels_of)
     labels = labels_of[codes.labels]
-    of_variants = config.label_layout.of_variant(labels, variants)
-    return _LabelledCodes(codes, torch.where(variants > 0, of_variants, labels))
+    if variants and config.num_variants:
+        kinds = variants_of(codes)
+        if int(kinds.max()) != config.num_variants:
+            raise ValueError(
+                f"expected codes of images changed in {config.num_variants} ways, got "
+                f"{int(kinds.max())} in {codes.folder}."
+            )
+        of_variants = config.label_layout.of_variant(labels, kinds)
+        labels = torch.where(kinds > 0, of_variants, labels)
+    if config.num_words:
+        _, words = words_of_codes(codes, prior.word_names)
+        words = torch.where(words < 0, -1, words + config.label_layout.first_word)
+        labels = torch.cat([labels[:, None], words], dim=1)
+    return _LabelledCodes(codes, labels_of, labels)
+
+
+def _keep_word_names(prior: Prior, codes: CodeStore) -> None:
+    """Names the prior's words. Raises ValueError if the codes have others or another number."""
+    expected = prior.config.num_words
+    if not expected:
+        return
+    names, _ = words_of_codes(codes)
+    if len(names) != expected or prior.word_names not in ((), names):
+        raise ValueError(
+            f"expected codes with the prior's {expected} words, got {len(names)} words in "
+            f"{codes.folder}; make them with `vqvae2-fast extract --words`, or set num_words=0."
+        )
+    prior.word_names = names
 
 
 def balanced(codes: CodeStore, power: float) -> CodeStore:
@@ -323,4 +368,7 @@ def hash_of_codes(store: CodeStore) -> str:
     digest = hashlib.sha256(repr(what).encode())
     if store.is_selection:
         digest.update(store.positions.numpy().tobytes())
+    names, words = words_of_codes(store)
+    if names:
+        digest.update(repr(names).encode() + words.numpy().tobytes())
     return digest.hexdigest()

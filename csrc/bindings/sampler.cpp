@@ -131,6 +131,7 @@ void weight_norms(const std::vector<NormedWeight>& weights, int threads) {
 }
 
 py::tuple draw(const sampler::Plan& plan, int64_t batch, const Integers& labels,
+               const Floats& classes, int64_t num_rows,
                const std::vector<Integers>& maps, const Integers& known, const Floats& noise,
                uint64_t seed, int64_t first_sample, const Integers& rows, uint32_t stream,
                float temperature, int64_t top_k, float top_p, float guidance, bool guided,
@@ -143,6 +144,8 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, const Integers& labels,
   request.batch = batch;
   request.guided = guided;
   if (plan.num_classes > 0) request.labels = labels.of(batch, "labels");
+  request.classes = classes.of_some(plan.num_layers * num_rows * plan.conv2.outputs(), "classes");
+  request.num_rows = num_rows;
   if (maps.size() != plan.condition.maps.size()) {
     throw py::value_error("expected as many maps as the plan has.");
   }
@@ -244,7 +247,8 @@ void define_sampler(py::module_& m) {
            py::arg("input_scales"), py::arg("scales"), py::arg("blocks"), py::arg("threads"))
       .def("schedule", &schedule_of, py::arg("rows"))
       .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))
-      .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),
+      .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"),
+           py::arg("classes"), py::arg("num_rows"), py::arg("maps"),
            py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
            py::arg("rows"), py::arg("stream"), py::arg("temperature"), py::arg("top_k"),
            py::arg("top_p"), py::arg("guidance"), py::arg("guided"), py::arg("largest_logit"),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.checkpoints import assert_equal, edit, small_priors
-from helpers.models import SMALL_TOP, SMALL_VQVAE, tiny_pipeline
+from helpers.models import SMALL_TOP, SMALL_VQVAE, tiny_pipeline, tiny_prior
 
 from vqvae2_fast.checkpoints.checkpoint import class_names, load, save
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -68,6 +68,32 @@ def test_recommended_settings_of_a_file_are_checked(tmp_path, field, value, mess
     save(Pipeline(VQVAE2(SMALL_VQVAE), small_priors()), tmp_path)
     edit(tmp_path, **{field: value})
     with pytest.raises(ValueError, match=f"{tmp_path}: .*{message}"):
+        load(tmp_path)
+
+
+def test_the_words_of_priors_are_kept(tmp_path):
+    words = ("glasses=any", "glasses=none")
+    save(tiny_pipeline(words=words), tmp_path)
+    loaded = load(tmp_path, expect=Pipeline)
+    assert loaded.word_names == words
+    assert [prior.word_names for prior in loaded.priors] == [words, words]
+
+
+def test_a_prior_of_before_words_has_none(tmp_path):
+    prior = tiny_prior(num_classes=2)
+    save(prior, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())["config"]
+    del config["num_words"]
+    edit(tmp_path, config=config)
+    loaded = load(tmp_path, expect=PixelSNAIL)
+    assert (loaded.config.num_words, loaded.word_names) == (0, ())
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", 2], "ab"], ids=str)
+def test_names_that_are_not_those_of_the_words_are_refused(tmp_path, names):
+    save(tiny_prior(num_classes=2, num_words=2), tmp_path)
+    edit(tmp_path, word_names=names)
+    with pytest.raises(ValueError, match="expected word_names to be"):
         load(tmp_path)
 
 

@@ -144,7 +144,13 @@ def prior_inputs(prior: Prior, batch_size: int, seed: int = 0) -> dict[str, Any]
 
     labels = None
     if config.num_classes:
-        labels = torch.randint(config.num_labels, (batch_size,), generator=generator, device="cpu")
+        layout = config.label_layout
+        labels = torch.randint(layout.first_word, (batch_size,), generator=generator, device="cpu")
+        if config.num_words:  # two for each, either of which may be none
+            places = (batch_size, 2)
+            words = torch.randint(-1, config.num_words, places, generator=generator, device="cpu")
+            words = torch.where(words < 0, -1, words + layout.first_word)
+            labels = torch.cat([labels[:, None], words], dim=1)
     return {
         "codes": random_map(config.size),
         "condition": [random_map(size) for size in config.condition_sizes],
@@ -153,7 +159,11 @@ def prior_inputs(prior: Prior, batch_size: int, seed: int = 0) -> dict[str, Any]
 
 
 def tiny_pipeline(
-    num_classes: int = 3, *, num_subclasses: int = 0, image_channels: int = 3
+    num_classes: int = 3,
+    *,
+    num_subclasses: int = 0,
+    image_channels: int = 3,
+    words: tuple[str, ...] = (),
 ) -> Pipeline:
     """Images of 16×16, maps of 4×4 and 8×8, 13 codes per level; in evaluation mode."""
     state = torch.random.get_rng_state()
@@ -171,7 +181,12 @@ def tiny_pipeline(
     # In training mode, so that the codebooks start from the vectors.
     vqvae(torch.rand(64, image_channels, 16, 16, dtype=torch.float32, device="cpu") * 2 - 1)
     torch.random.set_rng_state(state)
-    classes = {"num_classes": num_classes, "num_subclasses": num_subclasses}
+    classes = {
+        "num_classes": num_classes,
+        "num_subclasses": num_subclasses,
+        "num_words": len(words),
+    }
     top = tiny_prior(0, size=(4, 4), **classes)
     bottom = tiny_prior(1, size=(8, 8), condition_sizes=((4, 4),), **classes)
+    top.word_names = bottom.word_names = words
     return Pipeline(vqvae.eval(), [top, bottom])

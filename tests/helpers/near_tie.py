@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.models.code_checks import as_maps
 from vqvae2_fast.modules.contexts import evaluating
+from vqvae2_fast.modules.summed_labels import no_class_like
 from vqvae2_fast.ops.draw_codes.op import guided
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.request import DrawNoise
@@ -112,7 +113,7 @@ def near_tie(
     pairs = [logits_of(labels)]
     if settings.guided:
         assert labels is not None
-        pairs.append(logits_of(torch.full_like(labels, interface.num_classes)))
+        pairs.append(logits_of(no_class_like(labels, interface.num_classes)))
     # Tensors keep a NaN that Python's max() would drop.
     raw_error = torch.stack([(one - other).abs().max() for one, other in pairs]).max()
     largest_logit = torch.stack([one.abs().max() for one, _ in pairs]).max()

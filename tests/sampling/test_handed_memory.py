@@ -26,6 +26,8 @@ def draw():
         arguments = {
             "batch": 2,
             "labels": torch.tensor([0, 1]),
+            "classes": None,
+            "num_rows": 0,
             "maps": [torch.zeros(2, 2, 3, dtype=torch.int64)],
             "known": None,
             "noise": None,
@@ -68,6 +70,13 @@ WRONG = {
     "no contiguous memory": lambda t: torch.stack([t, t], 1)[:, 0],
     "too little memory": lambda t: t[:-1],
 }
+
+
+def test_a_table_of_too_few_rows_is_an_exception(draw):
+    # Of four layers with 32 padded channels.
+    draw(classes=torch.zeros(4 * 3 * 64), num_rows=3)
+    with pytest.raises(ValueError, match="classes"):
+        draw(classes=torch.zeros(4 * 3 * 64 - 1), num_rows=3)
 
 
 @pytest.mark.parametrize("name", WRITTEN)

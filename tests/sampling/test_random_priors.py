@@ -25,6 +25,7 @@ def prior_arguments(draw):
         height, width = height * draw(st.integers(1, 2)), width * draw(st.integers(1, 2))
     mask = draw(st.sampled_from(["exclude", "include", "down", "downright"]))
     kernel_size = draw(st.integers(2, 6) if mask == "downright" else st.sampled_from([3, 5]))
+    classes = draw(st.sampled_from([0, 3]))
     scale = (draw(st.integers(1, 2)), draw(st.integers(1, 2))) if sizes else (2, 2)
     height, width = sizes[-1] if sizes else (height, width)
     return {
@@ -42,9 +43,10 @@ def prior_arguments(draw):
         "condition_sizes": tuple(sizes),
         "condition_channels": draw(st.integers(1, 40)),
         "num_condition_layers": draw(st.integers(0, 2)),
-        "num_classes": draw(st.sampled_from([0, 3])),
+        "num_classes": classes,
         "num_subclasses": draw(st.sampled_from([0, 2])),
         "num_variants": draw(st.sampled_from([0, 2])),
+        "num_words": draw(st.sampled_from([0, 3])) if classes else 0,
     }
 
 

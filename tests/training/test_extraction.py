@@ -7,6 +7,7 @@ import torch
 from helpers.models import SMALL_VQVAE
 
 from vqvae2_fast.data import CodeStore, ImageTensorDataset, augment, to_float, verify
+from vqvae2_fast.data.words import words_of_codes
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training import Variants, extract_codes, extraction
 
@@ -71,6 +72,22 @@ def test_an_image_that_was_not_mirrored_is_as_it_is(tmp_path):
     mirrored = (torch.arange(COUNT) % 3 != 1).long()  # all but those of class b
     expected = [torch.zeros_like(mirrored), mirrored, torch.full_like(mirrored, 2)]
     assert torch.equal(kinds, torch.cat(expected))
+
+
+def test_words_are_kept_of_images_with_attributes(tmp_path):
+    described = images()
+    described.attributes = [{"hair": "long" if n == 1 else "short"} for n in range(COUNT)]
+    store = extract_codes(
+        model(), described, tmp_path, variants=Variants(flip=True), words=["hair"]
+    )
+    names, words = words_of_codes(store)
+    assert names == ("hair=long", "hair=short")
+    assert (words[:, 0] == 0).nonzero().flatten().tolist() == [1, COUNT + 1]
+
+
+def test_words_of_images_without_attributes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="words: expected images with attributes, such as avatars"):
+        extract_codes(model(), images(), tmp_path, words=["hair"])
 
 
 def test_a_store_that_was_not_extracted_has_no_variants(tmp_path):

@@ -229,6 +229,7 @@ def _checkpoint(path: Path) -> Result:
         models |= dict(zip(header["config"]["levels"], model.priors, strict=True))
         values["parameters"] = {name: _size(part) for name, part in models.items()}
         values["pipeline"] = pipeline_hash(model).hex()
+        values["word_names"] = model.word_names
     else:
         values["parameters"] = _size(model)
         if (folder / "state.json").exists():
@@ -276,7 +277,7 @@ def _for_people(values: dict[str, Any], path: Path) -> dict[str, Any]:
     shown = {
         name: value
         for name, value in values.items()
-        if value or name not in ("recommended", "recommended_for", "best")
+        if value or name not in ("recommended", "recommended_for", "best", "word_names")
     }
     train, best = shown.get("train"), shown.get("best")
     if isinstance(train, dict) and isinstance(train.get("final_learning_rate"), float):

@@ -38,6 +38,7 @@ from vqvae2_fast.sampling.known import lower_rows, open_known, painted
 from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers
 from vqvae2_fast.sampling.rejection import RejectionRule
 from vqvae2_fast.sampling.series import Judge, SampleSeries, resolved_settings
+from vqvae2_fast.sampling.words import with_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,10 @@ class Sample(Command):
     """Classes to draw: numbers, names or beginnings of names; a group ("Flags" of "Flags - flag")
     or its beginning for all its classes; or `none` to draw without a class. By default all classes
     in equal parts."""
+    words: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
+    """What the images are to have beside their class, such as glasses=any hair=variant20. For
+    priors that were trained with words (`extract --words`); `vqvae2-fast info` lists a
+    pipeline's."""
     seed: int = 0
     """Seed of the noise with which images are drawn."""
     temperature: tuple[float, ...] = ()
@@ -201,10 +206,11 @@ class Sample(Command):
         known = known_images(self, pipeline, warn=ranks.rank == 0)
         classes, known_labels = _labels_of(self.label, pipeline, known)
         told = classes if known_labels is None else known_labels.unique().tolist()
+        words = _words_of(self.words, pipeline, told)
         own = self._settings(pipeline, told)
         settings = resolved_settings(pipeline, batch_size=most, **own)
         judge = self._judge(pipeline, told)
-        return SampleSeries(pipeline, settings, classes, known, known_labels, judge)
+        return SampleSeries(pipeline, settings, classes, known, known_labels, judge, words=words)
 
     def _batch_size(self, pipeline: Pipeline) -> int:
         return self.batch_size or best_batch_size(pipeline)
@@ -334,6 +340,19 @@ def _labels_of(
     return (), torch.where(labels < 0, num_classes, labels)
 
 
+def _words_of(asked: Sequence[str], pipeline: Pipeline, labels: Sequence[int]) -> tuple[str, ...]:
+    """The words, if the pipeline has them and each of the labels is a class.
+
+    Raises:
+        ValueError: As `with_words`.
+    """
+    try:
+        with_words(pipeline, labels or None, asked)
+    except ValueError as error:
+        raise ValueError(f"--with: {error}") from error
+    return tuple(asked)
+
+
 def _classless(pipeline: Pipeline, labels: Sequence[int]) -> bool:
     """Whether these are labels of images without a class alone, of priors that have classes."""
     return bool(pipeline.num_classes) and set(labels) == {pipeline.num_classes}
@@ -364,6 +383,8 @@ def _described(series: SampleSeries, count: int) -> str:
         parts.append(f"{len(set(drawn)):,} of {classes:,} classes")
     elif drawn:
         parts.append(", ".join(series.class_name(label) or "no class" for label in drawn))
+    if series.words:
+        parts.append(f"with {', '.join(series.words)}")
     settings = series.drawing()
     parts.append(f"seed {settings['seed']}")
     for name, none in (("temperature", 1), ("top_k", None), ("top_p", None), ("guidance_scale", 1)):

@@ -13,6 +13,7 @@ from vqvae2_fast.sampling.sampler import (
     teacher_forced_logits,
 )
 from vqvae2_fast.sampling.settings import DrawSettings, level_settings
+from vqvae2_fast.sampling.words import with_words
 
 __all__ = [
     "DrawSettings",
@@ -33,4 +34,5 @@ __all__ = [
     "score_codes",
     "stream_images",
     "teacher_forced_logits",
+    "with_words",
 ]

@@ -38,7 +38,7 @@ class SampleBatch:
         codes: int64 `[B, h, w]` per level, coarse to fine.
         log_prob: Per sample, then per level: the log-probability of its code map, including known
             codes, under the raw model (without guidance, temperature and filters). Nats.
-        labels: int64 `[B]`, None without classes.
+        labels: int64 `[B]`, with words `[B, 1 + W]`; None without classes.
         effective: Per sample, then per level: the effective number of candidates, see `fill`; empty
             without candidates.
     """

@@ -73,7 +73,9 @@ def draw_candidates(
     interface = interface_of(prior)
     most = 2**32 // (first_sample + batch_size)  # the noise has 32 bits for a sample's number
     candidates = checked_integer("candidates", candidates, 1, most)
-    check_labels(labels, interface.num_classes, batch_size, interface.num_labels)
+    check_labels(
+        labels, interface.num_classes, batch_size, interface.num_labels, interface.num_words
+    )
     device = device_of(prior)
     check_not_capturing(device)
     if known is None:

@@ -11,7 +11,13 @@ from torch import nn
 
 from vqvae2_fast.modules.contexts import device_of
 from vqvae2_fast.sampling.engines.cpu import cpu_plan_of, draw_cpu, draw_w8a8, why_not_cpu
-from vqvae2_fast.sampling.engines.cuda import card_name, draw_cuda, why_not_cuda, why_not_prior
+from vqvae2_fast.sampling.engines.cuda import (
+    NO_WORDS,
+    card_name,
+    draw_cuda,
+    why_not_cuda,
+    why_not_prior,
+)
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.prior import (
@@ -124,7 +130,8 @@ def _automatic(
         return _automatic_on_cpu(device, dtype)
     reason = why_not_cuda(device, dtype)
     if reason is None:
-        reason = why_not_prior(plan_of(prior, interface), batch_size, guided=guided)
+        reason = NO_WORDS if interface.num_words else None
+        reason = reason or why_not_prior(plan_of(prior, interface), batch_size, guided=guided)
         if reason is None:
             return Choice("cuda", "the persistent kernels take this prior on this card")
     return Choice("eager", f"not cuda: {reason}", warning=cuda_fallback_message(device, reason))

@@ -24,6 +24,7 @@ from vqvae2_fast.sampling.prior import checked_interface, interface_of
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import level_settings
 from vqvae2_fast.sampling.subclasses import subclass_labels
+from vqvae2_fast.sampling.words import check_words, labels_of_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -122,6 +123,14 @@ class Pipeline:
                 f"expected class_names of {self.num_classes} names, one per class, got "
                 f"{len(self.class_names)}."
             )
+        counts_of_words = {interface_of(prior).num_words for prior in self.priors} - {0}
+        words = {tuple(getattr(prior, "word_names", ())) for prior in self.priors} - {()}
+        if len(counts_of_words) > 1 or len(words) > 1:
+            raise ValueError(
+                "expected priors with the same words or none, got "
+                f"{' and '.join(map(str, sorted(counts_of_words)))} words"
+                f"{' of different names' if len(words) > 1 else ''}."
+            )
         parts = {interface_of(prior).num_subclasses for prior in self.priors} - {0}
         if len(parts) > 1:
             raise ValueError(
@@ -159,6 +168,17 @@ class Pipeline:
     def num_classes(self) -> int:
         """Classes of the priors; 0 if none of them has classes."""
         return max(interface_of(prior).num_classes for prior in self.priors)
+
+    @property
+    def num_words(self) -> int:
+        """Words that the priors may be told beside a class; 0 if none of them has words."""
+        return max(interface_of(prior).num_words for prior in self.priors)
+
+    @property
+    def word_names(self) -> tuple[str, ...]:
+        """The words of the priors, such as "glasses=any", if they are known."""
+        names = (tuple(getattr(prior, "word_names", ())) for prior in self.priors)
+        return next((found for found in names if found), ())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the VQ-VAE, the priors, the classes and the settings."""
@@ -243,6 +263,8 @@ def draw_levels(
             raise ValueError(f"expected guidance_scale=1: no prior has classes, got {scales[0]}.")
     else:
         numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
+        if numbers is not None:
+            check_words(numbers, pipeline)
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others use them.
@@ -250,9 +272,9 @@ def draw_levels(
         has_classes = interface.num_classes > 0
         if has_classes and numbers is not None:
             samples = torch.arange(first_sample, first_sample + len(numbers), device="cpu")
-            level_labels = subclass_labels(
-                interface, numbers, samples, seed=own.seed, known=known or ()
-            )
+            classes = numbers if numbers.dim() < 2 else numbers[:, 0]
+            classes = subclass_labels(interface, classes, samples, seed=own.seed, known=known or ())
+            level_labels = labels_of_level(interface, classes, numbers)
         common: dict[str, Any] = {
             "settings": own if has_classes else replace(own, guidance_scale=1.0),
             "condition": [coarser.codes for coarser in drawn],
@@ -342,7 +364,8 @@ def sample_images(
         pipeline: What to draw from.
         batch_size: B.
         labels: Given to every prior with classes: int64 `[B]`, or a list of numbers and names, such
-            as ["cat", "dog", 3]; None in it stands for no class. For priors with hidden parts of
+            as ["cat", "dog", 3]; None in it stands for no class. `with_words` adds words, such as
+            "glasses=any", for priors that have some. For priors with hidden parts of
             classes (`num_subclasses`) a part of its class is drawn for each image.
         temperature, top_k, top_p, guidance_scale: One value, or one per level, coarse to
             fine; see `sample_codes`.

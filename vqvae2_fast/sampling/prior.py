@@ -59,7 +59,7 @@ class PriorInterface:
         plan: Makes the plan from the current weights, partly in their own memory; None if only
             engine `reference` can draw.
         altered: Says how the prior is not the one that the plan describes, if it is not.
-        num_subclasses, num_variants: As in `PriorConfig`.
+        num_subclasses, num_variants, num_words: As in `PriorConfig`.
     """
 
     size: tuple[int, int]
@@ -71,10 +71,11 @@ class PriorInterface:
     altered: Callable[[], str | None] = lambda: None
     num_subclasses: int = 0
     num_variants: int = 0
+    num_words: int = 0
 
     @property
     def label_layout(self) -> LabelLayout:
-        return LabelLayout(self.num_classes, self.num_subclasses, self.num_variants)
+        return LabelLayout(self.num_classes, self.num_subclasses, self.num_variants, self.num_words)
 
     @property
     def num_labels(self) -> int:
@@ -215,6 +216,7 @@ def interface_of_prior(
         altered,
         config.num_subclasses,
         config.num_variants,
+        config.num_words,
     )
 
 

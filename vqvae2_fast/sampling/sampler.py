@@ -339,7 +339,9 @@ def checked_context(
     numbers = label_tensor(labels, interface.num_classes)
     if numbers is not None:
         numbers = _copied(numbers)
-    check_labels(numbers, interface.num_classes, batch_size, interface.num_labels)
+    check_labels(
+        numbers, interface.num_classes, batch_size, interface.num_labels, interface.num_words
+    )
     return [codes.to(device) for codes in maps], None if numbers is None else numbers.to(device)
 
 

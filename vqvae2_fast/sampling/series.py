@@ -17,6 +17,7 @@ from vqvae2_fast.sampling.choice import choose, warn_once
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.rejection import RejectionRule, class_probability
 from vqvae2_fast.sampling.settings import level_settings
+from vqvae2_fast.sampling.words import with_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,7 @@ class SampleSeries:
         known: Images to complete: sample n completes image n modulo their number.
         known_labels: int64, a label for each known image, in place of `classes`.
         judge: Rejects samples.
+        words: What each sample is to have beside its class, see `with_words`.
         classes_from: Where `classes` come from, which `identity` then says in place of a list.
     """
 
@@ -64,6 +66,7 @@ class SampleSeries:
     known_labels: Tensor | None = None
     judge: Judge | None = None
     classes_from: str = ""
+    words: tuple[str, ...] = ()
 
     @property
     def group(self) -> int:
@@ -101,9 +104,10 @@ class SampleSeries:
         arguments: dict[str, Any] = {}
         if self.label(samples.start) is not None:
             device = device_of(self.pipeline.priors[0])
-            arguments["labels"] = torch.tensor(
+            classes = torch.tensor(
                 [self.label(n) for n in samples], device=device, dtype=torch.int64
             )
+            arguments["labels"] = with_words(self.pipeline, classes, self.words)
         if self.known is not None:
             arguments["known"] = self.known.batch([self.known_image(n) for n in samples])
             arguments["candidates"] = self.known.hole.candidates
@@ -114,8 +118,9 @@ class SampleSeries:
         if self.judge is None:
             return [True] * len(drawn), None
         assert drawn.labels is not None
+        classes = drawn.labels if drawn.labels.dim() == 1 else drawn.labels[:, 0]
         # One group at a time, because a network rounds differently in batches of other sizes.
-        groups = zip(drawn.images.split(self.group), drawn.labels.split(self.group), strict=True)
+        groups = zip(drawn.images.split(self.group), classes.split(self.group), strict=True)
         probabilities = torch.cat(
             [class_probability(self.judge.classifier, *group) for group in groups]
         )
@@ -130,6 +135,8 @@ class SampleSeries:
             sample = drawn.first_sample + row
             label = self.label(sample)
             values: dict[str, Any] = {"label": label, "class": self.class_name(label)}
+            if self.words:
+                values["words"] = list(self.words)
             if self.known is not None:
                 values["known"] = self.known_image(sample)
             rounded = [round(value, 4) for value in log_prob]
@@ -156,6 +163,7 @@ class SampleSeries:
         return {
             "weights": {"vqvae": weights_hash(self.pipeline.networks()[0]), **models},
             "labels": labels,
+            **({"words": list(self.words)} if self.words else {}),
             "known": known,
             **self.drawing(),
             **({} if self.judge is None else {"rejection": self.judge.identity()}),

@@ -68,9 +68,12 @@ const float* State::start_of(bool gates, int64_t layer, int64_t n, int64_t row, 
   if (!gates) return sum;
   if (plan.classes) {
     // The rows after those of the batch are without a class.
-    const int64_t label = n < batch ? request.labels[n] : plan.num_classes;
-    const int64_t entry = layer * plan.num_labels + label;
-    kernels.add(sum, plan.classes + entry * outputs + begin, start, count);
+    const bool own = request.classes != nullptr;
+    const int64_t no_class = own ? request.num_rows - 1 : plan.num_classes;
+    const int64_t label = n < batch ? request.labels[n] : no_class;
+    const int64_t entry = layer * (own ? request.num_rows : plan.num_labels) + label;
+    const float* classes = own ? request.classes : plan.classes;
+    kernels.add(sum, classes + entry * outputs + begin, start, count);
     sum = start;
   }
   if (of_condition.size() > 0) {

@@ -20,6 +20,8 @@ struct Request {
   int64_t batch = 0;
   bool guided = false;
   const int64_t* labels = nullptr;   // [B], or null
+  const float* classes = nullptr;    // [layers, num_rows, conv2.outputs()] in place of the plan's,
+  int64_t num_rows = 0;              // the last of them "no class"; or null
   std::vector<const int64_t*> maps;  // [B, h, w] each
   const int64_t* known = nullptr;    // [B, H, W], -1 to draw; or null
   const float* noise = nullptr;      // [B, H, W, K]; null: counter-based

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vqvae2_fast.modules.summed_labels import no_class_like, summed_rows
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.sampling.bounds import check_logits
@@ -54,12 +55,16 @@ class CpuPlan:
 
     Args:
         packed: A `SamplerPlan` of the compiled module.
+        num_classes: As of the plan.
+        classes: `[n, num_labels, padded 2C]` in the memory of `packed`, or None.
         ranges: Of inputs that are rounded to int8, or None.
     """
 
     size: tuple[int, int]
     num_embeddings: int
     packed: Any
+    num_classes: int = 0
+    classes: Tensor | None = None
     ranges: InputRanges | None = None
 
 
@@ -123,9 +128,12 @@ def draw_cpu_timed(
     logits = zeros(plan.num_embeddings) if request.want_logits else None
     intervals = zeros(2, dtype=torch.int32) if request.want_intervals else None
     maps = [codes.contiguous() for codes in request.maps]
+    labels, classes = request.labels, None
+    if labels is not None and labels.dim() == 2:
+        labels, classes = _summed(plan, labels)
     inputs = [
         None if tensor is None else tensor.contiguous()
-        for tensor in (request.labels, request.known, request.noise.given, request.noise.rows)
+        for tensor in (labels, request.known, request.noise.given, request.noise.rows)
     ]
     settings = request.settings
     with _threads_set_inside() as note_threads:
@@ -139,6 +147,8 @@ def draw_cpu_timed(
         took, finished, too_large, clamped_inputs = plan.packed.draw(
             batch=batch,
             labels=inputs[0],
+            classes=classes,
+            num_rows=0 if classes is None else classes.shape[1],
             maps=maps,
             known=inputs[1],
             noise=inputs[2],
@@ -169,6 +179,16 @@ def draw_cpu_timed(
     if plan.ranges is not None:
         clamped = plan.ranges.clamped_of(codes, settings, clamped_inputs)
     return Drawn(codes, log_prob, logits, intervals, finished, clamped=clamped), took
+
+
+def _summed(plan: CpuPlan, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels with words as labels of a table for this draw: which row each is, `[B]`, and the sums
+    of the rows of its class and words, `[n, rows, padded 2C]`, with "no class" last."""
+    table = plan.classes
+    assert table is not None
+    bags, rows = labels.unique(dim=0, return_inverse=True)
+    bags = torch.cat([bags, no_class_like(bags[:1], plan.num_classes)])
+    return rows, summed_rows(lambda each: table[:, each], bags).contiguous()
 
 
 @contextmanager
@@ -210,7 +230,11 @@ def packed_plan(plan: SamplingPlan, ranges: InputRanges | None = None) -> CpuPla
     if reason := why_not_cpu(plan.device, plan.head.dtype):
         raise EngineError.refusing("cpu", reason, plan.device, "cpu")
     packed = described_plan(plan, ranges).packed(_native.module, torch.get_num_threads())
-    return CpuPlan(plan.size, plan.num_embeddings, packed, ranges)
+    classes = None
+    if plan.num_labels:
+        memory = torch.frombuffer(packed.memory("classes"), dtype=torch.float32)
+        classes = memory.view(plan.layers.num_layers, plan.num_labels, -1)
+    return CpuPlan(plan.size, plan.num_embeddings, packed, plan.num_classes, classes, ranges)
 
 
 def cpu_plan_of(prior: nn.Module, interface: PriorInterface) -> CpuPlan:

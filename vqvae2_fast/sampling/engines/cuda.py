@@ -155,6 +155,9 @@ def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+NO_WORDS = "it draws from labels without words only"
+
+
 def why_not_plan(
     library: Library,
     card: Card,
@@ -201,13 +204,16 @@ def draw_cuda(
         engine: A key of `PRECISIONS`.
 
     Raises:
-        EngineError: A prior on another device, of another dtype, or too large for the card.
+        EngineError: A prior on another device, of another dtype, or too large for the card; or
+            labels with words.
         RuntimeError: The GPU has failed, after which no engine draws on it in this process.
         LaunchError: A kernel did not start, and the GPU is well.
         torch.OutOfMemoryError: The message names the largest batch that would have fitted.
     """
     settings, precision = request.settings, PRECISIONS[engine]
     reason = why_not_cuda(plan.device, plan.head.dtype)
+    if request.labels is not None and request.labels.dim() == 2:
+        reason = NO_WORDS
     if reason is not None:
         raise EngineError.refusing(engine, reason, plan.device, "cuda")
     library = native_library()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.modules.summed_labels import no_class_like
 from vqvae2_fast.ops.code_conv2d.op import gather_columns, with_outside
 from vqvae2_fast.sampling.bounds import check_logits, outside
 from vqvae2_fast.sampling.condition import condition_features
@@ -97,7 +98,7 @@ class _Network:
         rows, channels = batch * groups, plan.channels
         new, labels = plan.head.new_zeros, request.labels
         if labels is not None and request.settings.guided:
-            labels = torch.cat([labels, torch.full_like(labels, plan.num_classes)])
+            labels = torch.cat([labels, no_class_like(labels, plan.num_classes)])
         self.stem = _Stem(plan.stem, batch, plan.size)
         self.layers = CausalLayers(plan.layers, plan.layers_per_block, rows, width, labels)
         self.positions = Positions(height * width, plan.head)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2_fast.modules.summed_labels import summed_rows
 from vqvae2_fast.sampling.bounds import outside
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class CausalLayers:
         width: int,
         labels: Tensor | None,
     ) -> None:
-        """labels: int64 `[N]` for a prior with classes."""
+        """labels: int64 `[N]` for a prior with classes, or `[N, 1 + W]` with words."""
         self.plan, self.layers_per_block = plan, layers_per_block
         self.conv1 = ConvCache(plan.conv1, batch, width)
         self.conv2 = ConvCache(plan.conv2, batch, width)
@@ -151,7 +152,9 @@ class CausalLayers:
         self._of_class: Tensor | None = None
         if plan.classes is not None:
             assert labels is not None
-            self._of_class = plan.classes[:, labels][:, :, None]  # [n, N, 1, 2C]
+            table = plan.classes
+            rows = summed_rows(lambda each: table[:, each], labels)
+            self._of_class = rows[:, :, None]  # [n, N, 1, 2C]
         num_blocks = plan.num_layers // layers_per_block
         # The input of each block and what each layer adds to it, and the running sums of these.
         self._added = new(num_blocks, layers_per_block + 1, batch, plan.channels)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.modules.summed_labels import no_class_like
 from vqvae2_fast.sampling.bounds import check_logits, watched_activations
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import WeightsChangedError
@@ -44,7 +45,7 @@ def draw_reference(module: nn.Module, prior: PriorInterface, request: DrawReques
         sizes = (shape[0], prior.num_embeddings, *shape[1:])
         logits_map = torch.zeros(sizes, dtype=torch.float32, device=noise.device)
     too_large = torch.zeros((), dtype=torch.bool, device=noise.device)
-    no_class = None if labels is None else torch.full_like(labels, prior.num_classes)
+    no_class = None if labels is None else no_class_like(labels, prior.num_classes)
     for i in range(height):
         noise_row = noise.row(i)  # [B, W, K]
         for j in range(width):

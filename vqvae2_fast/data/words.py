@@ -28,7 +28,7 @@ __all__ = ["ANY", "NONE", "keep_words", "part_of", "words_of_codes", "words_of_p
 
 ANY, NONE = "any", "none"
 _FILE = "words.json"
-_MAX_BYTES = 256 * 2**20  # a million images with twenty words each
+_MAX_BYTES = 32 * 2**20  # of the words of three million images, at eleven bytes each
 _NUMBERS = Kind(
     "lists of integers >= 0",
     lambda rows: (
@@ -80,12 +80,17 @@ def keep_words(folder: Path, words: Words) -> None:
     """Write the words of all images into a store's folder, or compare them with those there.
 
     Raises:
-        ValueError: There are others.
+        ValueError: There are others, or they are too many for a reader.
     """
     names, table = words
     images = [[number for number in row if number >= 0] for row in table.tolist()]
     content = json.dumps({"names": names, "images": images}).encode()
     path = folder / _FILE
+    if len(content) > _MAX_BYTES:
+        raise ValueError(
+            f"words: expected at most {_MAX_BYTES} bytes of them, got {len(content)}; name fewer "
+            "parts."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if not path.exists():

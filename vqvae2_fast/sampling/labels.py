@@ -18,10 +18,20 @@ from vqvae2_fast.ops._checks import check_int64
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from vqvae2_fast.sampling.prior import PriorInterface
+
     Label = int | str | None
     Labels = Tensor | Sequence[Label] | None
 
-__all__ = ["NO_CLASS", "class_number", "class_numbers", "in_turn", "label_tensor"]
+__all__ = [
+    "NO_CLASS",
+    "check_words",
+    "class_number",
+    "class_numbers",
+    "in_turn",
+    "label_tensor",
+    "labels_of_level",
+]
 
 T = TypeVar("T")
 
@@ -60,6 +70,31 @@ def label_tensor(
         )
     numbers = in_turn(labels, lambda label: class_numbers(label, num_classes, class_names))
     return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
+def check_words(labels: Tensor, num_classes: int, num_words: int) -> None:
+    """Raises ValueError for labels with words, `[B, 1 + W]`, that a pipeline does not have."""
+    if labels.dim() < 2:
+        return
+    first, words = num_classes + 1, labels[:, 1:]
+    if not num_words:
+        raise ValueError("expected labels without words: the priors have none.")
+    if bool(((words != -1) & ((words < first) | (words >= first + num_words))).any()):
+        raise ValueError(f"expected words in {first}..{first + num_words - 1}, or -1 for none.")
+
+
+def labels_of_level(interface: PriorInterface, classes: Tensor, labels: Tensor) -> Tensor:
+    """The labels of a level's prior.
+
+    Args:
+        classes: int64 `[B]`, its labels without words.
+        labels: Those of the pipeline, `[B]` or `[B, 1 + W]`, which count words after "no class".
+    """
+    if labels.dim() < 2 or not interface.num_words:
+        return classes
+    shift = interface.label_layout.first_word - (interface.num_classes + 1)
+    words = torch.where(labels[:, 1:] < 0, -1, labels[:, 1:] + shift)
+    return torch.cat([classes[:, None], words], dim=1)
 
 
 def in_turn(labels: Sequence[Label], classes_of: Callable[[Label], Iterable[T]]) -> list[T]:

@@ -19,12 +19,11 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.contexts import device_of, evaluating, without_compiler
 from vqvae2_fast.ops._checks import checked_integer, type_in_words
 from vqvae2_fast.sampling.candidates import draw_candidates
-from vqvae2_fast.sampling.labels import label_tensor
+from vqvae2_fast.sampling.labels import check_words, label_tensor, labels_of_level
 from vqvae2_fast.sampling.prior import checked_interface, interface_of
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import level_settings
 from vqvae2_fast.sampling.subclasses import subclass_labels
-from vqvae2_fast.sampling.words import check_words, labels_of_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -264,7 +263,7 @@ def draw_levels(
     else:
         numbers = label_tensor(labels, pipeline.num_classes, pipeline.class_names)
         if numbers is not None:
-            check_words(numbers, pipeline)
+            check_words(numbers, pipeline.num_classes, pipeline.num_words)
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others use them.

@@ -1,7 +1,7 @@
 """Words of a draw: what images are to have beside their class, such as "glasses=variant01".
 
 Labels with words are int64 `[B, 1 + W]`, the class first, -1 for no word. Those of a pipeline count
-words after the classes and "no class"; `labels_of_level` gives them as a prior counts them.
+words after the classes and "no class"; labels.py gives them as a level's prior counts them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.pipeline import Pipeline
-    from vqvae2_fast.sampling.prior import PriorInterface
 
-__all__ = ["check_words", "labels_of_level", "with_words", "word_numbers"]
+__all__ = ["with_words", "word_numbers"]
 
 
 def with_words(pipeline: Pipeline, labels: Labels, words: Sequence[str]) -> Tensor | None:
@@ -81,29 +80,3 @@ def word_numbers(words: Sequence[str], names: Sequence[str]) -> list[int]:
             )
     places = {name: number for number, name in enumerate(names)}
     return sorted(places[word] for word in parts.values())
-
-
-def check_words(labels: Tensor, pipeline: Pipeline) -> None:
-    """Raises ValueError for labels with words that the pipeline does not have."""
-    if labels.dim() < 2:
-        return
-    count = pipeline.num_words
-    first, words = pipeline.num_classes + 1, labels[:, 1:]
-    if not count:
-        raise ValueError("expected labels without words: the priors have none.")
-    if bool(((words != -1) & ((words < first) | (words >= first + count))).any()):
-        raise ValueError(f"expected words in {first}..{first + count - 1}, or -1 for none.")
-
-
-def labels_of_level(interface: PriorInterface, classes: Tensor, labels: Tensor) -> Tensor:
-    """The labels of a level's prior.
-
-    Args:
-        classes: int64 `[B]`, its labels without words.
-        labels: Those of the pipeline, `[B]` or `[B, 1 + W]`.
-    """
-    if labels.dim() < 2 or not interface.num_words:
-        return classes
-    shift = interface.label_layout.first_word - (interface.num_classes + 1)
-    words = torch.where(labels[:, 1:] < 0, -1, labels[:, 1:] + shift)
-    return torch.cat([classes[:, None], words], dim=1)

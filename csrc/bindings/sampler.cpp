@@ -131,14 +131,14 @@ void weight_norms(const std::vector<NormedWeight>& weights, int threads) {
 }
 
 py::tuple draw(const sampler::Plan& plan, int64_t batch, const Integers& labels,
-               const Floats& classes, int64_t num_rows,
-               const std::vector<Integers>& maps, const Integers& known, const Floats& noise,
-               uint64_t seed, int64_t first_sample, const Integers& rows, uint32_t stream,
-               float temperature, int64_t top_k, float top_p, float guidance, bool guided,
-               float largest_logit, const Memory<int64_t>& codes, const Memory<float>& log_prob,
-               const Memory<float>& logits, const Memory<float>& profile,
-               const Memory<int32_t>& intervals, const std::vector<Memory<const int32_t>>& streams,
-               int64_t columns, int threads, const py::object& progress) {
+               const Floats& classes, int64_t num_rows, const std::vector<Integers>& maps,
+               const Integers& known, const Floats& noise, uint64_t seed, int64_t first_sample,
+               const Integers& rows, uint32_t stream, float temperature, int64_t top_k, float top_p,
+               float guidance, bool guided, float largest_logit, const Memory<int64_t>& codes,
+               const Memory<float>& log_prob, const Memory<float>& logits,
+               const Memory<float>& profile, const Memory<int32_t>& intervals,
+               const std::vector<Memory<const int32_t>>& streams, int64_t columns, int threads,
+               const py::object& progress) {
   const int64_t positions = batch * plan.height * plan.width;
   sampler::Request request;
   request.batch = batch;
@@ -247,13 +247,12 @@ void define_sampler(py::module_& m) {
            py::arg("input_scales"), py::arg("scales"), py::arg("blocks"), py::arg("threads"))
       .def("schedule", &schedule_of, py::arg("rows"))
       .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))
-      .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"),
-           py::arg("classes"), py::arg("num_rows"), py::arg("maps"),
-           py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
-           py::arg("rows"), py::arg("stream"), py::arg("temperature"), py::arg("top_k"),
-           py::arg("top_p"), py::arg("guidance"), py::arg("guided"), py::arg("largest_logit"),
-           py::arg("codes"), py::arg("log_prob"), py::arg("logits"), py::arg("profile"),
-           py::arg("intervals"), py::arg("streams"), py::arg("columns"), py::arg("threads"),
-           py::arg("progress"));
+      .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("classes"),
+           py::arg("num_rows"), py::arg("maps"), py::arg("known"), py::arg("noise"),
+           py::arg("seed"), py::arg("first_sample"), py::arg("rows"), py::arg("stream"),
+           py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("guidance"),
+           py::arg("guided"), py::arg("largest_logit"), py::arg("codes"), py::arg("log_prob"),
+           py::arg("logits"), py::arg("profile"), py::arg("intervals"), py::arg("streams"),
+           py::arg("columns"), py::arg("threads"), py::arg("progress"));
   m.def("encode_intervals", &encode_intervals, py::arg("intervals"));
 }

@@ -174,7 +174,7 @@ class Reader:
 
     def as_asked(self, words: list[str], said: str) -> list[str]:
         """The command, changed as its error asks for."""
-        error, hint = said.splitlines()
+        *_, error, hint = said.splitlines()  # after lines of progress
         assert error.startswith("vqvae2-fast: error: "), said
         assert hint == "(--debug shows where)"
         if "set skip_corrupt" in error:

@@ -38,6 +38,17 @@ def test_nothing_of_the_size_of_the_logits_is_kept(dtype):
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_gradients_are_finite_for_very_large_logits(dropout_p):
+    """Of 1e9, whose ulp is 64: a prior has them if its activations grow in its first steps."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 64, 8) * 2e4 for _ in range(3))
+    tensors = [tensor.requires_grad_() for tensor in (q, k, v)]
+    out = ops.causal_attention(*tensors, dropout_p, "logits", torch.tensor(3))
+    for gradient in torch.autograd.grad(out.sum(), tensors):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_positions_have_no_attention(dtype, dropout_p):
     q, k, v = (torch.randn(2, 3, 0, size, dtype=dtype) for size in (4, 4, 5))

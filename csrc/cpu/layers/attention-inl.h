@@ -206,14 +206,16 @@ class Tiles {
     pack_rows(head_.q, first, rows, head_.dim, head_.on_logits ? head_.scale * kept : head_.scale,
               kRows, width, queries);
     product(queries, width, keys_, columns_, head_.dim, columns, weights, columns_);
-    const int64_t quads = (first + kRows + 3) / 4;
-    keep_stride_ = 4 * quads;
-    mask_tile(head_, first, quads, keep_);
+    if (head_.dropout_p > 0) {
+      const int64_t quads = (first + kRows + 3) / 4;
+      keep_stride_ = 4 * quads;
+      mask_tile(head_, first, quads, keep_);
+    }
     for (int64_t r = 0; r < kRows; ++r) {
       // A row beyond the last query sees no key.
       const int64_t visible = r < rows ? first + r : 0;
-      sums[r] = exponentials(row(weights, r), head_.on_logits ? keep(r) : nullptr, visible, columns,
-                             masks);
+      sums[r] = exponentials(row(weights, r), head_.drops_logits() ? keep(r) : nullptr, visible,
+                             columns, masks);
     }
   }
 
@@ -253,7 +255,7 @@ inline void forward(const AttentionHead& head, float* out, int64_t stride_positi
   for (int64_t first = 0; first < head.length; first += kRows) {
     tiles.begin(first);
     const float kept = 1.0f / (1.0f - head.dropout_p);
-    for (int64_t r = 0; r < tiles.rows && !head.on_logits; ++r) {
+    for (int64_t r = 0; r < tiles.rows && head.drops_weights(); ++r) {
       float* const weights = tiles.row(tiles.weights, r);
       for (int64_t j = 0; j < tiles.columns; j += kLanes) {
         const Vec keep = Vec::load(tiles.keep(r) + j);
@@ -282,7 +284,7 @@ inline void softmax_backward(const AttentionHead& head, const Tiles& tiles, int6
   Vec along = zero();
   for (int64_t j = 0; j < tiles.columns; j += kLanes) {
     Vec weight = Vec::load(weights + j) * inverse, above = Vec::load(dweights + j);
-    if (!head.on_logits) {
+    if (head.drops_weights()) {
       const Vec factor = Vec::load(tiles.keep(r) + j).where_positive(kept, zero());
       above = above * factor;
       (weight * factor).store(kept_weights + j);
@@ -293,11 +295,13 @@ inline void softmax_backward(const AttentionHead& head, const Tiles& tiles, int6
   }
   const Vec mean = Vec::broadcast(lane_sum(along));
   for (int64_t j = 0; j < tiles.columns; j += kLanes) {
-    const Vec keep = Vec::load(tiles.keep(r) + j), weight = Vec::load(weights + j) * inverse;
+    const Vec weight = Vec::load(weights + j) * inverse;
     Vec above = Vec::load(dweights + j);
-    if (!head.on_logits) above = above * keep.where_positive(kept, zero());
+    if (head.drops_weights()) {
+      above = above * Vec::load(tiles.keep(r) + j).where_positive(kept, zero());
+    }
     Vec dlogit = weight * (above - mean);
-    if (head.on_logits) dlogit = keep.where_positive(dlogit, zero());
+    if (head.drops_logits()) dlogit = Vec::load(tiles.keep(r) + j).where_positive(dlogit, zero());
     dlogit.store(dweights + j);
   }
 }

@@ -1,4 +1,4 @@
-// Causal attention with dropout and its gradient, one head of one image at a time, in float32:
+// Causal attention, with dropout or without, and its gradient, one head of one image at a time, in float32:
 // tiles of queries against all keys they see, so that no L x L matrix is kept.
 //
 // Sizes: L positions, d channels of queries and keys, dv of values. Strides are in elements.
@@ -23,6 +23,9 @@ struct AttentionHead {
   // Entry (group, query, key) is dropped as `dropout_mask` says.
   uint64_t seed;
   uint32_t group;
+
+  bool drops_logits() const { return on_logits && dropout_p > 0; }
+  bool drops_weights() const { return !on_logits && dropout_p > 0; }
 };
 
 struct AttentionKernels {

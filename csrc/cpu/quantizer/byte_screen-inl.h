@@ -24,7 +24,7 @@ constexpr bool kAllCandidates = false;
 #endif
 
 // From how many codes and dimensions on products of bytes are faster than the next screen, and how
-// many products cost as much as one candidate. Measured: see the README.
+// many products cost as much as one candidate.
 struct ByteLimits {
   int64_t fewest_codes, fewest_dims, products_per_candidate;
 };

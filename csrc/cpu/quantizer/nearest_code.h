@@ -61,7 +61,6 @@ constexpr int64_t kMostTileDims = 1024;
 constexpr int64_t kFewestGroupedCodes = 2048, kMostGroupedDims = 64;
 
 // Of short codes, most of what a tile multiplies is padding, which only groups make up for.
-// Measured: README.
 constexpr bool suit_tiles(int64_t num_codes, int64_t dim) {
   return dim <= kMostTileDims && (dim >= 16 || (dim >= 8 && num_codes >= kFewestGroupedCodes));
 }

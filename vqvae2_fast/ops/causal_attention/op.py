@@ -1,7 +1,7 @@
 """`causal_attention`: each position attends to the positions before it, not to itself.
 
 Two kernels compute it with dropout and store no L×L matrix: `dropped_attention` is C++ and float32,
-`causal_attention_fused` is Triton and drops only logits.
+`causal_attention_fused` is Triton and drops only logits. The first one also trains without dropout.
 """
 
 from __future__ import annotations
@@ -252,6 +252,19 @@ CAUSAL_ATTENTION_FUSED = register(
 )
 
 
+def _trains_on_cpu(*tensors: Tensor) -> bool:
+    """Whether the C++ kernel takes a call without dropout.
+
+    It does where a gradient is needed. That of PyTorch's fused attention is exp(logit − log_sum),
+    whose logit is computed again and may be rounded otherwise: infinite for logits of 1e9.
+    """
+    return (
+        torch.is_grad_enabled()
+        and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in tensors)
+        and any(tensor.requires_grad for tensor in tensors)
+    )
+
+
 def _why_not(
     q: Tensor,
     k: Tensor,
@@ -260,7 +273,7 @@ def _why_not(
     dropout_on: str = "logits",
     seed: Tensor | None = None,
 ) -> str | None:
-    if dropout_p == 0:
+    if dropout_p == 0 and not _trains_on_cpu(q, k, v):
         return BY_DESIGN  # PyTorch's fused attention
     if runs_triton(q):
         if dropout_on != "logits":
@@ -272,8 +285,10 @@ def _why_not(
 
 
 def _kernel(
-    q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_on: str, seed: Tensor | None
 ) -> Tensor:
+    if seed is None:  # nothing is dropped
+        seed = torch.zeros((), dtype=torch.int64, device=q.device)
     if runs_triton(q):
         out: Tensor = CAUSAL_ATTENTION_FUSED.kernel(q, k, v, dropout_p, seed)[0]
         return out
@@ -326,9 +341,9 @@ def causal_attention(
 
     Note:
         Only the reference with dropout forms an L×L matrix; calls without dropout and kernels do
-        not. PyTorch's fused attention, which computes calls without dropout, has no second
-        derivatives outside `torch.func`: use `torch.nn.attention.sdpa_kernel` with
-        `SDPBackend.MATH` if you need them.
+        not. PyTorch's fused attention computes calls without dropout, except where a float32
+        gradient is needed on the CPU. It has no second derivatives outside `torch.func`: use
+        `torch.nn.attention.sdpa_kernel` with `SDPBackend.MATH` if you need them.
     """
     check_floating(q=q, k=k, v=v)
     check_same_device(q=q, k=k, v=v)

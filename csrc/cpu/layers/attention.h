@@ -1,5 +1,5 @@
-// Causal attention, with dropout or without, and its gradient, one head of one image at a time, in float32:
-// tiles of queries against all keys they see, so that no L x L matrix is kept.
+// Causal attention, with dropout or without, and its gradient, one head of one image at a time, in
+// float32: tiles of queries against all keys they see, so that no L x L matrix is kept.
 //
 // Sizes: L positions, d channels of queries and keys, dv of values. Strides are in elements.
 #pragma once

@@ -36,6 +36,7 @@ from vqvae2_fast.data import CodeStore, CodeWriter, codes_in_order
 from vqvae2_fast.modules import (
     BSQ,
     FSQ,
+    IBQ,
     LFQ,
     GroupedResidualVQ,
     MultiHeadVQ,
@@ -45,6 +46,7 @@ from vqvae2_fast.modules import (
     SimVQ,
     VectorQuantizer,
     VectorQuantizerEMA,
+    VQBridge,
 )
 from vqvae2_fast.ops import OPERATORS, _native
 
@@ -170,6 +172,8 @@ QUANTIZERS = {
     "ema_rotation": lambda: VectorQuantizerEMA(13, 8, gradient="rotation"),
     "learnt": lambda: VectorQuantizer(13, 8),
     "sim": lambda: SimVQ(13, 8),
+    "bridge": lambda: VQBridge(16, 8, hidden_dim=8),
+    "ibq": lambda: IBQ(13, 8),
     "fsq": lambda: FSQ([8, 5, 5, 3], embedding_dim=8),
     "lfq": lambda: LFQ(16, embedding_dim=8),
     "bsq": lambda: BSQ(16, embedding_dim=8),

@@ -62,6 +62,7 @@ def test_a_quantiser_of_parts_shows_each_of_them():
     [
         (lambda: VectorQuantizer(16, 6), "16"),
         (lambda: vq2.SimVQ(16, 6), "16"),
+        (lambda: vq2.IBQ(16, 6), "16"),
         (lambda: vq2.FSQ([8, 5], 6), "40"),
         (lambda: vq2.LFQ(64), "64"),
         (lambda: vq2.BSQ(2**40), "1,099,511,627,776"),
@@ -73,6 +74,7 @@ def test_a_quantiser_of_parts_shows_each_of_them():
     ids=[
         "gradient",
         "simvq",
+        "ibq",
         "fsq",
         "lfq",
         "bsq",

@@ -25,6 +25,8 @@ MAKE = {
     "cosine": lambda: vq2.VectorQuantizerEMA(32, D, metric="cosine", gradient="rotation"),
     "gradient": lambda: VectorQuantizer(32, D),
     "simvq": lambda: vq2.SimVQ(32, D),
+    "bridge": lambda: vq2.VQBridge(32, D, hidden_dim=8),
+    "ibq": lambda: vq2.IBQ(32, D),
     "fsq": lambda: vq2.FSQ([8, 5, 5], D),
     "lfq": lambda: vq2.LFQ(64, D),
     "bsq": lambda: vq2.BSQ(256),

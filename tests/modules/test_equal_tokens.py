@@ -15,6 +15,7 @@ MAKE = {
     "cosine": lambda: vq2.VectorQuantizerEMA(64, D, metric="cosine"),
     "gradient": lambda: VectorQuantizer(64, D),
     "simvq": lambda: vq2.SimVQ(99, D),
+    "ibq": lambda: vq2.IBQ(99, D),
     "fsq": lambda: vq2.FSQ([8, 5, 5, 5], 4),
     "fsq_projected": lambda: vq2.FSQ([8, 8, 8, 5, 5, 5], D),
     "residual_fsq": lambda: vq2.ResidualFSQ([4, 3, 5], 3, D),

@@ -15,7 +15,7 @@ from helpers.models import SMALL_VQVAE
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules import BSQ, LFQ, GroupedResidualVQ, MultiScaleVQ, ResidualVQ, SimVQ
+from vqvae2_fast.modules import BSQ, IBQ, LFQ, GroupedResidualVQ, MultiScaleVQ, ResidualVQ, SimVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
 K, D = 16, 6
@@ -78,6 +78,7 @@ FAMILY = {
     "lfq": lambda: LFQ(16, D),
     "bsq": lambda: BSQ(16, D),
     "simvq": lambda: SimVQ(16, D),
+    "ibq": lambda: IBQ(16, D, temperature=0.5),
     "scales": lambda: MultiScaleVQ(8, D, (1, (2, 3)), decay=0.7, restart=0.5, num_phi=1),
     "own_scales": lambda: MultiScaleVQ(8, D, (1, (2, 3)), shared_codebook=False, restart=0.5),
 }

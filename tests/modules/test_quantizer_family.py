@@ -26,6 +26,8 @@ MAKE = {
     "gradient": lambda: VectorQuantizer(16, D),
     "gradient_rotation": lambda: VectorQuantizer(16, D, gradient="rotation"),
     "simvq": lambda: vq2.SimVQ(16, D),
+    "bridge": lambda: vq2.VQBridge(16, D, codes_per_token=4, hidden_dim=8),
+    "ibq": lambda: vq2.IBQ(16, D),
     "fsq": lambda: vq2.FSQ([3, 4, 5, 3, 4, 6]),
     "fsq_projected": lambda: vq2.FSQ([8, 5], D),
     "lfq": lambda: vq2.LFQ(64),

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from vqvae2_fast.modules import (
     BSQ,
     FSQ,
+    IBQ,
     LFQ,
     GroupedResidualVQ,
     MultiHeadVQ,
@@ -19,6 +20,7 @@ from vqvae2_fast.modules import (
     SimVQ,
     VectorQuantizer,
     VectorQuantizerEMA,
+    VQBridge,
 )
 
 K, D = 8, 4
@@ -41,6 +43,8 @@ MAKE = {
     "gradient": partial(VectorQuantizer, K, D),
     "gradient_rotation": partial(VectorQuantizer, K, D, gradient="rotation"),
     "simvq": partial(SimVQ, K, D),
+    "bridge": partial(VQBridge, K, D, codes_per_token=2, hidden_dim=8),
+    "ibq": partial(IBQ, K, D, temperature=0.5),
     "fsq": partial(FSQ, [4, 3, 5, 4]),
     "fsq_projected": partial(FSQ, [8, 5], D),
     "residual_fsq": partial(ResidualFSQ, [4, 3], 3, D),

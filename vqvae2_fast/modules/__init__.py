@@ -17,7 +17,7 @@ from vqvae2_fast.modules.encoder_decoder import Decoder, Encoder, ResidualBlock
 from vqvae2_fast.modules.fsq import FSQ, ResidualFSQ
 from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.modules.grouped import GroupedResidualVQ, MultiHeadVQ
-from vqvae2_fast.modules.learnt_codes import SimVQ, VectorQuantizer
+from vqvae2_fast.modules.learnt_codes import IBQ, SimVQ, VectorQuantizer, VQBridge
 from vqvae2_fast.modules.multi_scale import MultiScaleVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import Quantizer
@@ -28,6 +28,7 @@ from vqvae2_fast.modules.stem import CausalStem
 __all__ = [
     "BSQ",
     "FSQ",
+    "IBQ",
     "LFQ",
     "CausalAttention",
     "CausalConv2d",
@@ -46,6 +47,7 @@ __all__ = [
     "ResidualVQ",
     "SameConv2d",
     "SimVQ",
+    "VQBridge",
     "VectorQuantizer",
     "VectorQuantizerEMA",
     "device_of",

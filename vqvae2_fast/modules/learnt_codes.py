@@ -448,9 +448,12 @@ class IBQ(Quantizer):
 
 def _soft_codes(z: Tensor, codes: Tensor, values: Tensor, temperature: float) -> Tensor:
     """softmax(z·codesᵀ / temperature)·values: z `[N, D]`, codes and values `[K, D]` -> `[N, D]`."""
-    # On a CPU the backward of PyTorch's attention gives a thread one entry of the batch. Eight for
-    # any number of threads, so that the sums of the codes' gradient have one order.
-    pieces = 1 if is_exporting() else math.gcd(len(z), 8)
+    # On a CPU the backward of PyTorch's attention gives a thread one entry of the batch, and takes
+    # twice as long with fewer than 768 rows in it. Their number does not depend on the threads, so
+    # that the sums of the codes' gradient have one order.
+    pieces = 1
+    if not is_exporting():
+        pieces = math.gcd(len(z), 1 << min(3, max(1, len(z) // 768).bit_length() - 1))
     batch = z.view(pieces, 1, -1, z.shape[1])
     codes, values = (x.expand(pieces, 1, -1, -1) for x in (codes, values))
     soft = F.scaled_dot_product_attention(batch, codes, values, scale=1.0 / temperature)

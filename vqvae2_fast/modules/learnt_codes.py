@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling, is_exporting
 
 from vqvae2_fast import ops
 from vqvae2_fast.files.kinds import check_fields, number
@@ -37,8 +37,9 @@ __all__ = ["IBQ", "SimVQ", "VQBridge", "VectorQuantizer"]
 
 Gradient = Literal["straight_through", "rotation"]
 
-# Logits that IBQ holds at once for the entropies: 16 MiB.
-_MOST_LOGITS = 1 << 22
+# Logits that IBQ holds at once for the entropies: 1 MiB stays in a CPU's cache, and 64 MiB are few
+# launches, or few pieces in a compiled program.
+_LOGITS_IN_CACHE, _MOST_LOGITS = 1 << 18, 1 << 24
 
 
 class _LearntCodes(Quantizer):
@@ -417,12 +418,15 @@ class IBQ(Quantizer):
             log_sums = []
             pieces = [(z, weights)]
             if not is_exporting():
-                most = max(1, _MOST_LOGITS // len(codes))
+                in_cache = z.device.type == "cpu" and not is_compiling()
+                most = max(1, (_LOGITS_IN_CACHE if in_cache else _MOST_LOGITS) // len(codes))
                 pieces = list(zip(z.split(most), weights.split(most), strict=True))
             for piece, weight in pieces:
                 logits = piece @ codes.t() * inverse  # [n, K]
-                log_sums.append(logits.logsumexp(1))
-                mean += weight @ (logits - log_sums[-1][:, None]).exp_()
+                soft = logits.softmax(1)
+                # The largest p is exp(its logit − log Σ exp).
+                log_sums.append(logits.amax(1) - soft.amax(1).log())
+                mean += weight @ soft
             # Of all processes, as if they were one; each gives its rows' part of the gradient.
             total = torch.cat([mean, count[None]])
             all_reduce_(total)

@@ -13,16 +13,14 @@ and in a process each for the peak of memory.
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from shared import measure
+from shared.memory import numbers_of, rise_of
 from torch import Tensor, nn
 
 import vqvae2_fast as vq2
@@ -158,22 +156,10 @@ def case_of(vectors: int, codes: int, entropy: float) -> tuple[vq2.IBQ, Tensor]:
     return vq2.IBQ(codes, D, entropy_weight=entropy), torch.randn(vectors, D, requires_grad=True)
 
 
-def peak_of_child(contender: str, *numbers: object) -> float:
-    """Growth of the peak of memory by one step, in MiB."""
-    told = subprocess.run(
-        [sys.executable, __file__, "--child", contender, *map(str, numbers)],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return float(told.stdout.split()[-1])
-
-
 def child(contender: str, vectors: str, codes: str, entropy: str) -> None:
-    STEPS[contender](*case_of(64, 64, float(entropy)))
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    STEPS[contender](*case_of(int(vectors), int(codes), float(entropy)))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
+    case = case_of(int(vectors), int(codes), float(entropy))
+    STEPS[contender](*case_of(64, 64, float(entropy)))  # what lasts: threads, libraries
+    print(rise_of(partial(STEPS[contender], *case)))
 
 
 def compare_ibq(vectors: int, codes: int, entropy: float, clock: str, rounds: int) -> None:
@@ -185,7 +171,10 @@ def compare_ibq(vectors: int, codes: int, entropy: float, clock: str, rounds: in
     )
     eager, here = (statistics.median(times) for times in seconds.values())
     middle, low, high = measure.ratio(seconds["eager"], seconds["here"])
-    peaks = [peak_of_child(name, vectors, codes, entropy) for name in STEPS]
+    peaks = [
+        numbers_of(__file__, "--child", name, *map(str, (vectors, codes, entropy)), count=1)[0]
+        for name in STEPS
+    ]
     print(
         f"IBQ, N {vectors:,}, K {codes:,}, D {D}, entropy_weight {entropy}: "
         f"eager {eager:.2f} s and {peaks[0]:,.0f} MiB, here {here:.2f} s and {peaks[1]:,.0f} MiB: "

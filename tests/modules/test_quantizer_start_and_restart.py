@@ -207,6 +207,15 @@ def test_restarted_codes_are_used() -> None:
     assert quantizer.usage > 0.9
 
 
+def test_no_more_codes_restart_than_there_are_vectors() -> None:
+    """Of several codes that restarted from one vector only the first would ever be chosen."""
+    quantizer = VectorQuantizerEMA(64, D, decay=0.0, init="normal", restart=0.5)
+    quantizer.set_codebook_(torch.cat([torch.zeros(1, D), torch.full((63, D), 1000.0)]))
+    quantizer(torch.randn(5, D))
+    # One code took all five vectors, and five more start again from them.
+    assert (quantizer.cluster_size > 0).tolist() == [True] * 6 + [False] * 58
+
+
 def test_restart_zero_leaves_unused_codes_alone() -> None:
     quantizer = VectorQuantizerEMA(64, D, decay=0.9, init="normal", restart=0)
     quantizer.set_codebook_(quantizer.codebook + 50)

@@ -317,7 +317,10 @@ def move_codebook_(
         # In the steady state the mean count is N_global / K; in the first steps of ema_start "one"
         # it is nearer to 1, and with N_global / K itself every code would restart at once.
         mean = own.cluster_size.mean()
-        unused = (own.cluster_size < rule.restart * mean) & (spans[0][1] > 0)  # [K]
+        unused = own.cluster_size < rule.restart * mean  # [K]
+        # At most as many as there are vectors: of several codes in one place only the first would
+        # ever be the nearest.
+        unused &= unused.cumsum(0) <= spans[0][1]
         if is_distributed():
             own.restart_(unused, drawn.view(own.codebook.shape), mean)
         # Drawing the vectors takes longer than everything else here, and most steps need none.

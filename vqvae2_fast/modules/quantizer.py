@@ -69,7 +69,8 @@ class VectorQuantizerEMA(Quantizer):
             without vectors moves far away. "debiased": averages are divided by 1 − γᵗ, as in
             sonnet.
         restart: A code whose average count falls below this fraction of the mean over codes starts
-            again from a vector of the latest forward, with that mean as its count. 0 restarts none.
+            again from a vector of the latest forward, with that mean as its count; of more such
+            codes than vectors, as many as there are vectors. 0 restarts none.
         gradient: How the gradient passes from z_q to z: "straight_through", or "rotation"
             (https://arxiv.org/abs/2410.06424).
         update: When the codebook moves. "forward": at the end of each training forward. "step":

@@ -37,7 +37,9 @@ OTHER_ARGUMENTS = {
     ),
     "sync_update_v": Unsupported((0,), "It scales a gradient: scale the loss. " + _PACKAGE),
     "vq_bridge": Unsupported(
-        (None,), "Use SimVQ with codebook_transform, which learns a module over the codes."
+        (None,),
+        "Use VQBridge of vqvae2_fast, or SimVQ with codebook_transform: both learn a module over "
+        "the codes.",
     ),
 }
 # Details of what the arguments above switch on. While those are off, no value of these has an

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib
 import json
+import sys
+from functools import partial
+from importlib.metadata import FileHash, PackagePath
 from pathlib import Path
 
 import pytest
+import torch
 
 from vqvae2_fast import ops
 from vqvae2_fast.commands import check
 from vqvae2_fast.commands.check import operator_inputs
+from vqvae2_fast.commands.common import open_preset
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.choice import ENGINES
 
@@ -76,18 +83,82 @@ def test_an_engine_that_draws_another_code_is_found(run, monkeypatch):
     assert "got 1 other code of 64" in faults["engines"][0]
 
 
-def test_an_installed_package_that_a_source_tree_hides_is_found(run, monkeypatch, tmp_path):
-    class Installed:
-        def locate_file(self, name):
-            return tmp_path / name
+class Installed:
+    """What `importlib.metadata` tells of a package in a folder."""
 
-    (tmp_path / "vqvae2_fast").mkdir()
-    (tmp_path / "vqvae2_fast" / "_C.abi3.so").touch()
-    monkeypatch.setattr(check, "distributions", lambda **_: [Installed()])
+    def __init__(self, folder: Path, needs: tuple[str, ...] = ()) -> None:
+        self.folder, self.requires = folder, list(needs)
+        (folder / "vqvae2_fast").mkdir()
+        (folder / "vqvae2_fast" / "kept.py").write_text("x = 1")
+        self.files = [PackagePath("vqvae2_fast/kept.py")]
+        digest = hashlib.sha256(b"x = 1").digest()
+        self.files[0].hash = FileHash(
+            "sha256=" + base64.urlsafe_b64encode(digest).decode().rstrip("=")
+        )
+        self.files[0].dist = self
+
+    def locate_file(self, name):
+        return self.folder / name
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    package = Installed(tmp_path, ('lmdb; extra == "lmdb"', 'onnx>=1.17; extra == "export"'))
+    monkeypatch.setattr(check, "distributions", lambda **_: [package])
+    monkeypatch.setattr(check, "version", lambda name: {"lmdb": "1.4", "onnx": "1.17.1"}[name])
+    return package
+
+
+def test_an_installed_package_as_it_was_installed_has_no_fault(run, installed):
+    assert run("check --quiet")[0] == 0
+
+
+def test_an_installed_package_that_a_source_tree_hides_is_found(run, monkeypatch, installed):
+    (installed.folder / "vqvae2_fast" / "_C.abi3.so").touch()
     monkeypatch.setattr(_native, "module", None)
-    faults = faults_of(run)["installation"]
-    assert len(faults) == 1
-    assert f"expected the package installed in {tmp_path / 'vqvae2_fast'}" in faults[0]
+    (fault,) = faults_of(run)["installation"]
+    assert f"expected the package installed in {installed.folder / 'vqvae2_fast'}" in fault
+
+
+@pytest.mark.parametrize("plant", [Path.unlink, partial(Path.write_text, data="x = 2")])
+def test_a_file_that_is_missing_or_of_another_version_is_found(run, installed, plant):
+    plant(installed.folder / "vqvae2_fast" / "kept.py")
+    (fault,) = faults_of(run)["installation"]
+    assert "got 1 changed file, such as vqvae2_fast/kept.py" in fault
+
+
+@needs_kernels
+def test_a_missing_simd_level_is_found(run, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(check, "_levels", lambda: ["scalar"])
+    (fault,) = faults_of(run)["installation"]
+    assert fault.startswith("expected kernels for avx512, which this processor has, got scalar")
+
+
+def test_a_package_of_an_extra_that_is_too_old_is_found(run, installed):
+    installed.requires.append('lmdb>=1.10; extra == "lmdb"')
+    (fault,) = faults_of(run)["installation"]
+    assert fault.startswith("expected lmdb 1.10 or later, got 1.4")
+    assert "vqvae2_fast[lmdb]" in fault
+
+
+def test_a_package_of_an_extra_that_does_not_import_is_found(run, monkeypatch, installed):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (fault,) = faults_of(run)["installation"]
+    assert fault.startswith("expected onnx 1.17.1 to import, got ModuleNotFoundError")
+
+
+@needs_kernels
+def test_weights_that_are_not_the_packaged_ones_are_found(run, monkeypatch):
+    def changed(name, device):
+        pipeline = open_preset(name, device)
+        with torch.no_grad():
+            next(iter(pipeline.priors[0].parameters())).mul_(1.01)
+        return pipeline
+
+    monkeypatch.setattr(check, "open_preset", changed)
+    (fault,) = faults_of(run)["codec"]
+    assert "expected a file with the SHA-256" in fault
 
 
 def test_an_error_in_one_part_does_not_stop_the_others(run, monkeypatch):

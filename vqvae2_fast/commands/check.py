@@ -5,9 +5,13 @@ Each part is compared with its definition in PyTorch, on inputs that take less t
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import importlib
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +41,22 @@ _PRESET = "emoji32"
 # Sums of float32 in different orders, in units of the largest number: the tests saw 9e-7 at most.
 _ROUNDING = 1e-5
 
+# Of the container of `_some_codes`: what other machines and versions write, this one can read.
+_DIGEST = "5270fd2ec2da8800"
+
+_EXTRAS_OF_USERS = (
+    "avatars",
+    "eval",
+    "export",
+    "hf",
+    "hub",
+    "lmdb",
+    "serve",
+    "tensorboard",
+    "webdataset",
+)
+_MODULES = {"dicebear-core": "dicebear", "pillow-jxl-plugin": "pillow_jxl"}
+
 
 @dataclass
 class _Part:
@@ -53,7 +73,8 @@ class Check(Command):
 
     Compares the operators, the engines that draw and the codec with their definitions in PyTorch,
     with the lowest and the highest SIMD level of this processor. Ends with exit code 1 if one
-    differs, or if a source tree hides an installed package with kernels.
+    differs, if files of the package are not those that were installed, if a source tree hides an
+    installed package with kernels, or if what an extra needs is too old or does not import.
     """
 
     def run(self) -> Result:
@@ -97,22 +118,92 @@ def _installation() -> _Part:
     found = installation()
     line = "\n  ".join([f"imported from {folder}", *found.lines])
     part = _Part(line, found.values | {"folder": str(folder)})
-    if _native.module is None and (hidden := _with_kernels(folder)):
+    packages = list(distributions(name="vqvae2_fast"))
+    if _native.module is None and (hidden := _with_kernels(packages, folder)):
         part.faults.append(
             f"expected the package installed in {hidden}, which has kernels, got the source tree "
             f"{folder.parent}, which has none. Start Python in another folder, with PYTHONPATH "
             "unset."
         )
+    missing = _missing_level()
+    if missing:
+        part.faults.append(
+            f"expected kernels for {missing}, which this processor has, got {together(_levels())}. "
+            "The compiled module is for other processors: install the package again on this one."
+        )
+    for package in packages:
+        part.faults += _changed_files(package)
+    part.faults += _faults_of_extras(packages)
     return part
 
 
-def _with_kernels(imported: Path) -> Path | None:
+def _with_kernels(packages: list[Distribution], imported: Path) -> Path | None:
     """An installed package with kernels that is not the one imported."""
-    for found in distributions(name="vqvae2_fast"):
-        folder = Path(str(found.locate_file("vqvae2_fast")))
+    for package in packages:
+        folder = Path(str(package.locate_file("vqvae2_fast")))
         if folder.resolve() != imported.resolve() and any(folder.glob("_C.*")):
             return folder
     return None
+
+
+def _missing_level() -> str | None:
+    """What PyTorch found of this processor and the compiled module has no kernels for."""
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    if _native.module is None or capability not in ("avx2", "avx512"):
+        return None
+    return None if any(level.startswith(capability) for level in _levels()) else capability
+
+
+def _changed_files(package: Distribution) -> list[str]:
+    """A sentence if files of a package are missing or are not those that pip installed.
+
+    An update that was cut off leaves files of two versions. What an editable install imports is
+    not among its files.
+    """
+    changed = []
+    for file in package.files or []:
+        if file.hash is None:
+            continue
+        path = Path(str(file.locate()))
+        digest = hashlib.new(file.hash.mode, path.read_bytes() if path.is_file() else b"").digest()
+        if base64.urlsafe_b64encode(digest).decode().rstrip("=") != file.hash.value:
+            changed.append(str(file))
+    if not changed:
+        return []
+    return [
+        f"expected the files that were installed, got {counted(len(changed), 'changed file')}, "
+        f"such as {changed[0]}. `pip install --force-reinstall --no-deps vqvae2_fast` mends that."
+    ]
+
+
+def _faults_of_extras(packages: list[Distribution]) -> list[str]:
+    """A sentence for each package of an extra that is there, but too old or not to be imported."""
+    faults: list[str] = []
+    needs = {need for package in packages for need in package.requires or []}
+    for need in sorted(needs):
+        pattern = r"([\w.-]+)(?:>=([\d.]+))?.*extra == \"(\w+)\""
+        match = re.match(pattern, need)
+        if match is None or match[3] not in _EXTRAS_OF_USERS:
+            continue
+        name, oldest, extra = match.groups()
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        remedy = f"`pip install -U 'vqvae2_fast[{extra}]'` installs another."
+        if oldest and _numbers(found) < _numbers(oldest):
+            faults.append(f"expected {name} {oldest} or later, got {found}. {remedy}")
+        try:
+            importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
+        except Exception as error:  # a broken package may raise anything
+            faults.append(
+                f"expected {name} {found} to import, got {type(error).__name__}: {error}. {remedy}"
+            )
+    return faults
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def _levels() -> list[str]:
@@ -259,18 +350,12 @@ def _drawn(prior: Any, engine: str, labels: Tensor, condition: list[Tensor], str
 
 
 def _some_codes(pipeline: Pipeline) -> list[Tensor]:
-    """Code maps of one image, at random."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    return [
-        torch.randint(
-            one.num_embeddings,
-            (1, *one.size),
-            generator=generator,
-            dtype=torch.int64,
-            device="cpu",
-        )
-        for one in map(interface_of, pipeline.priors)
-    ]
+    """Code maps of one image without any order."""
+    maps = []
+    for one in map(interface_of, pipeline.priors):
+        positions = torch.arange(one.size[0] * one.size[1], dtype=torch.int64, device="cpu")
+        maps.append((positions * 7919 % one.num_embeddings).view(1, *one.size))
+    return maps
 
 
 @torch.no_grad()
@@ -312,5 +397,10 @@ def _codec() -> _Part:
     if others:
         part.faults.append(
             f"expected the codes that were written, got {counted(others, 'other one')}."
+        )
+    if (digest := hashlib.sha256(data).hexdigest()[:16]) != _DIGEST:
+        part.faults.append(
+            f"expected a file with the SHA-256 {_DIGEST}..., got {digest}...: files of other "
+            "machines may not be readable here, nor this one's files there."
         )
     return part

@@ -9,9 +9,8 @@
 # Otherwise, or with --build, it builds this tree, for which it needs nvcc, setuptools, pybind11,
 # ninja, cmake; --wheel takes a wheel. Either goes to a folder of this run, not into the environment.
 #
-# Claimed figures come first, then tables, then times of the sampler's stages, to which the constants
-# of its model are fitted, then tests. A part that fails or hangs does not end the
-# script, and neither does Ctrl-C: it only cuts what is left. Everything goes into one archive,
+# Claimed figures come first, then tables, then times of the sampler's stages, then tests. A part that
+# fails or hangs does not end the script, and neither does Ctrl-C: it only cuts what is left. Everything goes into one archive,
 # gpu-results-<date>.tar.gz, to be read elsewhere. Its first page, summary.md, says for each claim
 # what was expected and measured. Tables are also left in benchmarks/results/<device>*.csv.
 set -uo pipefail
@@ -205,19 +204,7 @@ environment() {
 }
 export -f memcheck portable_cuda kernels trace stage_times_library environment
 
-# The cost model's figures, which need no GPU.
-expected() {
-  part expected 60 python "$scripts/gpu_sampler.py" --plan $card --batches 1 64 --json "$results/expected.json"
-}
-
-card=h100  # of the cost model, which a card that it does not know is compared with
-machine_works=1
-part driver 60 python "$scripts/gpu_machine.py" driver || machine_works=''
-case $(cat "$results/driver.log") in *A100*) card=a100 ;; *B200*) card=b200 ;; esac
-if [ -z "$machine_works" ]; then
-  expected
-  finish
-fi
+part driver 60 python "$scripts/gpu_machine.py" driver || finish
 
 # Into a folder of this run, which the parts that follow prefer to the environment.
 install=(python -m pip install -q --no-deps --no-index --target "$work/site")
@@ -241,7 +228,6 @@ part claims-sampler 90 python "$scripts/gpu_sampler.py" --engines cuda cuda_tf32
   --batches 1 64 --rounds 3 --json "$results/claims-sampler.json"
 part claims-operators 60 python "$scripts/gpu.py" --contenders ours --json "$results/claims-operators.json" \
   --only 'search 524288' 'quantiser_step 524288' 'statistics_of 524288'
-expected
 
 part sampler 90 python "$scripts/gpu_sampler.py" --save --json "$results/sampler.json"
 part operators 150 python "$scripts/gpu.py" --save --json "$results/operators.json"
@@ -250,10 +236,7 @@ function_part trace 40 trace
 function_part stage-times-library 120 stage_times_library
 if [ -e "$work/libstage_times.so" ]; then
   part stage-times 60 python "$scripts/gpu_sampler.py" --stage-times "$work/libstage_times.so" \
-    --card $card --batches 1 8 64 --rounds 2 --out "$results/stage_times.json"
-fi
-if [ -e "$results/stage_times.json" ]; then
-  part sampler-model 20 python "$scripts/fit_sampler_model.py" "$results/stage_times.json"
+    --batches 1 8 64 --rounds 2 --out "$results/stage_times.json"
 fi
 
 cd "$tree" || finish

@@ -1,12 +1,10 @@
 """Engine `cuda` on a GPU: the port's default priors, one image and many, against `eager`.
 
     python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save] [--json FILE]
-    python benchmarks/gpu_sampler.py --plan h100 [--top-k 100] [--top-p 0.9]
-    python benchmarks/gpu_sampler.py --stage-times LIBRARY [--card h100] [--out stage_times.json]
+    python benchmarks/gpu_sampler.py --stage-times LIBRARY [--out stage_times.json]
 
-`--plan` prints what is expected, and needs no GPU. `--stage-times` records when the blocks of the
-persistent kernel do what, with a library built as shared/stage_times.py says;
-fit_sampler_model.py reads the file.
+`--stage-times` prints how long the stages of a position wait, work and tell, with a library built
+as shared/stage_times.py says.
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, with random weights, on which time does not
 depend. Engines draw in turns in one process; ratios are those of medians, without their spread.
@@ -19,9 +17,7 @@ leaves what it has.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
-from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,103 +30,14 @@ from shared import measure, stage_times
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_values
-from vqvae2_fast.sampling.engines.cuda_library import Library, native_library
-from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
+from vqvae2_fast.sampling.engines.cuda import PRECISIONS
+from vqvae2_fast.sampling.engines.cuda_library import Library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vqvae2_fast.sampling.plan import SamplingPlan
-
 ENGINES = (*PRECISIONS, "eager")
 IMAGES = 50_000
-SECONDS_PER_MAP = re.compile(r"([\d.]+) s per map")
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the sampler's cost model expects of a batch of images on a card. Not measured."""
-
-    card: str
-    engine: str
-    batch: int
-    top_s: float
-    bottom_s: float
-
-    @property
-    def batch_s(self) -> float:
-        """Seconds to draw the batch: the top maps and then the bottom maps."""
-        return self.top_s + self.bottom_s
-
-    @property
-    def minutes(self) -> float:
-        """Minutes that `IMAGES` images take, a batch at a time."""
-        return IMAGES / self.batch * self.batch_s / 60
-
-    @property
-    def row(self) -> str:
-        images = f"{self.batch / self.batch_s:.1f} | {self.minutes:.1f}"
-        return f"| `{self.engine}` | {self.batch} | {self.batch_s:.3f} | {images} |"
-
-    def record(self) -> dict[str, object]:
-        return {**asdict(self), "batch_s": self.batch_s, "minutes": self.minutes}
-
-
-HEADER = (
-    "| engine | batch | s per batch, top and bottom | images per second "
-    f"| minutes for {IMAGES:,} images |",
-    "|---|---|---|---|---|",
-)
-
-
-def meta_plans() -> dict[str, SamplingPlan]:
-    with torch.device("meta"), torch.no_grad():
-        return {level: pixelsnail_plan(PixelSNAIL(config)) for level, config in PRIORS.items()}
-
-
-def report(
-    plan: SamplingPlan,
-    card: str,
-    engine: str,
-    batch: int,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-) -> str:
-    nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)  # the card's name sets the size
-    values = plan_values(plan, nowhere, PRECISIONS[engine], batch, guided=False)
-    values["top_p"] = top_p
-    values["top_k"] = min(top_k or plan.num_embeddings, plan.num_embeddings)
-    return native_library().report(values, card)
-
-
-def expected(card: str, batches: list[int]) -> list[Expected]:
-    """Reads the seconds of both maps from the reports of the cost model."""
-    plans, found = meta_plans(), []
-    for batch in batches:
-        for engine in PRECISIONS:
-            seconds = {}
-            for level, plan in plans.items():
-                text = report(plan, card, engine, batch)
-                match = SECONDS_PER_MAP.search(text)
-                if match is None:
-                    raise RuntimeError(f"gpu_sampler: no '... s per map' in the report:\n{text}")
-                seconds[level] = float(match[1])
-            found.append(Expected(card, engine, batch, seconds["top"], seconds["bottom"]))
-    return found
-
-
-def print_plans(card: str, batches: list[int], top_k: int | None, top_p: float) -> None:
-    for level, plan in meta_plans().items():
-        for engine in PRECISIONS:
-            for batch in batches:
-                print(f"{level}, engine {engine}")
-                print(report(plan, card, engine, batch, top_k, top_p))
-
-
-def print_totals(totals: list[Expected]) -> None:
-    print(f"256x256 images on {totals[0].card}, top and bottom: expected, not measured")
-    print("\n".join([*HEADER, *(total.row for total in totals)]))
 
 
 def draw(priors: dict[str, PixelSNAIL], batch: int, engine: str, first: int = 0) -> torch.Tensor:
@@ -238,9 +145,9 @@ def measure_all(priors: dict[str, PixelSNAIL], options: argparse.Namespace) -> l
 
 
 def record_stage_times(
-    priors: dict[str, PixelSNAIL], library: str, card: str, batches: list[int], rounds: int
+    priors: dict[str, PixelSNAIL], library: str, batches: list[int], rounds: int
 ) -> Iterator[dict[str, object]]:
-    """The contents of the file that fit_sampler_model.py reads, after each case that was measured.
+    """What is known after each case that was measured.
 
     The largest batch comes last; what was recorded before it is kept if it does not end in time.
     """
@@ -249,16 +156,15 @@ def record_stage_times(
         maps = None
         for level, prior in priors.items():
             for engine in PRECISIONS:
-                stages, constants, codes = stage_times.record(
-                    Library(library), prior, engine, card, batch, rounds, condition=maps
+                stages, codes = stage_times.record(
+                    Library(library), prior, engine, batch, rounds, condition=maps
                 )
                 cases.append({"name": f"{level}, {engine}, batch {batch}", "stages": stages})
+                print("\n".join(stage_times.lines(str(cases[-1]["name"]), stages)), flush=True)
                 yield {
-                    "card": card,
                     "device": torch.cuda.get_device_name(),
                     "commit": measure.commit(),
                     "date": date.today().isoformat(),
-                    "constants": constants,
                     "cases": cases,
                 }
             maps = codes
@@ -269,11 +175,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=measure.count, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
-    parser.add_argument("--plan", choices=["a100", "h100", "b200"])
-    parser.add_argument("--top-k", type=int, help="codes that a draw keeps, with --plan")
-    parser.add_argument("--top-p", type=float, default=1.0, help="probability kept, with --plan")
     parser.add_argument("--stage-times", metavar="LIBRARY", help="record times of stages")
-    parser.add_argument("--card", choices=["a100", "h100", "b200"], default="h100")
     parser.add_argument("--out", type=Path, default=Path("stage_times.json"))
     parser.add_argument(
         "--save",
@@ -281,21 +183,14 @@ def main() -> None:
         help="put the rows into results/<device>-sampler.csv, where they replace earlier ones of "
         "the same engine and batch",
     )
-    parser.add_argument("--json", type=Path, help="write the table, or the plan's totals, here")
+    parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
-    if options.plan:
-        totals = expected(options.plan, options.batches)
-        print_totals(totals)
-        if options.json:
-            save_json([total.record() for total in totals], options.json)
-        print_plans(options.plan, options.batches, options.top_k, options.top_p)
-        return
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/gpu_sampler.py: no CUDA device; --plan needs none.")
+        raise SystemExit("benchmarks/gpu_sampler.py: no CUDA device.")
     priors = random_priors()
     if options.stage_times:
         for recorded in record_stage_times(
-            priors, options.stage_times, options.card, options.batches, options.rounds
+            priors, options.stage_times, options.batches, options.rounds
         ):
             save_json(recorded, options.out)
         print(options.out)

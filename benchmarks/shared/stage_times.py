@@ -5,12 +5,14 @@ They come from a library that notes them, built beside the package's own, at the
     nvcc -std=c++20 -O3 -arch=native -DVQ_STAGE_TIMES -Xcompiler -fPIC -shared \
         csrc/cuda/sampler/sampler.cu csrc/cuda/sampler/*.cpp -o libstage_times.so
 
-`gpu_sampler.py --stage-times ./libstage_times.so` records them with it.
+`gpu_sampler.py --stage-times ./libstage_times.so` records them with it, of the design without
+clusters or of the one that VQVAE2_FAST_CUDA_DESIGN names.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,13 @@ import torch
 
 from vqvae2_fast.sampling import interface_of, plan_of, sample_codes
 from vqvae2_fast.sampling import sampler as sampler_module
-from vqvae2_fast.sampling.engines.cuda import PRECISIONS, Card, draw_with, plan_values
+from vqvae2_fast.sampling.engines.cuda import (
+    DESIGN_VARIABLE,
+    PRECISIONS,
+    Card,
+    draw_with,
+    plan_values,
+)
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -28,14 +36,12 @@ if TYPE_CHECKING:
 Stage = dict[str, Any]
 
 
-def tables(text: str) -> tuple[list[Stage], dict[str, float]]:
-    """What `Library.stages` returns, as one dictionary per stage and the model's constants."""
-    stages, constants = text.strip().split("\n\n")
-    rows: list[Stage] = [
-        {key: value if key == "name" else float(value) for key, value in row.items()}
-        for row in csv.DictReader(stages.splitlines())
+def table(text: str) -> list[Stage]:
+    """What `Library.stages` returns, as one dictionary per stage."""
+    return [
+        {key: value if key == "name" else int(value) for key, value in row.items()}
+        for row in csv.DictReader(text.splitlines(), delimiter=";")
     ]
-    return rows, {name: float(value) for name, value in csv.reader(constants.splitlines())}
 
 
 def intervals(times: np.ndarray, stages: list[Stage]) -> list[dict[str, float]]:
@@ -44,7 +50,7 @@ def intervals(times: np.ndarray, stages: list[Stage]) -> list[dict[str, float]]:
     Args:
         times: int64 `[W, blocks, stages, 3]`, nanoseconds at which a block's step was ready,
             computed and told; 0 where there was none.
-        stages: `tables` of the plan.
+        stages: `table` of the plan.
 
     Returns:
         For each stage the medians over the row's steps of `handover`, from the last block that told
@@ -58,8 +64,7 @@ def intervals(times: np.ndarray, stages: list[Stage]) -> list[dict[str, float]]:
     ready, computed, told = np.moveaxis(since, -1, 0)
     result = []
     for s, stage in enumerate(stages):
-        wait = int(stage["wait_stage"])
-        back = int(stage["wait_before"])
+        wait, back = stage["wait_stage"], stage["wait_before"]
         samples: dict[str, list[float]] = {"handover": [], "work": [], "telling": []}
         for t in taken:
             blocks = there[t, :, s]
@@ -83,34 +88,34 @@ def record(
     library: Library,
     prior: PixelSNAIL,
     engine: str,
-    card: str,
     batch: int,
     rounds: int,
     condition: torch.Tensor | None = None,
-) -> tuple[list[Stage], dict[str, float], torch.Tensor]:
+) -> tuple[list[Stage], torch.Tensor]:
     """Draws a batch several times and takes the times of each draw's last row.
 
     Returns:
-        The stages with their terms and the medians of `intervals` over the draws, without those
-        that are NaN; the model's constants; the codes.
+        The stages with the medians of `intervals` over the draws, without those that are NaN; the
+        codes.
 
     Raises:
         RuntimeError: The library was built without VQ_STAGE_TIMES.
     """
     precision = PRECISIONS[engine]
     plan = plan_of(prior, interface_of(prior))
-    # The model is fitted to the design without clusters.
-    size = replace(Card.current(library), clusters16=0, clusters8=0)
-    values = plan_values(plan, size, precision, batch, guided=False)
-    stages, constants = tables(library.stages(values, card))
-    sizes = library.sizes(values)
+    design = os.environ.get(DESIGN_VARIABLE, "blocks")
+    card = Card.current(library)
+    if design == "blocks":
+        card = replace(card, clusters16=0, clusters8=0)
+    values = plan_values(plan, card, precision, batch, design, guided=False)
+    stages, sizes = table(library.stages(values)), library.sizes(values)
     shape = (plan.size[1], sizes.blocks, sizes.stages, library.moments)
     seen: list[list[dict[str, float]]] = []
 
     def draw(prior: Any, interface: Any, request: Any) -> Any:
         times = torch.zeros(shape, dtype=torch.int64, device=plan.device)
         stream = torch.cuda.current_stream().cuda_stream if plan.device.type == "cuda" else 0
-        drawn = draw_with(library, size, stream, plan, request, precision, stage_times=times)
+        drawn = draw_with(library, card, stream, plan, request, precision, stage_times=times)
         seen.append(intervals(times.cpu().numpy(), stages))
         return drawn
 
@@ -129,4 +134,15 @@ def record(
         }
         for s in range(len(stages))
     ]
-    return [stage | of for stage, of in zip(stages, measured, strict=True)], constants, codes
+    return [stage | of for stage, of in zip(stages, measured, strict=True)], codes
+
+
+def lines(name: str, stages: list[Stage]) -> list[str]:
+    """A case as a table: microseconds of each stage."""
+    head = f"{name:32} {'handover':>9} {'work':>9} {'telling':>9}  us"
+    rows = []
+    for stage in stages:
+        parts = (stage.get(part) for part in ("handover", "work", "telling"))
+        cells = " ".join(f"{'' if part is None else f'{part * 1e6:.2f}':>9}" for part in parts)
+        rows.append(f"  {stage['name']:30} {cells}")
+    return [head, *rows]

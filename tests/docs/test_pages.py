@@ -92,7 +92,6 @@ NOT_RUN = {
     "CUDA_ON_CPU_ORDER": "The same.",
     "nvcc": "It compiles for a card: test_stage_times.py and .ci/cuda_sampler use the flag.",
     "python benchmarks/gpu_sampler.py --stage-times": "It needs a card.",
-    "python benchmarks/fit_sampler_model.py": "It needs that card's file.",
 }
 # The pages whose options are ours: others name those of scripts, and of the port (tests/compat/).
 FOR_USERS = [

@@ -231,13 +231,25 @@ def test_where_a_kernel_does_not_start_eager_draws(gpu, monkeypatch):
 
 
 def test_where_clusters_do_not_start_the_kernels_without_them_draw(gpu, card):
-    prior = tiny_prior(num_heads=4, size=(3, 4), mask="exclude")
+    prior = tiny_prior(channels=64, num_heads=4, size=(3, 4), num_embeddings=41, mask="exclude")
     expected = sample_codes(prior, 1, engine="eager")
     card[0] = replace(card[0], blocks=20, threads=96, shared_bytes=72 << 10, clusters8=2)
-    gpu.library.failing_row, gpu.library.failures = 0, 1
-    with pytest.warns(RuntimeWarning, match=r"cuda draws without clusters .*too many resources"):
+    gpu.library.failing_row, gpu.library.failures = 1, 1  # as a row is timed
+    told = r"not draw by clusters8, but by blocks, which draws the same codes: .*too many resources"
+    with pytest.warns(RuntimeWarning, match=told):
         codes = sample_codes(prior, 1, engine="cuda")
     assert torch.equal(codes, expected)
+    gpu.library.failing_row = None
+    assert torch.equal(sample_codes(prior, 1, engine="cuda"), expected)
+
+
+def test_where_no_design_starts_eager_draws(gpu, card, monkeypatch):
+    prior = tiny_prior(channels=64, num_heads=4, size=(3, 4), num_embeddings=41, mask="exclude")
+    card[0] = replace(card[0], blocks=20, threads=96, shared_bytes=72 << 10, clusters8=2)
+    monkeypatch.setenv("CUDA_ON_CPU_FAIL", NO_LAUNCH)
+    with pytest.warns(RuntimeWarning, match=r"Engine eager draws instead"):
+        codes = sample_codes(prior, 1)
+    assert torch.equal(codes, sample_codes(prior, 1, engine="eager"))
 
 
 def test_engine_cuda_by_name_says_which_engine_does_without_its_kernels(gpu, monkeypatch):

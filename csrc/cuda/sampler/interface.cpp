@@ -4,7 +4,6 @@
 #include <exception>
 #include <string>
 
-#include "cards.h"
 #include "packed_program.h"
 #include "sampler.h"
 
@@ -24,33 +23,6 @@ const char* caught(const Function& function) {
   return nullptr;
 }
 
-const CardModel& known_card(const char* name) {
-  if (const CardModel* const model = card_model(name)) return *model;
-  throw std::invalid_argument(std::string("sampler: expected a card of a100, h100, b200, got ") +
-                              name + ".");
-}
-
-// The plan of a draw. Which design is faster is decided by the H100's constants on every card.
-Plan planned(const Values& values) { return best_plan(values, known_card("h100")); }
-
-// Values with the size of a known card, where they give none.
-Values on_card(Values values, const CardModel& card) {
-  if (values.integer("card.blocks") == 0) {
-    values.set("card.blocks", card.multiprocessors);
-    values.set("card.shared_bytes", card.shared_bytes);
-    values.set("card.clusters16", card.clusters16);
-    values.set("card.clusters8", card.clusters8);
-  }
-  return values;
-}
-
-void write(const std::string& lines, char* text, int64_t size) {
-  if (static_cast<int64_t>(lines.size()) >= size) {
-    throw std::invalid_argument("sampler: no room for the table.");
-  }
-  memcpy(text, lines.c_str(), lines.size() + 1);
-}
-
 template <typename T>
 int64_t bytes_of(const std::vector<T>& items) {
   return static_cast<int64_t>(items.size() * sizeof(T));
@@ -64,7 +36,7 @@ using namespace vqvae2_fast::cuda::sampler;
 const char* vq_sampler_sizes(const char* const* names, const int64_t* values, int64_t count,
                              int64_t sizes[5]) {
   return caught([&] {
-    const Plan plan = planned(Values(names, values, count));
+    const Plan plan(Values(names, values, count));
     sizes[0] = plan.workspace_bytes;
     sizes[1] = sizeof(PackedProgram) + bytes_of(plan.blocks) + bytes_of(plan.steps) +
                bytes_of(plan.works) + bytes_of(plan.chain_blocks) + bytes_of(plan.chain_steps) +
@@ -78,7 +50,7 @@ const char* vq_sampler_sizes(const char* const* names, const int64_t* values, in
 const char* vq_sampler_program(const char* const* names, const int64_t* values, int64_t count,
                                void* program) {
   return caught([&] {
-    const Plan plan = planned(Values(names, values, count));
+    const Plan plan(Values(names, values, count));
     unsigned char* const start = static_cast<unsigned char*>(program);
     unsigned char* next = start + sizeof(PackedProgram);
     const auto append = [&](const auto& items) {
@@ -100,26 +72,21 @@ const char* vq_sampler_program(const char* const* names, const int64_t* values, 
   });
 }
 
-const char* vq_sampler_report(const char* const* names, const int64_t* values, int64_t count,
-                              const char* card, char* text, int64_t size) {
-  return caught([&] {
-    const CardModel& model = known_card(card);
-    const Plan plan = best_plan(on_card(Values(names, values, count), model), model);
-    write(report(plan, model), text, size);
-  });
-}
-
-const char* vq_sampler_stages(const char* const* names, const int64_t* values, int64_t count,
-                              const char* card, char* text, int64_t size) {
-  return caught([&] {
-    const CardModel& model = known_card(card);
-    Values planned = on_card(Values(names, values, count), model);
-    planned.set("card.cluster", 0);  // the model's constants are fitted to the kernel without
-    const Plan plan = best_plan(planned, model);
-    write(stage_table(plan, model) + "\n" + constant_table(model), text, size);
-  });
-}
-
 #if defined(VQ_STAGE_TIMES)
 int32_t vq_sampler_moments() { return kMoments; }
+
+const char* vq_sampler_stages(const char* const* names, const int64_t* values, int64_t count,
+                              char* text, int64_t size) {
+  return caught([&] {
+    std::string lines = "name;wait_stage;wait_before\n";
+    for (const Stage& stage : Plan(Values(names, values, count)).stages) {
+      lines += std::string(stage.name) + ";" + std::to_string(stage.wait_stage) + ";" +
+               std::to_string(stage.wait_before) + "\n";
+    }
+    if (static_cast<int64_t>(lines.size()) >= size) {
+      throw std::invalid_argument("sampler: no room for the table.");
+    }
+    memcpy(text, lines.c_str(), lines.size() + 1);
+  });
+}
 #endif

@@ -217,9 +217,8 @@ Plan::Plan(const Values& values) {
     conv2.condition_scale = net.width / width;
     row_phase.down = net.height / height;
   }
-  row_phase.tile =
-      best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.row_blocks);
-  row_phase.condition_tile = best_row_tile({&row_phase.condition}, row_phase.mode, card.row_blocks);
+  row_phase.tile = best_row_tile({&row_phase.conv1, &row_phase.conv2}, card.row_blocks);
+  row_phase.condition_tile = best_row_tile({&row_phase.condition}, card.row_blocks);
   build_stages(values);
   workspace_bytes = workspace.bytes();
   if (card.cluster > 0) {

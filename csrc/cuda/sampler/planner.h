@@ -1,6 +1,6 @@
 // Plans a draw: which block of the persistent kernel computes which outputs, which of its weights
 // stay in shared memory, and which blocks wait for which. Plain C++; the kernels run what is
-// planned here, and report.cpp prints it.
+// planned here.
 #pragma once
 
 #include <string>
@@ -112,21 +112,5 @@ struct Plan {
 
   Chain planned_chain;  // its addresses, as the constructor finds them
 };
-
-struct CardModel;  // cards.h
-
-// The plan of a draw with "card.cluster" -1: the one of which the model expects the shortest step,
-// of those with a cluster of 16 or 8 blocks, of which the card holds "card.clusters16" and
-// "card.clusters8" at once, and the one without.
-Plan best_plan(Values values, const CardModel& card);
-
-// The plan as a table, with the times that the model of a card expects.
-std::string report(const Plan& plan, const CardModel& card);
-
-// The plan's stages as rows of comma-separated values under a head: what each waits for, its terms
-// (model.h) and the seconds that are expected.
-std::string stage_table(const Plan& plan, const CardModel& card);
-// The model's constants for a card, as rows of name and value, by their names in cards.h.
-std::string constant_table(const CardModel& card);
 
 }  // namespace vqvae2_fast::cuda::sampler

@@ -9,8 +9,8 @@ namespace {
 
 constexpr int32_t kLine = 128;  // bytes
 // Weights come by copies of at most this part of a block's shared memory: units begin with the
-// first, and the next stage's take the place of each as soon as it may go. By the model the chain
-// of the port's top in float32 waits least with it.
+// first, and the next stage's take the place of each as soon as it may go. A model of the port's
+// top in float32 waited least with it.
 constexpr int32_t kCopiesInShared = 9;
 
 int32_t rounded_up(int64_t value, int32_t unit) {

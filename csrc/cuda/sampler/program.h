@@ -1,5 +1,5 @@
 // What each block of the persistent kernel does at a position, as data: the planner writes it, the
-// kernel follows it, the report prints it.
+// kernel follows it.
 //
 // A *stage* is a set of matrix products (or of heads, or of samples) that do not depend on each
 // other. Outputs of products come in *units* of two columns: two neighbouring outputs, or a value

@@ -17,13 +17,6 @@ VQ_API const char* vq_sampler_sizes(const char* const* names, const int64_t* val
                                     int64_t sizes[5]);
 VQ_API const char* vq_sampler_program(const char* const* names, const int64_t* values,
                                       int64_t count, void* program);
-// Writes the plan as a table for the named card to `text`, which has `size` bytes, zero-terminated.
-VQ_API const char* vq_sampler_report(const char* const* names, const int64_t* values, int64_t count,
-                                     const char* card, char* text, int64_t size);
-// The plan's stages and the model's constants for the named card, two tables of comma-separated
-// values with an empty line between them, for benchmarks/fit_sampler_model.py.
-VQ_API const char* vq_sampler_stages(const char* const* names, const int64_t* values, int64_t count,
-                                     const char* card, char* text, int64_t size);
 
 // Draws row i on `stream`. `program` is the host's copy, `on_card` the card's.
 VQ_API const char* vq_sampler_row(const void* program, const void* on_card, int32_t i,
@@ -38,4 +31,8 @@ VQ_API const char* vq_sampler_card(int64_t card[4]);
 // each row writes when a block's step began, was computed and was told (stage_times.cuh), in
 // nanoseconds.
 VQ_API int32_t vq_sampler_moments();
+// The plan's stages as a table with a head, separated by semicolons, zero-terminated, to `text`,
+// which has `size` bytes.
+VQ_API const char* vq_sampler_stages(const char* const* names, const int64_t* values, int64_t count,
+                                     char* text, int64_t size);
 #endif

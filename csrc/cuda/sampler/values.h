@@ -30,8 +30,6 @@ class Values {
     return static_cast<int32_t>(value);
   }
 
-  void set(const std::string& name, int64_t value) { values_[name] = value; }
-
   // The bits of a double.
   double number(const std::string& name) const {
     const int64_t bits = integer(name);

@@ -175,6 +175,7 @@ class RandomPrior {
                    {"card.blocks", draw.blocks},
                    {"card.threads", draw.threads},
                    {"card.shared_bytes", draw.shared_bytes},
+                   {"card.row_blocks", draw.blocks},
                    {"card.cluster", draw.cluster},
                    {"workspace", 0}});
     int64_t sizes[5];

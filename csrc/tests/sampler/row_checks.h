@@ -230,11 +230,12 @@ inline kernels::RowTile best_tile(int rows, int multiprocessors) {
   p.inputs = 1280;
   p.steps = p.inputs / kernels::kStepInputs;
   p.outputs = 768;
-  return kernels::best_row_tile({&p}, kernels::RowMode::kFloat32, multiprocessors);
+  return kernels::best_row_tile({&p}, multiprocessors);
 }
 
 inline void test_choice_of_tiles(cuda_test::Checks& check) {
-  check(best_tile(32, 132).columns == 32, "few rows are cut small, to fill the card");
+  check(best_tile(32, 512).columns == 32, "few rows are cut small, to fill the card");
+  check(best_tile(32, 132).columns == 64, "no smaller than it takes");
   check(best_tile(4096, 132).columns == 128, "many rows are cut large, to read less");
   check(best_tile(64, 1).columns == 128, "a small card is filled by few tiles");
 }

@@ -8,9 +8,11 @@ No synchronisation happens between rows, unless `progress` or `on_row` is given.
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,13 +28,15 @@ from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vqvae2_fast.sampling.engines.cuda_library import Library
     from vqvae2_fast.sampling.plan import ConditionPlan, SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
 
 __all__ = [
+    "DESIGNS",
+    "DESIGN_VARIABLE",
     "PRECISIONS",
     "THREADS",
     "Card",
@@ -53,6 +57,10 @@ THREADS = 512  # kMaxThreads of pixel_phase.cuh
 MAX_ROWS_ABOVE = 8  # kMaxSegments of row_product.h
 # The oldest architecture for which the kernels are compiled.
 MIN_CAPABILITY = (8, 0)
+# How the pixel phase is laid out, by the blocks of the cluster that computes the chain of stages;
+# "blocks": all blocks of the launch compute it. What they draw is the same, bit by bit.
+DESIGNS = {"clusters16": 16, "clusters8": 8, "blocks": 0}
+DESIGN_VARIABLE = "VQVAE2_FAST_CUDA_DESIGN"
 # Of the tensors of a draw, by their names in planner.h.
 _DTYPES = {
     "labels": torch.int64,
@@ -105,6 +113,14 @@ class Card:
     threads: int = THREADS
     clusters16: int = 0
     clusters8: int = 0
+
+    def blocks_of(self, design: str) -> int:
+        """Blocks of the launch of a design; 0 if the card cannot hold it."""
+        if design == "blocks":
+            return self.blocks
+        size = DESIGNS[design]
+        clusters = self.clusters16 if size == 16 else self.clusters8
+        return min(self.blocks // size, clusters) * size
 
     @staticmethod
     def current(library: Library) -> Card:
@@ -171,12 +187,46 @@ def why_not_plan(
     rows_above = plan.layers.conv1.rows_above
     if rows_above > MAX_ROWS_ABOVE:
         return f"its convolutions read {rows_above} rows above, more than {MAX_ROWS_ABOVE}"
-    values = plan_values(plan, card, precision, batch_size, guided=guided)
     try:
-        library.sizes(values)
+        fitting_designs(library, card, plan, batch_size, guided=guided, precision=precision)
     except RuntimeError as error:
         return str(error).removeprefix("sampler: ").removesuffix(".")
     return None
+
+
+def fitting_designs(
+    library: Library,
+    card: Card,
+    plan: SamplingPlan,
+    batch_size: int,
+    *,
+    guided: bool,
+    precision: Precision,
+) -> list[str]:
+    """The keys of `DESIGNS` by which a draw fits a card, or the one that the environment names.
+
+    Raises:
+        ValueError: The environment names none of `DESIGNS`.
+        RuntimeError: None fits; the message says why.
+    """
+    forced = os.environ.get(DESIGN_VARIABLE)
+    if forced is not None and forced not in DESIGNS:
+        raise ValueError(
+            f"{DESIGN_VARIABLE}: expected one of {', '.join(DESIGNS)}, got {forced!r}."
+        )
+    fitting = []
+    for design in DESIGNS if forced is None else [forced]:
+        try:
+            if card.blocks_of(design) == 0:
+                raise RuntimeError(f"{DESIGN_VARIABLE}={design}: the card has no such clusters")
+            library.sizes(plan_values(plan, card, precision, batch_size, design, guided=guided))
+        except RuntimeError as error:
+            refused = error
+        else:
+            fitting.append(design)
+    if not fitting:
+        raise refused
+    return fitting
 
 
 def why_not_prior(
@@ -231,42 +281,19 @@ def draw_cuda(
         if reason is not None:
             raise EngineError.refusing(engine, reason, plan.device, "cuda")
 
-        def drawn(card: Card) -> Drawn:
-            try:
-                return draw_with(library, card, stream.cuda_stream, plan, request, precision)
-            except LaunchError as error:
-                # CUDA reports errors of kernels, after which every call fails, at any later call.
-                try:
-                    stream.synchronize()
-                except RuntimeError as lost:
-                    raise RuntimeError(
-                        f"engine {engine}: {error}; the GPU has failed ({_first_line(lost)}) and "
-                        "takes no more work of this process: start it again, with engine='eager' "
-                        "if that happens again."
-                    ) from error
-                raise
-
         try:
-            return drawn(card)
+            return draw_with(library, card, stream.cuda_stream, plan, request, precision)
         except LaunchError as error:
-            # A card may refuse the clusters that its occupancy promised. The codes are the same.
-            without = replace(card, clusters16=0, clusters8=0)
-            refused = why_not_plan(
-                library,
-                without,
-                plan,
-                request.batch_size,
-                guided=settings.guided,
-                precision=precision,
-            )
-            if error.row > 0 or without == card or refused:
-                raise
-            warnings.warn(
-                f"engine {engine} draws without clusters of blocks, more slowly: {error}.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return drawn(without)
+            # CUDA reports errors of kernels, after which every call fails, at any later call.
+            try:
+                stream.synchronize()
+            except RuntimeError as lost:
+                raise RuntimeError(
+                    f"engine {engine}: {error}; the GPU has failed ({_first_line(lost)}) and "
+                    "takes no more work of this process: start it again, with engine='eager' "
+                    "if that happens again."
+                ) from error
+            raise
 
 
 @torch.inference_mode()
@@ -280,6 +307,8 @@ def draw_with(
     stage_times: Tensor | None = None,
 ) -> Drawn:
     """`draw_cuda` with a given build of the kernels, on a given card.
+
+    Where several designs fit, the first draw of a prior with a batch size times a row of each.
 
     Args:
         stage_times: Zeroed int64 `[W, blocks, stages, moments]` on the card, to which each row
@@ -319,39 +348,128 @@ def draw_with(
     }
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
     tensors = _packed_plan(plan, precision)
-    values = plan_values(plan, card, precision, batch, guided=settings.guided) | {
+    rule: dict[str, int | float] = {
         "temperature": float(settings.temperature),
         "top_k": min(settings.top_k or plan.num_embeddings, plan.num_embeddings),
         "top_p": 1.0 if settings.top_p is None else float(settings.top_p),
         "guidance": float(settings.guidance_scale),
         "largest_logit": settings.largest_logit,
     }
-    sizes = library.sizes(values)
-    values |= {
+    drawing: dict[str, int | float] = {
         "seed": request.noise.seed,
         "first_sample": request.noise.first_sample,
         "stream": request.noise.stream,
     }
-    values |= {name: address(name, tensor, device) for name, tensor in tensors.items()}
-    values |= {name: address(name, t, device, _DTYPES[name]) for name, t in inputs.items()}
-    workspace = zeroed_workspace(library, values, sizes.workspace_bytes, device)
-    values["workspace"] = address("workspace", workspace, device)
-    program = torch.empty(sizes.program_bytes, dtype=torch.uint8, device="cpu")
-    library.program(values, program.data_ptr())
-    on_card = program.to(device)
+    drawing |= {name: address(name, tensor, device) for name, tensor in tensors.items()}
+    drawing |= {name: address(name, t, device, _DTYPES[name]) for name, t in inputs.items()}
+
+    def program_of(design: str) -> _Program:
+        values = plan_values(plan, card, precision, batch, design, guided=settings.guided) | rule
+        return _Program(library, values, drawing, device)
+
+    designs = fitting_designs(
+        library, card, plan, batch, guided=settings.guided, precision=precision
+    )
+    design = designs[0]
+    if len(designs) > 1:
+        design = _designs.get(
+            plan,
+            (card, precision, batch, settings.guided),
+            lambda: _fastest({name: program_of(name) for name in designs}, height, stream),
+        )
+        too_large.zero_()  # rows that were only timed may have set it
+    program = program_of(design)
     for i in range(height):
-        try:
-            library.row(program.data_ptr(), on_card.data_ptr(), i, stream)
-        except RuntimeError as error:
-            raise LaunchError(f"a kernel did not start ({error})", i) from error
+        program.draw_row(i, stream)
         if request.watched:
-            if device.type == "cuda":
-                torch.cuda.current_stream().synchronize()
+            program.synchronize()
             request.row_done(codes, i + 1)
     check_logits(too_large, settings)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     return Drawn(codes, log_prob, logits)
+
+
+class _Program:
+    """A plan with its memory on the card, from which rows are drawn.
+
+    Args:
+        values: By which the draw is planned.
+        drawing: What else the kernels are given, by name.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        values: dict[str, int | float],
+        drawing: dict[str, int | float],
+        device: torch.device,
+    ) -> None:
+        sizes = library.sizes(values)
+        self._library, self._device = library, device
+        self._workspace = zeroed_workspace(library, values, sizes.workspace_bytes, device)
+        workspace = {"workspace": address("workspace", self._workspace, device)}
+        self._program = torch.empty(sizes.program_bytes, dtype=torch.uint8, device="cpu")
+        library.program(values | drawing | workspace, self._program.data_ptr())
+        self._on_card = self._program.to(device)
+
+    def draw_row(self, i: int, stream: int) -> None:
+        """Starts the kernels of row i.
+
+        Raises:
+            LaunchError: One did not start.
+        """
+        try:
+            self._library.row(self._program.data_ptr(), self._on_card.data_ptr(), i, stream)
+        except RuntimeError as error:
+            raise LaunchError(f"a kernel did not start ({error})", i) from error
+
+    def synchronize(self) -> None:
+        """Waits for what the current stream has been given."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+
+    def seconds_of_row(self, i: int, stream: int) -> float:
+        """Draws row i and waits for it; what lies above need not have been drawn."""
+        self.synchronize()
+        start = time.perf_counter()
+        self.draw_row(i, stream)
+        self.synchronize()
+        return time.perf_counter() - start
+
+
+# Of the designs of a draw, the one whose row took the least time.
+_designs: Kept[SamplingPlan, str] = Kept(capacity=64)
+
+
+def _fastest(programs: Mapping[str, _Program], height: int, stream: int) -> str:
+    """The design whose row takes the least time, of those that start.
+
+    Rows from the middle of the map are timed, in their order: blocks tell each other by numbers
+    that only grow, so drawing a row again would hang. The first also loads the kernels.
+
+    Raises:
+        LaunchError: None starts. It names row 0, because no code has been reported.
+    """
+    rounds = 3
+    first = max(0, min(height // 2, height - rounds))
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for row in range(first, min(first + rounds, height)):
+        for name in list(seconds):
+            try:
+                seconds[name].append(programs[name].seconds_of_row(row, stream))
+            except LaunchError as error:
+                # A card may refuse the clusters that its occupancy promised.
+                del seconds[name]
+                if not seconds:
+                    raise LaunchError(str(error), 0) from error
+                warnings.warn(
+                    f"engine cuda does not draw by {name}, but by {' or '.join(seconds)}, which "
+                    f"draws the same codes: {error}.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+    return min(seconds, key=lambda name: min(seconds[name][1:] or seconds[name]))
 
 
 def zeroed_workspace(
@@ -420,16 +538,21 @@ def _features(plan: ConditionPlan, maps: list[Tensor]) -> Tensor:
 
 
 def plan_values(
-    plan: SamplingPlan, card: Card, precision: Precision, batch: int, *, guided: bool
+    plan: SamplingPlan,
+    card: Card,
+    precision: Precision,
+    batch: int,
+    design: str = "blocks",
+    *,
+    guided: bool,
 ) -> dict[str, int | float]:
     """The input of `planner.h` with null addresses and default settings: enough for sizes."""
     return sizes_of(plan) | {
-        "card.blocks": card.blocks,
+        "card.blocks": card.blocks_of(design),
+        "card.row_blocks": card.blocks,
         "card.threads": card.threads,
         "card.shared_bytes": card.shared_bytes,
-        "card.cluster": -1,
-        "card.clusters16": card.clusters16,
-        "card.clusters8": card.clusters8,
+        "card.cluster": DESIGNS[design],
         "weight_bytes": precision.pixel.itemsize,
         "row_mode": precision.row_mode,
         "batch": batch,

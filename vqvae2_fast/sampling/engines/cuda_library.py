@@ -60,7 +60,7 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self._library = ctypes.CDLL(path)
-        for name in ("sizes", "program", "report", "stages", "row", "card"):
+        for name in ("sizes", "program", "stages", "row", "card"):
             function = getattr(self._library, f"vq_sampler_{name}", None)
             if function is not None:
                 function.restype = ctypes.c_char_p
@@ -84,14 +84,11 @@ class Library:
         """Writes the program to host memory at `address`."""
         self._call("program", *_by_name(values), ctypes.c_void_p(address))
 
-    def report(self, values: Mapping[str, int | float], card: str) -> str:
-        """The plan as a table, with expected times on the named card."""
-        return self._text("report", values, card)
-
-    def stages(self, values: Mapping[str, int | float], card: str) -> str:
-        """The plan's stages and the constants of the model behind `report`, each as comma-separated
-        values, with an empty line between them."""
-        return self._text("stages", values, card)
+    def stages(self, values: Mapping[str, int | float]) -> str:
+        """The plan's stages, a table separated by semicolons; of a build with VQ_STAGE_TIMES."""
+        text = ctypes.create_string_buffer(1 << 16)
+        self._call("stages", *_by_name(values), text, ctypes.c_int64(len(text)))
+        return text.value.decode()
 
     @property
     def moments(self) -> int:
@@ -119,11 +116,6 @@ class Library:
         card = (ctypes.c_int64 * 4)()
         self._call("card", card)
         return card[0], card[1], card[2], card[3]
-
-    def _text(self, name: str, values: Mapping[str, int | float], card: str) -> str:
-        text = ctypes.create_string_buffer(1 << 16)
-        self._call(name, *_by_name(values), card.encode(), text, ctypes.c_int64(len(text)))
-        return text.value.decode()
 
     def _call(self, name: str, *arguments: object) -> None:
         error = getattr(self._library, f"vq_sampler_{name}")(*arguments)

@@ -7,6 +7,10 @@
 
 #include "portable.h"
 
+#if defined(__CUDACC__)
+#include <cudaTypedefs.h>
+#endif
+
 namespace vqvae2_fast::cuda {
 
 struct LaunchShape {
@@ -125,15 +129,44 @@ const char* why_not_runnable(Kernel* kernel) {
   return text;
 }
 
-// The largest number of blocks of a cooperative launch of this kernel on the current device; 0 if
+// Multiprocessors that a launch may use: those of the current context if it is a green one, and
+// else the device's, which under MPS are already this process's part. The runtime must have been
+// used before, so that there is a context.
+inline cudaError_t multiprocessors_of_context(int* count) {
+  constexpr unsigned kSince = 12040;  // CUDA 12.4; an older driver has no green contexts
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+  }
+  void *current = nullptr, *resource = nullptr;
+  cudaDriverEntryPointQueryResult found;
+  if (error != cudaSuccess ||
+      cudaGetDriverEntryPointByVersion("cuCtxGetCurrent", &current, kSince, cudaEnableDefault,
+                                       &found) != cudaSuccess ||
+      cudaGetDriverEntryPointByVersion("cuCtxGetDevResource", &resource, kSince, cudaEnableDefault,
+                                       &found) != cudaSuccess ||
+      current == nullptr || resource == nullptr) {
+    return error;
+  }
+  CUcontext context = nullptr;
+  CUdevResource of_context = {};
+  if (reinterpret_cast<PFN_cuCtxGetCurrent_v4000>(current)(&context) == CUDA_SUCCESS &&
+      reinterpret_cast<PFN_cuCtxGetDevResource_v12040>(resource)(
+          context, &of_context, CU_DEV_RESOURCE_TYPE_SM) == CUDA_SUCCESS) {
+    const int own = static_cast<int>(of_context.sm.smCount);
+    if (own > 0 && own < *count) *count = own;
+  }
+  return error;
+}
+
+// The largest number of blocks of a cooperative launch of this kernel in the current context; 0 if
 // the kernel does not fit. On a GPU registers count too.
 template <class Kernel>
 int co_resident_blocks(Kernel* kernel, int threads, size_t shared_bytes) {
-  int device = 0, multiprocessors = 0, blocks = 0;
+  int multiprocessors = 0, blocks = 0;
   if (detail::opt_into_shared(kernel, shared_bytes) != cudaSuccess ||
-      cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) !=
-          cudaSuccess ||
+      multiprocessors_of_context(&multiprocessors) != cudaSuccess ||
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes) !=
           cudaSuccess) {
     cudaGetLastError();

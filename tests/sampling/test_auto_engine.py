@@ -139,6 +139,20 @@ def test_where_the_runtime_fails_eager_draws_and_a_sentence_says_why(
 
 
 @pytest.mark.parametrize(
+    ("multiprocessors", "failure", "blocks"),
+    [(None, "", 8), (5, "", 5), (12, "", 8), (5, "cuCtxGetDevResource:500", 8)],
+    ids=["the card", "green context", "larger", "old driver"],
+)
+def test_the_grid_is_that_of_the_current_context(
+    multiprocessors, failure, blocks, sampler_on_cpu, monkeypatch
+):
+    monkeypatch.setenv("CUDA_ON_CPU_FAIL", failure)
+    if multiprocessors is not None:
+        monkeypatch.setenv("CUDA_ON_CPU_SMS", str(multiprocessors))
+    assert cuda.Card.current(sampler_on_cpu).blocks == blocks
+
+
+@pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda gpu, patch: None, "the prior's weights are float64, not float32"),

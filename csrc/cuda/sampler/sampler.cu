@@ -138,9 +138,11 @@ const char* vq_sampler_card(int64_t card[4]) {
   const auto read = [&](int* value, cudaDeviceAttr attribute) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
   };
-  read(&multiprocessors, cudaDevAttrMultiProcessorCount);
   read(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   read(&cooperative, cudaDevAttrCooperativeLaunch);
+  if (error == cudaSuccess) {
+    error = vqvae2_fast::cuda::multiprocessors_of_context(&multiprocessors);
+  }
   if (error != cudaSuccess) {
     cudaGetLastError();
     return cudaGetErrorString(error);

@@ -21,7 +21,7 @@ VQ_API const char* vq_sampler_program(const char* const* names, const int64_t* v
 // Draws row i on `stream`. `program` is the host's copy, `on_card` the card's.
 VQ_API const char* vq_sampler_row(const void* program, const void* on_card, int32_t i,
                                   void* stream);
-// Blocks of the persistent launch that the current device holds at once, one per multiprocessor,
+// Blocks of the persistent launch that the current context holds at once, one per multiprocessor,
 // bytes of shared memory that a block may have, and how many clusters of 16 and of 8 such blocks it
 // holds at once; or why it runs no such launch.
 VQ_API const char* vq_sampler_card(int64_t card[4]);

@@ -116,6 +116,24 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return remember(cudaErrorInvalidValue);
 }
 
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* found) {
+  *found = cudaDriverEntryPointSuccess;
+  const PFN_cuCtxGetCurrent_v4000 current = [](CUcontext* context) {
+    *context = nullptr;
+    return CUDA_SUCCESS;
+  };
+  const PFN_cuCtxGetDevResource_v12040 resource = [](CUcontext, CUdevResource* of,
+                                                     CUdevResourceType) {
+    of->sm.smCount = static_cast<unsigned>(cuda_on_cpu::context_multiprocessors());
+    return CUDA_SUCCESS;
+  };
+  *function = strcmp(name, "cuCtxGetCurrent") == 0 ? reinterpret_cast<void*>(current)
+                                                   : reinterpret_cast<void*>(resource);
+  return cuda_on_cpu::planned_failure(name);
+}
+
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   if (posix_memalign(pointer, 256, bytes) != 0) return remember(cudaErrorMemoryAllocation);
   memset(*pointer, 0xFF, bytes);
@@ -147,6 +165,11 @@ cudaError_t planned_failure(const char* call) {
   const size_t length = strlen(call);
   if (!plan || strncmp(plan, call, length) != 0 || plan[length] != ':') return cudaSuccess;
   return remember(static_cast<cudaError_t>(atoi(plan + length + 1)));
+}
+
+int context_multiprocessors() {
+  const char* const green = getenv("CUDA_ON_CPU_SMS");
+  return green ? atoi(green) : device().multiprocessors;
 }
 
 int ptx_version() {
@@ -191,7 +214,7 @@ cudaError_t active_clusters(int* clusters, const void* kernel, const cudaLaunchC
   const dim3 block = config.blockDim;
   const int blocks =
       resident_blocks_per_multiprocessor(block.x * block.y * block.z, config.dynamicSmemBytes);
-  *clusters = device().multiprocessors * blocks / static_cast<int>(cluster);
+  *clusters = context_multiprocessors() * blocks / static_cast<int>(cluster);
   return cudaSuccess;
 }
 
@@ -231,7 +254,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const K
   }
   if (cooperative) {
     const uint64_t resident =
-        static_cast<uint64_t>(card.multiprocessors) *
+        static_cast<uint64_t>(context_multiprocessors()) *
         resident_blocks_per_multiprocessor(static_cast<unsigned>(threads), config.dynamicSmemBytes);
     if (blocks > resident) return remember(cudaErrorCooperativeLaunchTooLarge);
   }

@@ -1,6 +1,7 @@
 // The part of the CUDA runtime that launchers and tests use: launches, attributes, memory. Streams
 // are accepted and ignored: every call has finished its work when it returns.
 //
+// CUDA_ON_CPU_SMS=<n> makes the current context a green one of so many multiprocessors.
 // CUDA_ON_CPU_FAIL=<call>:<error> makes a call fail with an error's number, for tests of what the
 // caller does then: cudaGetDevice:35 is a driver that is too old.
 #pragma once
@@ -43,6 +44,24 @@ cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+
+// Of the driver, which is asked for its functions: the current context and its multiprocessors.
+enum CUresult { CUDA_SUCCESS = 0 };
+typedef struct CudaOnCpuContext* CUcontext;
+enum CUdevResourceType { CU_DEV_RESOURCE_TYPE_SM = 1 };
+struct CUdevResource {
+  CUdevResourceType type;
+  struct {
+    unsigned smCount;
+  } sm;
+};
+using PFN_cuCtxGetCurrent_v4000 = CUresult (*)(CUcontext*);
+using PFN_cuCtxGetDevResource_v12040 = CUresult (*)(CUcontext, CUdevResource*, CUdevResourceType);
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0 };
+constexpr unsigned long long cudaEnableDefault = 0;
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* found);
 
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice = 1,
@@ -94,6 +113,8 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const Kernel& body);
 cudaError_t active_clusters(int* clusters, const void* kernel, const cudaLaunchConfig_t& config);
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t shared_bytes);
+// Of the current context: those of CUDA_ON_CPU_SMS, or all of the device.
+int context_multiprocessors();
 // What kernels were compiled for: that of CUDA_ON_CPU_PTX, or of the device.
 int ptx_version();
 // What CUDA_ON_CPU_FAIL plans for this call, remembered as the last error.

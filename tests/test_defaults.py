@@ -272,6 +272,7 @@ MEASURES = {
     "neighbour_measures": metrics.neighbour_measures,
     "inception_score": lambda x, y: metrics.inception_score([x.log_softmax(1)]),
     "codebook_use": lambda x, y: metrics.codebook_use((13 * x).long(), 13),
+    "collision_rate": lambda x, y: metrics.collision_rate((5 * x[:, :2]).long()),
     "marginal_entropy": lambda x, y: metrics.marginal_entropy((13 * x).long(), 13),
 }
 

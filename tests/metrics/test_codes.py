@@ -9,7 +9,13 @@ import pytest
 import torch
 from helpers.models import SMALL_TOP
 
-from vqvae2_fast.metrics import codebook_use, marginal_entropy, prior_labels, prior_likelihood
+from vqvae2_fast.metrics import (
+    codebook_use,
+    collision_rate,
+    marginal_entropy,
+    prior_labels,
+    prior_likelihood,
+)
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 
 
@@ -69,6 +75,18 @@ def test_codes_of_another_codebook_are_refused(codes):
     low, high = codes
     with pytest.raises(ValueError, match=rf"codes in 0\.\.7, got values in {low}\.\.{high}"):
         codebook_use(torch.tensor(codes), 8)
+
+
+def test_collision_rate_counts_items_whose_codes_another_has():
+    codes = torch.tensor([[1, 2], [2, 1], [1, 2], [1, 2], [0, 0]])
+    assert collision_rate(codes) == pytest.approx(2 / 5)
+    assert collision_rate(codes[:2]) == 0
+
+
+@pytest.mark.parametrize("size", [(5,), (0, 3), (2, 3, 4)])
+def test_a_collision_rate_of_other_than_items_is_refused(size):
+    with pytest.raises(ValueError, match=r"expected codes \[N, Q\]"):
+        collision_rate(torch.zeros(size, dtype=torch.int64))
 
 
 def test_a_codebook_without_codes_is_refused():

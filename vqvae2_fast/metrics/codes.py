@@ -27,6 +27,7 @@ __all__ = [
     "code_counts",
     "code_nats",
     "codebook_use",
+    "collision_rate",
     "entropy_of_counts",
     "marginal_entropy",
     "prior_labels",
@@ -90,6 +91,20 @@ def codebook_use(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Codeb
         ValueError: As `code_counts`.
     """
     return CodebookUse.of_counts(code_counts(codes, num_embeddings))
+
+
+def collision_rate(codes: Tensor) -> float:
+    """The share of items whose identifier, a row of codes int64 `[N, Q]`, an earlier item has.
+
+    1 − distinct rows / rows, for recommenders that name an item by the Q codes of a `ResidualVQ`
+    (https://arxiv.org/abs/2305.05065).
+
+    Raises:
+        ValueError: Codes that are not `[N, Q]`, or no item.
+    """
+    if codes.dim() != 2 or not len(codes):
+        raise ValueError(f"expected codes [N, Q] of at least one item, got {list(codes.shape)}.")
+    return 1 - len(codes.unique(dim=0)) / len(codes)
 
 
 def use_of_codes(store: CodeStore) -> dict[str, CodebookUse]:

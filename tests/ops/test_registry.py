@@ -196,3 +196,9 @@ for level in simd_levels():
 """
     result = run_python(code)
     assert result.stdout.strip() == "reference", result.stderr
+
+
+def test_inductor_finds_no_decomposition():
+    """Where the variable `CI` is set, it refuses an opaque operator that has one."""
+    found = torch._decomp.get_decompositions(op.overload for op in OPERATORS.values())
+    assert not found

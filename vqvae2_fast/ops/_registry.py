@@ -12,11 +12,12 @@ Registration also makes the tests: `tests/ops/test_conformance.py` walks `OPERAT
 from __future__ import annotations
 
 import functools
+from collections import ChainMap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._decomp import decomposition_table, meta_table
+from torch._decomp import meta_table
 from torch.autograd import forward_ad
 
 from vqvae2_fast.ops import _native
@@ -29,6 +30,10 @@ __all__ = ["BY_DESIGN", "OPERATORS", "TRITON_LAUNCHERS", "Operator", "owner", "r
 
 LIBRARY = torch.library.Library("vqvae2_fast", "DEF")
 OPERATORS: dict[str, Operator] = {}
+# `torch.onnx.export` takes operators apart by the attribute. They may not stand in the dictionary
+# behind it: where the variable `CI` is set, Inductor refuses an operator that has an entry there.
+EXPORTED: dict[torch._ops.OperatorBase, Callable[..., Any]] = {}
+torch._decomp.decomposition_table = ChainMap(torch._decomp.decomposition_table, EXPORTED)
 # Name -> host function that launches the Triton kernels.
 TRITON_LAUNCHERS: dict[str, Callable[..., Any]] = {}
 
@@ -233,9 +238,8 @@ def register(
         exported=exported or reference,
     )
     if fake is not None:
-        # `torch.onnx.export` takes operators apart by the first table. Without an entry in the
-        # second, tracers would lay out results of open sizes as `exported` does, not as `fake`.
-        decomposition_table[overload] = operator.exported
+        EXPORTED[overload] = operator.exported
+        # Without this entry, tracers would lay out results of open sizes as `exported` does.
         meta_table[overload] = fake
     return operator
 

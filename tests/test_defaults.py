@@ -171,6 +171,7 @@ QUANTIZERS = {
     "ema": lambda: VectorQuantizerEMA(13, 8),
     "ema_rotation": lambda: VectorQuantizerEMA(13, 8, gradient="rotation"),
     "learnt": lambda: VectorQuantizer(13, 8),
+    "learnt_cosine": lambda: VectorQuantizer(13, 8, metric="cosine"),
     "sim": lambda: SimVQ(13, 8),
     "bridge": lambda: VQBridge(16, 8, hidden_dim=8),
     "ibq": lambda: IBQ(13, 8),

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # what type checkers and editors see: the same names as `_HOM
     from vqvae2_fast.modules.binary import BSQ, LFQ
     from vqvae2_fast.modules.fsq import FSQ, ResidualFSQ
     from vqvae2_fast.modules.grouped import GroupedResidualVQ
-    from vqvae2_fast.modules.learnt_codes import IBQ, SimVQ, VQBridge
+    from vqvae2_fast.modules.learnt_codes import IBQ, SimVQ, VectorQuantizer, VQBridge
     from vqvae2_fast.modules.multi_scale import MultiScaleVQ
     from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
     from vqvae2_fast.modules.residual_vq import ResidualVQ
@@ -61,7 +61,7 @@ _HOMES = {
     "modules.binary": ("BSQ", "LFQ"),
     "modules.fsq": ("FSQ", "ResidualFSQ"),
     "modules.grouped": ("GroupedResidualVQ",),
-    "modules.learnt_codes": ("IBQ", "SimVQ", "VQBridge"),
+    "modules.learnt_codes": ("IBQ", "SimVQ", "VQBridge", "VectorQuantizer"),
     "modules.multi_scale": ("MultiScaleVQ",),
     "modules.quantizer": ("VectorQuantizerEMA",),
     "modules.residual_vq": ("ResidualVQ",),
@@ -94,6 +94,7 @@ __all__ = [
     "VQBridge",
     "VQVAE2Config",
     "VQVAE2Output",
+    "VectorQuantizer",
     "VectorQuantizerEMA",
     "calibrate",
     "checkpoints",

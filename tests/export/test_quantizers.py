@@ -24,6 +24,8 @@ MAKE = {
     "ema": lambda: vq2.VectorQuantizerEMA(32, D, init="kmeans"),
     "cosine": lambda: vq2.VectorQuantizerEMA(32, D, metric="cosine", gradient="rotation"),
     "gradient": lambda: VectorQuantizer(32, D),
+    "gradient_cosine": lambda: VectorQuantizer(32, D, metric="cosine"),
+    "direction": lambda: VectorQuantizer(32, D, metric="direction"),
     "simvq": lambda: vq2.SimVQ(32, D),
     "bridge": lambda: vq2.VQBridge(32, D, hidden_dim=8),
     "ibq": lambda: vq2.IBQ(32, D),

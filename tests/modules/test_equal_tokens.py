@@ -14,6 +14,7 @@ MAKE = {
     "ema": lambda: vq2.VectorQuantizerEMA(64, D),
     "cosine": lambda: vq2.VectorQuantizerEMA(64, D, metric="cosine"),
     "gradient": lambda: VectorQuantizer(64, D),
+    "direction": lambda: VectorQuantizer(64, D, metric="direction"),
     "simvq": lambda: vq2.SimVQ(99, D),
     "ibq": lambda: vq2.IBQ(99, D),
     "fsq": lambda: vq2.FSQ([8, 5, 5, 5], 4),

@@ -1,4 +1,4 @@
-"""Quantisers of many codes that gradients reach: IBQ and VQBridge."""
+"""Quantisers whose codes gradients reach."""
 
 import pytest
 import torch
@@ -45,6 +45,42 @@ def test_ibq_is_its_definition(masked):
     torch.testing.assert_close(ours[0], theirs[0])
     torch.testing.assert_close(ours[2], theirs[2].float())
     torch.testing.assert_close(ours[3], theirs[3])
+
+
+def by_cosine(vectors, codes):
+    """Indices of the codes of largest cosine, from float64."""
+    unit, units = (F.normalize(x.detach().double(), dim=1) for x in (vectors, codes))
+    return (unit @ units.t()).argmax(1)
+
+
+def losses(rows, z, commitment_cost):
+    return F.mse_loss(rows, z.detach()) + commitment_cost * F.mse_loss(z, rows.detach())
+
+
+@pytest.mark.parametrize("metric", ["cosine", "direction"])
+def test_codes_chosen_by_cosine(metric):
+    """As in LlamaGen, where all is of unit vectors, and as in DAC, where only the choice is."""
+    torch.manual_seed(0)
+    quantizer = vq2.VectorQuantizer(K, D, metric=metric)
+    torch.nn.init.normal_(quantizer.codebook)
+    z = (3 * torch.randn(200, D)).requires_grad_()
+    leaves, upstream = [z, quantizer.codebook], torch.randn(200, D)
+
+    indices = by_cosine(z, quantizer.codebook)
+    of = (lambda x: F.normalize(x, dim=1)) if metric == "cosine" else (lambda x: x)
+    vectors, rows = of(z), of(quantizer.codebook)[indices]
+    loss = losses(rows, vectors, quantizer.commitment_cost)
+    z_q = vectors + (rows - vectors).detach()
+    expected = torch.autograd.grad((z_q * upstream).sum() + loss, leaves)
+
+    ours = quantizer(z)
+    grads = torch.autograd.grad((ours[0] * upstream).sum() + ours[2], leaves)
+    assert torch.equal(ours[1], indices)
+    assert torch.equal(quantizer.encode(z), indices)
+    assert torch.equal(ours[0], rows)
+    assert torch.equal(quantizer.lookup(indices), rows)
+    torch.testing.assert_close(ours[2], loss)
+    torch.testing.assert_close(grads, expected)
 
 
 def test_the_entropies_in_pieces_are_those_of_all_rows(monkeypatch):
@@ -94,3 +130,8 @@ def test_a_step_of_a_bridge_moves_codes_that_no_vector_chose():
 def test_sizes_of_a_bridge_that_do_not_fit(options, name):
     with pytest.raises(ValueError, match=name):
         vq2.VQBridge(K, D, **{"codes_per_token": 5, **options})
+
+
+def test_an_unknown_metric():
+    with pytest.raises(ValueError, match="metric.*'l2'"):
+        vq2.VectorQuantizer(K, D, metric="l2")

@@ -24,6 +24,8 @@ D = 6
 MAKE = {
     "ema": lambda: vq2.VectorQuantizerEMA(16, D),
     "gradient": lambda: VectorQuantizer(16, D),
+    "gradient_cosine": lambda: VectorQuantizer(16, D, metric="cosine"),
+    "direction": lambda: VectorQuantizer(16, D, metric="direction"),
     "gradient_rotation": lambda: VectorQuantizer(16, D, gradient="rotation"),
     "simvq": lambda: vq2.SimVQ(16, D),
     "bridge": lambda: vq2.VQBridge(16, D, codes_per_token=4, hidden_dim=8),

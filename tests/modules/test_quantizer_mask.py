@@ -41,6 +41,8 @@ MAKE = {
     "heads_shared": partial(MultiHeadVQ, 2, K, D, shared_codebook=True, **MOVING),
     "heads_joint": partial(MultiHeadVQ, 2, K, D, joint_code=True, **MOVING),
     "gradient": partial(VectorQuantizer, K, D),
+    "gradient_cosine": partial(VectorQuantizer, K, D, metric="cosine"),
+    "direction": partial(VectorQuantizer, K, D, metric="direction"),
     "gradient_rotation": partial(VectorQuantizer, K, D, gradient="rotation"),
     "simvq": partial(SimVQ, K, D),
     "bridge": partial(VQBridge, K, D, codes_per_token=2, hidden_dim=8),

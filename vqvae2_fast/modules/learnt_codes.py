@@ -6,7 +6,7 @@ Sizes: K codes, D embedding_dim.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling, is_exporting
 
 from vqvae2_fast import ops
-from vqvae2_fast.files.kinds import check_fields, number
+from vqvae2_fast.files.kinds import check_fields, number, one_of
 from vqvae2_fast.modules.averages import initial_codebook
 from vqvae2_fast.modules.batch import all_reduce_
 from vqvae2_fast.modules.contexts import without_autocast
@@ -36,6 +36,7 @@ from vqvae2_fast.ops.vector_quantize.op import rotate_gradient
 __all__ = ["IBQ", "SimVQ", "VQBridge", "VectorQuantizer"]
 
 Gradient = Literal["straight_through", "rotation"]
+Metric = Literal["euclidean", "cosine", "direction"]
 
 # Logits that IBQ holds at once for the entropies: 1 MiB stays in a CPU's cache, and 64 MiB are few
 # launches, or few pieces in a compiled program.
@@ -44,6 +45,8 @@ _LOGITS_IN_CACHE, _MOST_LOGITS = 1 << 18, 1 << 24
 
 class _LearntCodes(Quantizer):
     """Nearest code of a codebook `codes()` that has a gradient."""
+
+    metric: Metric = "euclidean"
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, commitment_cost: float, gradient: Gradient
@@ -65,6 +68,14 @@ class _LearntCodes(Quantizer):
         """The codebook `[K, D]`."""
         raise NotImplementedError
 
+    def _nearest(self, z: Tensor, codes: Tensor) -> Tensor:
+        if self.metric == "direction":
+            z, codes = F.normalize(z, dim=-1), F.normalize(codes, dim=-1)
+        return ops.nearest_code(z, codes)[0]
+
+    def _on_sphere(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) if self.metric == "cosine" else x
+
     def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
 
@@ -76,7 +87,8 @@ class _LearntCodes(Quantizer):
             z_q: `[..., D]`, z's dtype: the codebook's rows, with the chosen gradient to z and none
                 to the codebook, which the loss moves.
             indices: int64 `[...]`, the nearest codes, exactly as `ops.nearest_code` finds them.
-            loss: float32, 0-d: mean((sg[z] − e)²) + commitment_cost × mean((z − sg[e])²).
+            loss: float32, 0-d: mean((sg[z] − e)²) + commitment_cost × mean((z − sg[e])²), with
+                metric "cosine" of z / ‖z‖.
 
         Raises:
             ValueError, TypeError: The last size of z is not D, or z is not floating; mask is not
@@ -84,10 +96,10 @@ class _LearntCodes(Quantizer):
         """
         check_vectors(z, self.embedding_dim)
         check_mask(mask, z)
-        given, z = z, filled(z, mask)
         with without_autocast(z.device):
+            given, z = z, self._on_sphere(filled(z, mask))
             codes = self.codes()
-            indices = ops.nearest_code(z.detach(), codes.detach())[0]
+            indices = self._nearest(z.detach(), codes.detach())
             rows = F.embedding(indices, codes)
             numbers = wide(z)
             loss = mean_square_error(rows, numbers.detach().to(rows.dtype), mask)
@@ -105,7 +117,7 @@ class _LearntCodes(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         check_vectors(z, self.embedding_dim)
         with without_autocast(z.device):
-            return ops.nearest_code(z, self.codes())[0]
+            return self._nearest(self._on_sphere(z), self.codes())
 
     def lookup(self, indices: Tensor) -> Tensor:
         check_indices(indices, self.num_embeddings)
@@ -123,10 +135,14 @@ class VectorQuantizer(_LearntCodes):
         commitment_cost: β.
         gradient: How the gradient passes from z_q to z, as in `VectorQuantizerEMA`.
         seed, stream: Of the codebook's start, as in `VectorQuantizerEMA`.
+        metric: "euclidean". "cosine": vectors and codes are divided by their length first, through
+            which their gradients pass, as in LlamaGen's `l2_norm`. "direction": the code of largest
+            cosine is chosen, and z_q and the loss are of codes and vectors as they are, as in
+            Descript's audio codec.
 
     Raises:
         ValueError: K or D below 1, a commitment_cost that is negative or infinite, or an unknown
-            gradient.
+            gradient or metric.
     """
 
     def __init__(
@@ -137,16 +153,27 @@ class VectorQuantizer(_LearntCodes):
         gradient: Gradient = "straight_through",
         seed: int = 0,
         stream: int = 0,
+        metric: Metric = "euclidean",
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, commitment_cost, gradient)
+        self.metric = metric
+        check_fields(self, metric=one_of(get_args(Metric)))
         self.codebook = nn.Parameter(
             initial_codebook(
                 num_embeddings, embedding_dim, init="uniform", seed=seed, stream=stream
             )
         )
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, metric={self.metric!r}"
+
     def codes(self) -> Tensor:
-        return self.codebook
+        return self._on_sphere(self.codebook)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        check_indices(indices, self.num_embeddings)
+        with without_autocast(indices.device):
+            return self._on_sphere(F.embedding(indices, self.codebook))
 
 
 class SimVQ(_LearntCodes):

@@ -33,7 +33,9 @@ OPERATORS: dict[str, Operator] = {}
 # `torch.onnx.export` takes operators apart by the attribute. They may not stand in the dictionary
 # behind it: where the variable `CI` is set, Inductor refuses an operator that has an entry there.
 EXPORTED: dict[torch._ops.OperatorBase, Callable[..., Any]] = {}
-torch._decomp.decomposition_table = ChainMap(torch._decomp.decomposition_table, EXPORTED)
+torch._decomp.decomposition_table = ChainMap(  # type: ignore[assignment]
+    torch._decomp.decomposition_table, EXPORTED
+)
 # Name -> host function that launches the Triton kernels.
 TRITON_LAUNCHERS: dict[str, Callable[..., Any]] = {}
 

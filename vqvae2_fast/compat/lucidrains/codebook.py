@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Codebook",
+    "kmeans",
     "l2norm",
     "lucidrains_move_",
     "lucidrains_start_",
@@ -90,7 +91,7 @@ def lucidrains_start_(
             "forward before torch.jit.trace."
         )
     for codebook, rows in enumerate(rows_of):
-        means, counts = _kmeans(rows, embed.shape[1], iterations, cosine, sync_choice)
+        means, counts = kmeans(rows, embed.shape[1], iterations, cosine, sync_choice)
         cluster_size[codebook] = counts
         embed_avg[codebook] = means * counts[:, None]
     take_ratios_(embed, cluster_size, embed_avg, eps, cosine)
@@ -225,7 +226,7 @@ def _take_ratio_(
         codes.copy_(l2norm(codes))
 
 
-def _kmeans(
+def kmeans(
     rows: Tensor, num_codes: int, iterations: int, cosine: bool, sync_choice: bool
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations from distinct rows `[N, D]`: means `[K, D]` and counts `[K]`."""

@@ -179,3 +179,25 @@ def test_taming_refuses_gumbels_arguments():
 def test_encodec_refuses_other_shapes(shape):
     with pytest.raises(ValueError, match=r"x \[B, 6, T\]"):
         started()(torch.randn(shape), 75)
+
+
+def test_encodec_compiles_in_one_graph_that_starts_its_codes():
+    tensors = load_file(GOLDEN / "encodec.safetensors")
+    module = ResidualVectorQuantizer(**ENCODEC)
+    compiled = torch.compile(lambda x: module(x, 75), fullgraph=True, backend="aot_eager")
+    torch.manual_seed(1)
+    for step in range(3):
+        x = tensors[f"x.{step}"].requires_grad_()
+        result = compiled(x)
+        (result.quantized.square().mean() + result.penalty).backward()
+        assert torch.equal(result.codes, tensors[f"codes.{step}"])
+        torch.testing.assert_close(x.grad, tensors[f"gradient.{step}"])
+    check_state(module, part(tensors, "after."))
+
+
+def test_encodec_exports():
+    module, x = started(), torch.randn(2, 6, 20)
+    program = torch.export.export(module.vq, (x,))
+    for exported, eager in zip(program.module()(x), module.vq(x), strict=True):
+        assert torch.equal(exported, eager)
+    assert not any("encodec" in str(node.target) for node in program.graph.nodes)

@@ -14,8 +14,20 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vqvae2_fast.compat.encodec import ResidualVectorQuantization
 from vqvae2_fast.compat.lucidrains import VectorQuantize
 from vqvae2_fast.compat.rosinality import Quantize
+
+
+class Encodec(ResidualVectorQuantization):
+    """Takes vectors `[B, T, D]`, as the others do."""
+
+    def __init__(self, kmeans_init: bool) -> None:
+        super().__init__(num_quantizers=2, dim=6, codebook_size=16, kmeans_init=kmeans_init)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return super().forward(x.mT)
+
 
 WORLD_SIZE = 2
 MAKE = {
@@ -29,8 +41,11 @@ MAKE = {
         6, 16, kmeans_init=True, threshold_ema_dead_code=2
     ),
     "lucidrains_all_codes_dead": lambda: VectorQuantize(6, 16, threshold_ema_dead_code=1e9),
+    "encodec": lambda: Encodec(kmeans_init=False),
+    "encodec_kmeans": lambda: Encodec(kmeans_init=True),
 }
-SUMS = ("rosinality", "lucidrains", "lucidrains_cosine_heads")
+SUMS = ("rosinality", "lucidrains", "lucidrains_cosine_heads", "encodec")
+STARTED = ("lucidrains_kmeans_and_dead_codes", "encodec_kmeans")
 
 
 def batches() -> torch.Tensor:
@@ -72,7 +87,7 @@ def test_halves_leave_the_codebook_of_the_whole(ranks: Path, name: str) -> None:
             assert torch.allclose(shared[key].float(), value.float(), rtol=1e-4, atol=1e-5), key
 
 
-@pytest.mark.parametrize("name", [*SUMS, "lucidrains_kmeans_and_dead_codes"])
+@pytest.mark.parametrize("name", [*SUMS, *STARTED])
 def test_both_processes_have_the_same_codebook_to_the_bit(ranks: Path, name: str) -> None:
     first, second = (load_file(ranks / f"{name}-{rank}") for rank in range(WORLD_SIZE))
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -12,6 +12,7 @@ torch's generator shows them. What differs:
 - With several processes the statistics are summed, so that all hold the same codes. In the original
   each follows its own, and copies those of rank 0 when a code of its own expires.
 - Training inside an activation checkpoint is refused. The original moves its codes twice there.
+- `torch.compile` makes one graph of it. An exported program keeps the codes of its export.
 
 Letters: B batch, D dimension, T positions, Q quantisers, K codes, N = B·T vectors.
 """
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.compat.lucidrains.codebook import kmeans
 from vqvae2_fast.modules.contexts import without_autocast
-from vqvae2_fast.modules.host import inside_backward
+from vqvae2_fast.modules.host import inside_backward, outside_graphs
 from vqvae2_fast.ops.vector_quantize.op import straight_through
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ __all__ = [
 
 
 class EuclideanCodebook(nn.Module):
-    """K codes with moving averages; `ResidualVectorQuantization` searches and moves them."""
+    """The state of one codebook; `encodec_step_` starts, searches and moves it."""
 
     inited: Tensor
     cluster_size: Tensor
@@ -76,37 +77,6 @@ class EuclideanCodebook(nn.Module):
         self.register_buffer("cluster_size", torch.zeros(codebook_size))
         self.register_buffer("embed", embed)
         self.register_buffer("embed_avg", embed.clone())
-
-    @torch.no_grad()
-    def start(self, rows: Tensor) -> None:
-        """Start by k-means on vectors `[N, D]`, the same codes on all processes."""
-        means, counts = kmeans(rows, self.codebook_size, self.kmeans_iters, False, False)
-        self.embed.copy_(means)
-        self.embed_avg.copy_(means)
-        self.cluster_size.copy_(counts)
-        self.inited.fill_(1)
-        if dist.is_initialized():
-            for buffer in self.buffers():
-                dist.broadcast(buffer, src=0)
-
-    @torch.no_grad()
-    def move(self, counts: Tensor, sums: Tensor, num_rows: int) -> None:
-        """Follow the statistics of a batch: int64 `[K]` and float32 `[K, D]` of N vectors."""
-        if bool((self.cluster_size < self.threshold_ema_dead_code).any()):
-            _draw_rows(num_rows, self.codebook_size, self.embed.device)
-        if dist.is_initialized():
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
-        averages = (self.cluster_size, self.embed_avg, self.embed)
-        ops.ema_update_(counts, sums, *averages, self.decay, self.epsilon)
-
-
-def _draw_rows(num_rows: int, count: int, device: torch.device) -> None:
-    """Draw as the original draws the vectors that replace expired codes."""
-    if num_rows >= count:
-        torch.randperm(num_rows, device=device)
-    else:
-        torch.randint(num_rows, (count,), device=device)
 
 
 class VectorQuantization(nn.Module):
@@ -239,27 +209,24 @@ def _quantize(books: Sequence[VectorQuantization], x: Tensor) -> tuple[Tensor, T
         )
     with without_autocast(x.device):
         rows = _rows(x, books)  # [N, D]
-        # A codebook starts from what those before it leave over: one after another, once.
-        started = all(bool(book._codebook.inited) for book in books)
-        parts = [books] if started else [[book] for book in books]
-        residual, quantized = rows.detach(), torch.zeros_like(rows)
-        indices: list[Tensor] = []
-        errors: list[Tensor] = []
-        for part in parts:
-            if not started and not bool(part[0]._codebook.inited):
-                part[0]._codebook.start(residual)
-            codebooks = _codebooks(part)
-            codes, index, error = ops.residual_nearest_code(residual, codebooks)
-            if training:
-                counts, sums = ops.residual_code_statistics(residual, codebooks, index)
-                for book, count, total in zip(part, counts, sums, strict=True):
-                    book._codebook.move(count, total, len(rows))
-            if not indices:
-                first = F.embedding(index[:, 0], codebooks[0]).to(rows.dtype)
-            residual, quantized = residual - codes, quantized + codes
-            indices.append(index)
-            errors.append(error)
-        losses = torch.cat(errors).to(rows.dtype)  # [Q]
+        if torch.compiler.is_exporting() and not training:
+            # A program for other runtimes quantises by the codes that it was exported with.
+            quantized, indices, losses = ops.residual_nearest_code(rows, _codebooks(books))
+        else:
+            state = [book._codebook for book in books]
+            first, quantized, indices, losses = encodec_step_(
+                rows.detach(),
+                [book.inited for book in state],
+                [book.cluster_size for book in state],
+                [book.embed for book in state],
+                [book.embed_avg for book in state],
+                training=training,
+                iterations=state[0].kmeans_iters,
+                decay=state[0].decay,
+                epsilon=state[0].epsilon,
+                threshold=state[0].threshold_ema_dead_code,
+            )
+        losses = losses.to(rows.dtype)  # [Q]
         if training:
             # Straight through, x - quantized has no gradient: all losses but the first are numbers.
             losses = torch.cat([F.mse_loss(first, rows)[None], losses[1:]])
@@ -269,8 +236,93 @@ def _quantize(books: Sequence[VectorQuantization], x: Tensor) -> tuple[Tensor, T
             losses = torch.zeros_like(losses)
     batch, dim, length = x.shape
     quantized = quantized.view(batch, length, dim).transpose(1, 2)
-    codes = torch.cat(indices, 1).T.reshape(len(books), batch, length)
+    codes = indices.T.reshape(len(books), batch, length)
     return quantized, codes, losses[:, None]
+
+
+def _shapes(rows: Tensor, inited: list[Tensor], *_: Any, **__: Any) -> tuple[Tensor, ...]:
+    indices = rows.new_empty(len(rows), len(inited), dtype=torch.int64)
+    losses = rows.new_empty(len(inited), dtype=torch.float32)
+    return torch.empty_like(rows), torch.empty_like(rows), indices, losses
+
+
+@outside_graphs(
+    "(Tensor rows, Tensor(a!)[] inited, Tensor(b!)[] cluster_size, Tensor(c!)[] embed, "
+    "Tensor(d!)[] embed_avg, *, bool training, int iterations, float decay, float epsilon, "
+    "float threshold) -> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_shapes,
+)
+@torch.no_grad()
+def encodec_step_(
+    rows: Tensor,
+    inited: list[Tensor],
+    cluster_size: list[Tensor],
+    embed: list[Tensor],
+    embed_avg: list[Tensor],
+    *,
+    training: bool,
+    iterations: int,
+    decay: float,
+    epsilon: float,
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Quantise vectors `[N, D]` and, in training, let Q codebooks follow them.
+
+    Returns:
+        The first codes `[N, D]`, the sums of all codes `[N, D]`, indices int64 `[N, Q]`, and the
+        mean square of what each codebook leaves over, float32 `[Q]`.
+    """
+    books = list(zip(inited, cluster_size, embed, embed_avg, strict=True))
+    # A codebook starts from what those before it leave over: one after another, once.
+    started = bool(torch.stack(inited).all())
+    parts = [books] if started else [[book] for book in books]
+    residual, quantized = rows, torch.zeros_like(rows)
+    first: Tensor | None = None
+    indices: list[Tensor] = []
+    losses: list[Tensor] = []
+    for part in parts:
+        if not started and not part[0][0]:
+            _start(residual, *part[0], iterations)
+        codebooks = torch.stack([codes for _, _, codes, _ in part])  # [q, K, D], a copy
+        codes, index, loss = ops.residual_nearest_code(residual, codebooks)
+        if training:
+            statistics = ops.residual_code_statistics(residual, codebooks, index)
+            for (_, sizes, book, sums), count, total in zip(part, *statistics, strict=True):
+                if bool((sizes < threshold).any()):
+                    _draw_rows(len(rows), len(book), rows.device)
+                if dist.is_initialized():
+                    dist.all_reduce(count)
+                    dist.all_reduce(total)
+                ops.ema_update_(count, total, sizes, sums, book, decay, epsilon)
+        if first is None:
+            first = codebooks[0][index[:, 0]].to(rows.dtype)
+        residual, quantized = residual - codes, quantized + codes
+        indices.append(index)
+        losses.append(loss)
+    assert first is not None
+    return first, quantized, torch.cat(indices, 1), torch.cat(losses)
+
+
+def _start(
+    rows: Tensor, inited: Tensor, sizes: Tensor, embed: Tensor, sums: Tensor, iterations: int
+) -> None:
+    """Start a codebook by k-means on vectors `[N, D]`, the same codes on all processes."""
+    means, counts = kmeans(rows, len(embed), iterations, False, False)
+    embed.copy_(means)
+    sums.copy_(means)
+    sizes.copy_(counts)
+    inited.fill_(1)
+    if dist.is_initialized():
+        for buffer in (inited, sizes, embed, sums):
+            dist.broadcast(buffer, src=0)
+
+
+def _draw_rows(num_rows: int, count: int, device: torch.device) -> None:
+    """Draw as the original draws the vectors that replace expired codes."""
+    if num_rows >= count:
+        torch.randperm(num_rows, device=device)
+    else:
+        torch.randint(num_rows, (count,), device=device)
 
 
 @dataclass

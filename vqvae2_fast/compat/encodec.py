@@ -173,7 +173,8 @@ class ResidualVectorQuantization(nn.Module):
         """int64 `[q, B, T]` of the first q codebooks -> the sums of their codes, `[B, D, T]`."""
         books = self._first(len(q_indices))
         codes = (F.embedding(i, book.codebook) for i, book in zip(q_indices, books, strict=True))
-        return sum(codes, torch.zeros((), device=q_indices.device)).transpose(1, 2)
+        nothing = torch.zeros((), dtype=torch.float32, device=q_indices.device)
+        return sum(codes, nothing).transpose(1, 2)
 
     def _first(self, count: int | None) -> list[VectorQuantization]:
         return [*self.layers][: count or len(self.layers)]
@@ -381,7 +382,7 @@ class ResidualVectorQuantizer(nn.Module):
         """Quantise `[B, D, T]` of `frame_rate` positions a second at most at `bandwidth` kb/s."""
         n_q = self.get_num_quantizers_for_bandwidth(frame_rate, bandwidth)
         quantized, codes, losses = self.vq(x, n_q=n_q)
-        rate = torch.tensor(n_q * self.get_bandwidth_per_quantizer(frame_rate)).to(x)
+        rate = x.new_tensor(n_q * self.get_bandwidth_per_quantizer(frame_rate))
         return QuantizedResult(quantized, codes, rate, penalty=losses.mean())
 
     def get_num_quantizers_for_bandwidth(

@@ -121,12 +121,12 @@ class VectorQuantizer2(nn.Module):
         """Codes, int64 `[B, ...]`, as places among the codes in use."""
         used = self.used.to(inds)
         place = torch.full((self.n_e,), -1, dtype=inds.dtype, device=inds.device)
-        place[used] = torch.arange(len(used)).to(inds)
+        place[used] = torch.arange(len(used), dtype=inds.dtype, device=inds.device)
         new = place[inds]
         unknown = new < 0
         if self.unknown_index == "random":
             # On the CPU, as the original draws them.
-            new[unknown] = torch.randint(self.re_embed, (int(unknown.sum()),)).to(new)
+            new[unknown] = torch.randint(self.re_embed, (int(unknown.sum()),), device="cpu").to(new)
         else:
             new[unknown] = int(self.unknown_index)
         return new

@@ -177,7 +177,7 @@ def compare_steps(pair: dict[str, nn.Module], batches: list[Tensor]) -> str:
     """Take all steps with both, ours each from the original's state, and say what differs."""
     original, here = pair.values()
     steps = lockstep(original, batches), lockstep(here, batches)
-    other = wrong = 0
+    vectors = other = wrong = 0
     errors: list[float] = []
     for number, x in enumerate(batches):
         here.load_state_dict(original.state_dict())
@@ -189,10 +189,10 @@ def compare_steps(pair: dict[str, nn.Module], batches: list[Tensor]) -> str:
         if number or not hasattr(original, "vq"):  # encodec's first step begins without codes
             differ, untied = unlike(x, books, rows[0][2], rows[1][2])
             other, wrong = other + differ, wrong + untied
+            vectors += x.numel() // x.shape[1]
             if not differ:
                 states = zip(*(m.state_dict().values() for m in pair.values()), strict=True)
                 errors += [float((b - a).norm() / a.norm().clamp(min=1e-12)) for a, b in states]
-    vectors = len(batches) * x.numel() // x.shape[1]
     return f"of {vectors:,} vectors {other} got other codes, {wrong} of them without a near-tie" + (
         f"; states within {max(errors):.1e} after steps with equal codes" if errors else ""
     )

@@ -1,10 +1,12 @@
 """The quantiser of diffusers' `VQModel`, with the same parameters and results.
 
-from vqvae2_fast.compat.diffusers import VectorQuantizer
+    from vqvae2_fast.compat.diffusers import VectorQuantizer
 
-quantizer = VectorQuantizer(model.quantize.n_e, model.quantize.vq_embed_dim, beta=0.25)
-quantizer.load_state_dict(model.quantize.state_dict())
-model.quantize = quantizer
+    quantizer = VectorQuantizer(model.quantize.n_e, model.quantize.vq_embed_dim, beta=0.25)
+    quantizer.load_state_dict(model.quantize.state_dict())
+    model.quantize = quantizer
+
+The docstring of `vqvae2_fast.compat.taming` says what differs.
 """
 
 from __future__ import annotations
